@@ -1,0 +1,41 @@
+# `make demo` and `make test` set everything up by themselves; `make setup` does only that.
+# Variables: TASK=transfer_cube|insertion, QUICK=1, SEED=0, PYTHON=python3
+
+PYTHON ?= python3
+TASK ?= transfer_cube
+SEED ?= 0
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint typecheck bench clean
+
+setup: $(READY)
+
+# Made anew when the requirements change. The marker is written last, so a setup that failed is repeated.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "bimact needs Python 3.10 or newer; set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,dev]'
+	$(BIN)/python scripts/setup_opengl.py
+	@touch $@
+
+demo: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" TASK=$(TASK) QUICK=$(QUICK) SEED=$(SEED) bash scripts/demo.sh
+
+test: lint typecheck
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/simulation.py
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

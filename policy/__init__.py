@@ -1,0 +1,1 @@
+"""Import paths of the training guide; the code lives in `bimact`."""

@@ -1,0 +1,257 @@
+"""Every setting of bimact: its type, default, allowed range and meaning, in one place.
+
+Keys are flat, as in `configs/policy_act.yaml`, but for the encoder's, which are nested under `encoder`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from bimact.errors import UserError
+
+
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A setting with its meaning and the values that it may take (`low ≤ x ≤ high`, `above < x < below`)."""
+    metadata = {
+        "meaning": meaning,
+        "low": low,
+        "above": above,
+        "high": high,
+        "below": below,
+        "choices": choices,
+    }
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class EncoderConfig:
+    """How camera images become tokens."""
+
+    name: str = key("clip_vit", "clip_vit, pri3d, timm, conv, or one that a plug-in registers")
+    model_name: str | None = key(None, "the backbone: ViT-B-32 (clip_vit), resnet18 (pri3d), any timm model")
+    pretrained: Any = key(
+        True, "a tag that the library knows, a path, true (the encoder's usual weights), null (random)"
+    )
+    freeze: bool = key(True, "no gradients, statistics of evaluation mode, no optimizer state")
+    fuse: str = key(
+        "mean",
+        "how cameras are joined: their tokens averaged, mixed by an MLP, weighed by gates, or kept apart",
+        choices=("mean", "concat_mlp", "gated", "tokens"),
+    )
+    spatial: bool | None = key(None, "a token a place (true), one an image (false); null: as the encoder does")
+    crop: list[float] | None = key(
+        None, "the part of each image that is used: top, left, height, width as fractions of the image"
+    )
+    image_size: list[int] | None = key(
+        None, "height and width in pixels to resize to after the crop; null: as the encoder needs"
+    )
+    weights_from_checkpoint: bool = key(
+        False, "load no pretrained weights: true in a run's own config, since its checkpoints hold them"
+    )
+    channels: list[int] = key([64, 128, 256], "conv: channels of its stages, each at half the resolution")
+
+
+@dataclass
+class Config:
+    """One training run and the policy that comes out of it."""
+
+    # data
+    dataset_dir: str | None = key(None, "the demonstrations")
+    output_dir: str | None = key(None, "where the run goes")
+    cameras: list[str] | None = key(None, "which cameras to use; null: all that the dataset has")
+    val_split: float = key(0.1, "share of the episodes held out for validation", low=0, below=1)
+    batch_size: int = key(8, "samples an optimizer step", low=1)
+    num_workers: int | None = key(None, "processes that load data; null: chosen by the machine", low=0)
+    cache_dir: str | None = key(None, "where converted datasets go; null: beside the dataset")
+
+    # policy
+    chunk_size: int = key(50, "actions predicted at once (the horizon, in steps)", low=1)
+    temporal_context: int = key(3, "observations that the policy sees: the present one and past ones", low=1)
+    state_dim: int | None = key(None, "size of the proprioceptive state; null: the dataset's", low=1)
+    action_dim: int | None = key(None, "size of an action; null: the dataset's", low=1)
+    hidden_dim: int = key(512, "width of the transformer", low=4)
+    nheads: int = key(8, "attention heads; they divide hidden_dim", low=1)
+    num_encoder_layers: int = key(4, "layers over the observation tokens", low=1)
+    num_decoder_layers: int = key(7, "layers that turn queries into the action chunk; all of them count", low=1)
+    dim_feedforward: int = key(3200, "width of the feed-forward part of each layer", low=1)
+    dropout: float = key(0.1, "share of activations dropped in training", low=0, below=1)
+    pre_norm: bool = key(False, "normalise before attention and feed-forward instead of after")
+    use_vae: bool = key(True, "the CVAE of the paper; false: the latent is always 0")
+    latent_dim: int = key(32, "size of the CVAE's latent", low=1)
+    n_vae_encoder_layers: int = key(4, "layers of the CVAE's encoder", low=1)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    # loss and optimizer
+    action_loss: str = key("l1", "loss between predicted and demonstrated actions", choices=("l1", "l2"))
+    kl_weight: float = key(10.0, "weight of the CVAE's KL divergence", low=0)
+    lr: float = key(1.0e-5, "learning rate", above=0)
+    lr_backbone: float | None = key(None, "learning rate of the image backbone; null: lr", above=0)
+    lr_schedule: str = key("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
+    warmup_steps: int = key(0, "steps over which the learning rate rises from 0", low=0)
+    weight_decay: float = key(1.0e-4, "AdamW's weight decay", low=0)
+    grad_clip_norm: float | None = key(10.0, "largest norm of the gradient; null: no clipping", above=0)
+    num_epochs: int = key(2000, "passes over the training samples", low=1)
+    num_steps: int | None = key(None, "end after this many optimizer steps; null: num_epochs counts", low=1)
+    mixed_precision: str = key(
+        "auto", "auto: bf16 where the device has it in hardware", choices=("auto", "no", "bf16", "fp16")
+    )
+    seed: int = key(0, "of initial weights, sample order, dropout and the latent", low=0)
+    device: str = key("auto", "cuda, cuda:1, mps, cpu, or auto: the best that there is")
+
+    # what a run writes
+    checkpoint_frequency: int = key(10, "save every so many epochs", low=1)
+    log_frequency: int = key(100, "print a line every so many steps", low=1)
+    tensorboard: bool = key(True, "write TensorBoard files beside metrics.jsonl")
+    wandb_project: str | None = key(None, "log to this Weights & Biases project; null: do not")
+    wandb_name: str | None = key(None, "name of the Weights & Biases run")
+    wandb_tags: list[str] | None = key(None, "tags of the Weights & Biases run, as in a,b")
+
+    # acting
+    execute_steps: int | None = key(None, "steps of a chunk to execute before the next; null: all", low=1)
+    temporal_ensemble: bool = key(False, "predict at each step and average what chunks say of it")
+    ensemble_window: int | None = key(None, "how many of the newest chunks are averaged; null: all", low=1)
+    ensemble_coefficient: float = key(0.01, "m of the weights exp(-m i), oldest chunk first (i = 0)")
+
+
+def to_config(config: Any) -> Config:
+    """A mapping, an OmegaConf node or a `Config` → a validated `Config`.
+
+    Raises:
+        UserError: for a key that does not exist (naming its nearest neighbour), a wrong type or range.
+    """
+    if isinstance(config, Config):
+        merged = OmegaConf.structured(config)
+    else:
+        content = config if isinstance(config, (DictConfig, dict)) else dict(config)
+        merged = _merge(OmegaConf.structured(Config), content)
+    result = cast(Config, OmegaConf.to_object(merged))
+    _check_ranges(result)
+    _check_ranges(result.encoder, "encoder.")
+    _check_together(result)
+    return result
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """A YAML file and `key=value` settings on top of it → a validated `Config`."""
+    content: DictConfig | ListConfig = OmegaConf.create({})
+    if path is not None:
+        try:
+            content = OmegaConf.load(path)
+        except FileNotFoundError:
+            raise UserError(f"config file not found: {Path(path).resolve()}") from None
+        except (YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+            raise UserError(f"config file {path} is no readable YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, DictConfig):
+            raise UserError(f"config file {path} holds no `key: value` lines")
+    settings = [_as_dotlist_item(item) for item in overrides]
+    try:
+        changes = OmegaConf.from_dotlist(settings)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"cannot read the settings {' '.join(settings)}: {_first_line(error)}") from None
+    return to_config(_merge(_merge(OmegaConf.structured(Config), content), changes))
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write every key of a config as YAML that `load_config` and `OmegaConf.load` read back."""
+    from bimact.files import write_text
+
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def setting_names(schema: type = Config, prefix: str = "") -> list[str]:
+    """All keys, nested ones with dots."""
+    names = []
+    for entry in dataclasses.fields(schema):
+        if entry.name == "encoder":
+            names += setting_names(EncoderConfig, "encoder.")
+        else:
+            names.append(prefix + entry.name)
+    return names
+
+
+def _as_dotlist_item(item: str) -> str:
+    """`wandb_tags=a,b` → `wandb_tags=[a,b]` for keys that hold lists; others as they are."""
+    name, _, value = item.partition("=")
+    schema = EncoderConfig if name.startswith("encoder.") else Config
+    types = {entry.name: str(entry.type) for entry in dataclasses.fields(schema)}
+    is_list = types.get(name.removeprefix("encoder."), "").startswith("list")
+    if is_list and value not in ("null", "") and not value.startswith("["):
+        return f"{name}=[{value}]"
+    return item
+
+
+def _merge(schema: DictConfig, content: Any) -> DictConfig:
+    try:
+        return cast(DictConfig, OmegaConf.merge(schema, content))
+    except ConfigKeyError as error:
+        name = error.full_key or str(error.key)
+        close = difflib.get_close_matches(name, setting_names(), n=1, cutoff=0.5)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"no setting named '{name}'{hint}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"setting '{error.full_key}': {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error).splitlines()[0])
+
+
+def _check_ranges(config: Any, prefix: str = "") -> None:
+    tests = {
+        "low": ("at least", lambda value, bound: value >= bound),
+        "above": ("more than", lambda value, bound: value > bound),
+        "high": ("at most", lambda value, bound: value <= bound),
+        "below": ("less than", lambda value, bound: value < bound),
+    }
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if value is None:
+            continue
+        for name, (words, holds) in tests.items():
+            bound = entry.metadata.get(name)
+            if bound is not None and not holds(value, bound):
+                raise UserError(f"setting '{prefix}{entry.name}' is {value}, it has to be {words} {bound:g}")
+        choices = entry.metadata.get("choices")
+        if choices and value not in choices:
+            raise UserError(f"setting '{prefix}{entry.name}' is '{value}', it has to be {' or '.join(choices)}")
+
+
+def _check_together(config: Config) -> None:
+    """What only two keys together can get wrong."""
+    if config.hidden_dim % config.nheads:
+        raise UserError(f"hidden_dim ({config.hidden_dim}) has to be a multiple of nheads ({config.nheads})")
+    if config.hidden_dim % 4:
+        raise UserError(f"hidden_dim ({config.hidden_dim}) has to be a multiple of 4")
+    if config.execute_steps is not None and config.execute_steps > config.chunk_size:
+        raise UserError(f"execute_steps ({config.execute_steps}) cannot be more than chunk_size ({config.chunk_size})")
+    crop = config.encoder.crop
+    if crop is not None:
+        inside = len(crop) == 4 and min(crop) >= 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1
+        if not inside or crop[2] == 0 or crop[3] == 0:
+            raise UserError(
+                f"encoder.crop is {list(crop)}, it has to be [top, left, height, width] in fractions from 0 to 1"
+            )
+    size = config.encoder.image_size
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise UserError(f"encoder.image_size is {list(size)}, it has to be [height, width] in pixels")

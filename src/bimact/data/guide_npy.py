@@ -1,0 +1,268 @@
+"""The guide's dataset: `observations.npy`, `actions.npy`, `rollout_length.npy` in one folder.
+
+`observations.npy` comes in three forms: a structured array (the one that bimact writes: it needs no pickle
+and maps into memory), a pickled object array of dictionaries, and a pickled dictionary of arrays. The pickled
+forms are converted into the first one once. Fields are `image_<camera>` (H, W, 3) uint8 and `state` (S,)
+float32; others are ignored. `metadata.json` beside them is optional.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bimact.data.conversion import converted_copy
+from bimact.data.episodes import Episodes, Format, Rows
+from bimact.data.observations import (
+    IMAGE_PREFIX,
+    LENGTHS,
+    OBSERVATIONS,
+    STATE,
+    Layout,
+    PickledObservations,
+    check_total,
+    episode_and_step,
+    observation_dtype,
+)
+from bimact.data.safe_pickle import read_npy_header
+from bimact.errors import UserError
+
+__all__ = [
+    "ACTIONS",
+    "FORMAT",
+    "IMAGE_PREFIX",
+    "LENGTHS",
+    "METADATA",
+    "OBSERVATIONS",
+    "NpyRows",
+    "find_nonfinite",
+    "observation_dtype",
+    "open_guide_npy",
+]
+
+ACTIONS, METADATA = "actions.npy", "metadata.json"
+JOURNAL = "recording.json"  # of a recording that is under way
+_BLOCK_ROWS = 1 << 16
+
+
+class NpyRows:
+    """Rows of a .npy file, or of one field of it, read through a memory map.
+
+    Pickling it (to a loader's worker) passes the path, not the data.
+
+    Args:
+        path: the file; no pickled one.
+        field: one field of a structured array; None: the whole array.
+        dtype: type that rows are converted to; None: as they are.
+    """
+
+    def __init__(self, path: Path, field: str | None = None, dtype: Any = None) -> None:
+        self.path = path
+        self.field = field
+        self._dtype = None if dtype is None else np.dtype(dtype)
+        self._array: np.ndarray | None = None
+
+    @property
+    def array(self) -> np.ndarray:
+        """The memory map, in the file's own type."""
+        if self._array is None:
+            whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            self._array = whole if self.field is None else whole[self.field]
+        return self._array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype or self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        chosen = self.array[rows]
+        if self._dtype is None or chosen.dtype == self._dtype:
+            return chosen
+        with np.errstate(over="ignore"):  # becomes inf, which `find_nonfinite` finds
+            return chosen.astype(self._dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_array": None}
+
+
+def open_guide_npy(path: Path, cache_dir: Path | None) -> Episodes:
+    """Open the guide's dataset; the pickled forms are converted first.
+
+    Args:
+        path: the dataset's folder.
+        cache_dir: folder for converted copies; None: beside the dataset, or the user's cache folder.
+
+    Raises:
+        UserError: if files are missing or damaged, contradict each other or have another format; the sentence
+            names the file and, where there is one, the step. Values are not looked at (see `find_nonfinite`).
+    """
+    path = path.absolute()
+    _refuse_unfinished(path)
+    for name in (OBSERVATIONS, ACTIONS, LENGTHS):
+        if not (path / name).is_file():
+            raise UserError(f"{path} has no {name}: a dataset has {OBSERVATIONS}, {ACTIONS} and {LENGTHS}")
+    lengths = _read_lengths(path / LENGTHS)
+    actions = _open_actions(path / ACTIONS)
+    check_total(lengths, len(actions), path / ACTIONS)
+    observations = _structured_observations(path / OBSERVATIONS, cache_dir, lengths)
+    layout = Layout.of_structured(observations.dtype, path / OBSERVATIONS)
+    return Episodes(
+        path=path,
+        lengths=lengths,
+        images={camera: NpyRows(observations.path, IMAGE_PREFIX + camera) for camera in layout.image_sizes},
+        state=NpyRows(observations.path, STATE, np.float32),
+        actions=actions,
+        **_read_metadata(path / METADATA, actions.shape[1]),
+    )
+
+
+def is_guide_npy(path: Path) -> bool:
+    """Whether a folder holds any of the format's files: opening it tells which others are missing."""
+    return any((path / name).is_file() for name in (OBSERVATIONS, ACTIONS, LENGTHS, JOURNAL))
+
+
+FORMAT = Format(
+    name="the guide's observations.npy, actions.npy, rollout_length.npy",
+    recognizes=is_guide_npy,
+    open=open_guide_npy,
+)
+
+
+def find_nonfinite(episodes: Episodes) -> tuple[int, int, str] | None:
+    """Look through all states and actions for values that are NaN or infinite, in blocks of rows.
+
+    Returns:
+        the first step with such a value: (episode, step in it, "state" or "actions"); None: all are finite.
+    """
+    for begin in range(0, episodes.num_steps, _BLOCK_ROWS):
+        found = [
+            (begin + int(np.argmin(is_good)), what)
+            for what, source in (("state", episodes.state), ("actions", episodes.actions))
+            if not (is_good := _all_finite(source, begin)).all()
+        ]
+        if found:
+            row, what = min(found, key=lambda entry: entry[0])
+            return *episode_and_step(row, episodes.lengths), what
+    return None
+
+
+def _all_finite(source: Rows, begin: int) -> np.ndarray:
+    """(B,) bool of a block of rows (N, D)."""
+    return np.isfinite(source[begin : begin + _BLOCK_ROWS]).all(axis=1)
+
+
+# The files -----------------------------------------------------------------------------------------
+
+
+def _refuse_unfinished(path: Path) -> None:
+    journal = path / JOURNAL
+    if not journal.exists():
+        return
+    try:
+        content = json.loads(journal.read_text())
+        progress = f": {len(content['episodes'])} of {content['settings']['episodes']} episodes are done"
+    except (OSError, ValueError, LookupError, TypeError):
+        progress = ""
+    raise UserError(
+        f"{path} holds an unfinished recording{progress}; run the same `bimact record` command again to finish it"
+    )
+
+
+def _open_array(path: Path) -> np.ndarray:
+    """The memory map of a .npy file without Python objects, once it is known to be whole."""
+    header = read_npy_header(path)
+    if header.is_pickled:
+        raise UserError(f"{path} holds Python objects instead of numbers: save it as a plain array")
+    promised = header.offset + math.prod(header.shape) * header.dtype.itemsize
+    size = path.stat().st_size
+    if size < promised:
+        raise UserError(f"{path} is cut off: it has {size} of {promised} bytes; copy or record it again")
+    try:
+        return NpyRows(path).array
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+
+
+def _read_lengths(path: Path) -> np.ndarray:
+    lengths = _open_array(path)
+    if lengths.ndim != 1:
+        raise UserError(f"{path} has shape {lengths.shape}: it has to be (episodes,), one length an episode")
+    if lengths.dtype.kind not in "iu":
+        raise UserError(f"{path} holds {lengths.dtype}: lengths have to be integers, save them as int64")
+    if len(lengths) == 0:
+        raise UserError(f"{path} lists no episodes: record at least one")
+    if lengths.min() <= 0:
+        episode = int(np.argmax(lengths <= 0))
+        raise UserError(f"{path}: episode {episode} has {lengths[episode]} steps; leave empty episodes out")
+    # int64 could overflow in the sum, Python's integers do not.
+    if sum(lengths.tolist()) > np.iinfo(np.int64).max:
+        raise UserError(f"{path} holds lengths that no dataset has: it is damaged")
+    return np.array(lengths, dtype=np.int64)
+
+
+def _open_actions(path: Path) -> NpyRows:
+    actions = _open_array(path)
+    if actions.ndim != 2 or actions.shape[1] == 0:
+        raise UserError(f"{path} has shape {actions.shape}: it has to be (steps, size of an action)")
+    if actions.dtype.kind not in "fiu":
+        raise UserError(f"{path} holds {actions.dtype}: actions have to be numbers, save them as float32")
+    return NpyRows(path, dtype=np.float32)
+
+
+def _structured_observations(path: Path, cache_dir: Path | None, lengths: np.ndarray) -> NpyRows:
+    """observations.npy, or the converted copy of a pickled one."""
+    header = read_npy_header(path)
+    if not header.is_pickled:
+        observations = _open_array(path)
+        if observations.ndim != 1:
+            raise UserError(
+                f"Invalid observation format: {path} has shape {observations.shape}; "
+                "save a structured array (steps,), an array of dictionaries or a dictionary of arrays"
+            )
+        check_total(lengths, len(observations), path)
+        return NpyRows(path)
+    copy = converted_copy(path, cache_dir, partial(PickledObservations, path, lengths))
+    steps = len(_open_array(copy / OBSERVATIONS))
+    check_total(lengths, steps, path)  # the lengths may have changed since it was made
+    return NpyRows(copy / OBSERVATIONS)
+
+
+def _read_metadata(path: Path, action_dim: int) -> dict[str, Any]:
+    """What `Episodes` takes of metadata.json; a wrong one is refused."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no readable JSON ({error}): mend or remove it") from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path} has to hold one JSON object, such as {{"fps": 50}}: mend or remove it')
+    fps, joints, task = (content.pop(name, None) for name in ("fps", "joint_names", "task"))
+    if fps is not None and (type(fps) not in (int, float) or not 0 < fps < 1e6):
+        raise UserError(f"{path}: fps is {fps!r}, it has to be a number above 0")
+    if joints is not None:
+        if not isinstance(joints, list) or not all(isinstance(joint, str) for joint in joints):
+            raise UserError(f"{path}: joint_names has to be a list of names")
+        if len(joints) != action_dim:
+            raise UserError(f"{path}: joint_names has {len(joints)} names, an action has {action_dim} values")
+        joints = tuple(joints)
+    if task is not None and not isinstance(task, str):
+        raise UserError(f"{path}: task is {task!r}, it has to be text")
+    return {
+        "fps": None if fps is None else float(fps),
+        "joint_names": joints,
+        "task": task,
+        "metadata": content,
+    }

@@ -1,0 +1,220 @@
+"""Training samples: at a time step, the past observations, the coming actions, and which of them are real."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+
+from bimact.data.episodes import Episodes, open_dataset
+from bimact.errors import UserError
+
+Batch = tuple[dict[str, Tensor], Tensor]
+
+
+def split_episodes(lengths: Sequence[int] | np.ndarray, val_split: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split episodes, never their steps, into training and validation.
+
+    Args:
+        lengths: steps of each episode; only their number counts.
+        val_split: share of episodes to hold out. A share above 0 holds out at least one, and always leaves
+            one for training.
+        seed: of the choice.
+
+    Returns:
+        the numbers of the training and of the validation episodes, each sorted.
+    """
+    count = len(lengths)
+    held_out = min(max(1, round(val_split * count)), count - 1) if val_split > 0 else 0
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+@dataclass(frozen=True)
+class WindowIndex:
+    """Which rows belong to the window at each time step of some episodes.
+
+    Before an episode's first step the first observation is repeated; after its last step the last action is
+    repeated and marked as padding. No window crosses an episode's border, and each step of the episodes is
+    the present of exactly one window.
+    """
+
+    temporal_context: int
+    chunk_size: int
+    rows: np.ndarray  # (W,) row of each window's present
+    first: np.ndarray  # (W,) first row of its episode
+    last: np.ndarray  # (W,) last row of its episode
+
+    @classmethod
+    def over(cls, episodes: Episodes, chosen: np.ndarray, temporal_context: int, chunk_size: int) -> WindowIndex:
+        starts, lengths = episodes.starts[chosen], episodes.lengths[chosen]
+        rows = [np.arange(start, start + length) for start, length in zip(starts, lengths)]
+        return cls(
+            temporal_context=temporal_context,
+            chunk_size=chunk_size,
+            rows=np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64),
+            first=np.repeat(starts, lengths),
+            last=np.repeat(starts + lengths - 1, lengths),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def observations(self, windows: np.ndarray) -> np.ndarray:
+        """(B,) window numbers → (B, T) rows, oldest first."""
+        past = np.arange(1 - self.temporal_context, 1)
+        return np.maximum(self.rows[windows, None] + past, self.first[windows, None])
+
+    def actions(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) window numbers → (B, C) rows and (B, C) whether each is padding."""
+        wanted = self.rows[windows, None] + np.arange(self.chunk_size)
+        last = self.last[windows, None]
+        return np.minimum(wanted, last), wanted > last
+
+
+class WindowDataset(Dataset[Batch]):
+    """Windows as whole batches: a list of window numbers in, one batch out.
+
+    A batch is `obs, actions`: `image_<camera>` (B, T, 3, H, W) uint8, `state` (B, T, S) float32,
+    `action_is_pad` (B, C) bool; actions (B, C, A) float32. Images are gathered from the memory map in one
+    indexing operation a camera; their memory is laid out (B, T, H, W, 3), which is what convolutions on
+    channels-last tensors read fastest.
+    """
+
+    def __init__(self, episodes: Episodes, index: WindowIndex, cameras: Sequence[str] | None = None) -> None:
+        self.episodes = episodes
+        self.index = index
+        self.cameras = tuple(cameras) if cameras is not None else episodes.cameras
+        unknown = [camera for camera in self.cameras if camera not in episodes.images]
+        if unknown:
+            raise UserError(
+                f"{episodes.path} has no camera '{unknown[0]}'; it has {', '.join(episodes.cameras) or 'none'}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, window: int) -> Batch:
+        obs, actions = self.__getitems__([window])
+        return {name: value[0] for name, value in obs.items()}, actions[0]
+
+    def __getitems__(self, windows: Sequence[int]) -> Batch:
+        chosen = np.asarray(windows)
+        observation_rows = self.index.observations(chosen)
+        action_rows, is_pad = self.index.actions(chosen)
+        obs = {
+            f"image_{camera}": torch.from_numpy(_gather(self.episodes.images[camera], observation_rows)).permute(
+                0, 1, 4, 2, 3
+            )
+            for camera in self.cameras
+        }
+        state = _gather(self.episodes.state, observation_rows)
+        obs["state"] = torch.from_numpy(np.ascontiguousarray(state, dtype=np.float32))
+        obs["action_is_pad"] = torch.from_numpy(is_pad)
+        actions = _gather(self.episodes.actions, action_rows)
+        return obs, torch.from_numpy(np.ascontiguousarray(actions, dtype=np.float32))
+
+
+def _gather(source: object, rows: np.ndarray) -> np.ndarray:
+    """Rows in any shape (…) of an array (N, …)."""
+    return np.ascontiguousarray(source[rows.reshape(-1)]).reshape(*rows.shape, *source.shape[1:])  # type: ignore
+
+
+class ShuffledSampler(Sampler[int]):
+    """All samples in an order that depends on the seed and the epoch alone, so that it can be resumed.
+
+    Attributes:
+        epoch: whose order the next iteration gives.
+        start: how many samples of that epoch are left out, being done already.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.length - self.start
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return iter(order[self.start :].tolist())
+
+
+def make_loader(
+    dataset: WindowDataset,
+    batch_size: int,
+    *,
+    sampler: Sampler[int] | None = None,
+    num_workers: int | None = None,
+    pin_memory: bool = False,
+    drop_last: bool = False,
+) -> DataLoader[Batch]:
+    """A loader of whole batches with workers and prefetching.
+
+    Args:
+        sampler: the order of windows; None: as they are.
+        num_workers: loading processes; None: `default_workers()`.
+        pin_memory: put batches into page-locked memory, for CUDA.
+        drop_last: leave the last, smaller batch out.
+    """
+    workers = default_workers() if num_workers is None else num_workers
+    return DataLoader(
+        dataset,
+        batch_sampler=BatchSampler(sampler or SequentialSampler(dataset), batch_size, drop_last),
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # the dataset makes whole batches
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+        persistent_workers=workers > 0,
+        # Each iteration draws a seed for the workers; from the global generator, it would change the random
+        # numbers of a run that is resumed in mid-epoch.
+        generator=torch.Generator(),
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def default_workers() -> int:
+    """One process for every second core up to four: gathering rows is cheap next to a training step."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, cores // 2))
+
+
+def create_temporal_dataloader(
+    dataset_path: str | Path,
+    temporal_context: int,
+    chunk_size: int,
+    batch_size: int,
+    shuffle: bool = True,
+    *,
+    cameras: Sequence[str] | None = None,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> DataLoader[Batch]:
+    """Batches `obs, actions` over all steps of a dataset, in the form that `ActPolicy` takes.
+
+    Args:
+        dataset_path: the demonstrations.
+        temporal_context: T, observations in a sample.
+        chunk_size: C, actions in a sample.
+        batch_size: B; the last batch may be smaller.
+        shuffle: a new order each epoch instead of the order in time.
+        cameras: which cameras; None: all.
+        num_workers: loading processes; 0: load in this one.
+        seed: of the order.
+    """
+    episodes = open_dataset(dataset_path)
+    index = WindowIndex.over(episodes, np.arange(len(episodes.lengths)), temporal_context, chunk_size)
+    dataset = WindowDataset(episodes, index, cameras)
+    sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed)) if shuffle else None
+    return make_loader(dataset, batch_size, sampler=sampler, num_workers=num_workers)

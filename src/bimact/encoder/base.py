@@ -1,0 +1,138 @@
+"""What an image encoder is: images in, tokens out; and how one is found by its name."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bimact.config import EncoderConfig
+from bimact.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ImageEncoder(nn.Module):
+    """Images (N, 3, H, W) uint8 → tokens (N, K, out_dim), K being one or one a place.
+
+    A subclass gives `features` and `grid`; cropping, resizing and the input normalisation that its weights
+    expect are applied here, always.
+
+    Args:
+        config: the encoder's settings.
+        out_dim: width of a token.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        image_size: height and width that the weights need; None: any size will do.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        out_dim: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_dim = out_dim
+        self.frozen = config.freeze
+        self.crop = tuple(config.crop) if config.crop else None
+        chosen = tuple(config.image_size) if config.image_size else image_size
+        self.image_size: tuple[int, int] | None = (chosen[0], chosen[1]) if chosen else None
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def finish(self) -> ImageEncoder:
+        """Called once when the subclass has made its layers: a frozen encoder loses its gradients."""
+        if self.frozen:
+            self.requires_grad_(False)
+            self.eval()
+        return self
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """A frozen encoder stays in evaluation mode, so that its batch statistics never move."""
+        super().train(mode and not self.frozen)
+        return self
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) float → tokens (N, K, out_dim)."""
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens of a preprocessed image, K = rows · columns; (1, 1) if pooled."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.features(self.preprocess(images))
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 → cropped, resized and normalised float images, in channels-last memory."""
+        top, left, height, width = self.crop_box(*images.shape[-2:])
+        cropped = images[..., top : top + height, left : left + width]
+        normalized = (cropped.float() - self.mean) / self.std
+        if self.image_size is not None and self.image_size != (height, width):
+            normalized = F.interpolate(normalized, self.image_size, mode="bilinear", antialias=True)
+        return normalized.contiguous(memory_format=torch.channels_last)
+
+    def crop_box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width in pixels of the part of an image that is used."""
+        if self.crop is None:
+            return 0, 0, height, width
+        top, cropped_height = _span(self.crop[0], self.crop[2], height)
+        left, cropped_width = _span(self.crop[1], self.crop[3], width)
+        return top, left, cropped_height, cropped_width
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens of a camera image (H, W) as it comes from the dataset."""
+        _, _, height, width = self.crop_box(height, width)
+        return self.grid(*(self.image_size or (height, width)))
+
+
+def _span(start: float, share: float, size: int) -> tuple[int, int]:
+    """First pixel and number of pixels of a part of `size` pixels: at least one, never beyond the last.
+
+    Both ends are rounded, not the length, so that parts which touch neither overlap nor leave a gap.
+    """
+    first = min(round(start * size), size - 1)
+    last = min(round((start + share) * size), size)
+    return first, max(1, last - first)
+
+
+Builder = Callable[[EncoderConfig], ImageEncoder]
+
+_BUILDERS = {
+    "clip_vit": "bimact.encoder.clip_vit:ClipEncoder",
+    "pri3d": "bimact.encoder.pri3d:Pri3dEncoder",
+    "timm": "bimact.encoder.timm_backbone:TimmEncoder",
+    "conv": "bimact.encoder.conv:ConvEncoder",
+}
+
+
+def build_encoder(config: EncoderConfig) -> ImageEncoder:
+    """Make the encoder that `config.name` names.
+
+    Packages outside bimact add encoders by an entry point in the group `bimact.encoders` that names a
+    callable from an `EncoderConfig` to an `ImageEncoder`.
+
+    Raises:
+        UserError: if there is no such encoder, or its weights cannot be had.
+    """
+    plugins = {point.name: point for point in entry_points(group="bimact.encoders")}
+    if config.name in _BUILDERS:
+        module, _, name = _BUILDERS[config.name].partition(":")
+        builder: Builder = getattr(import_module(module), name)
+    elif config.name in plugins:
+        builder = plugins[config.name].load()
+    else:
+        raise UserError(f"no encoder named '{config.name}'; there is {', '.join([*_BUILDERS, *plugins])}")
+    return builder(config).finish()

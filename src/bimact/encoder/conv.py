@@ -1,0 +1,80 @@
+"""A small convolutional encoder, trained from scratch: what learns fastest without pretrained weights."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bimact.config import EncoderConfig
+from bimact.encoder.base import ImageEncoder
+from bimact.errors import UserError
+
+_PATCH = 4  # pixels: each 4 × 4 patch becomes one position with 48 channels
+
+
+class _Stage(nn.Module):
+    """Two 3 × 3 convolutions with batch norm, the second one residual."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(x + self.norm2(self.conv2(x)))
+
+
+def _coordinates(patches: Tensor) -> Tensor:
+    """(N, 2, rows, columns): vertical and horizontal place from -1 to 1 (CoordConv, Liu et al. 2018).
+
+    The transformer adds positions to queries and keys alone, so without them nothing that is passed on would
+    say where in the image a thing was seen.
+    """
+    rows, columns = patches.shape[-2:]
+    vertical = torch.linspace(-1, 1, rows, device=patches.device, dtype=patches.dtype)
+    horizontal = torch.linspace(-1, 1, columns, device=patches.device, dtype=patches.dtype)
+    grid = torch.stack(torch.meshgrid(vertical, horizontal, indexing="ij"))
+    return grid.expand(len(patches), -1, -1, -1)
+
+
+class ConvEncoder(ImageEncoder):
+    """4 × 4 patches, then a stage for each entry of `encoder.channels`, each but the first at half the size.
+
+    With three stages a token stands for 16 × 16 pixels.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        if not isinstance(config.pretrained, bool) and config.pretrained is not None:
+            raise UserError("encoder conv has no pretrained weights: set encoder.pretrained to null")
+        if not config.channels:
+            raise UserError("encoder.channels is empty: give a number of channels for each stage")
+        super().__init__(config, out_dim=config.channels[-1])
+        widths = [3 * _PATCH**2 + 2, *config.channels]
+        self.stages = nn.Sequential(
+            *(
+                _Stage(width_in, width_out, stride=1 if number == 0 else 2)
+                for number, (width_in, width_out) in enumerate(pairwise(widths))
+            )
+        )
+        self.spatial = config.spatial is not False
+
+    def features(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % _PATCH, 0, -height % _PATCH))
+        patches = F.pixel_unshuffle(padded, _PATCH)  # (N, 48, rows, columns)
+        x = self.stages(torch.cat([patches, _coordinates(patches)], dim=1))  # (N, C, rows', columns')
+        if not self.spatial:
+            return x.mean(dim=(2, 3)).unsqueeze(1)
+        return x.flatten(2).transpose(1, 2)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        if not self.spatial:
+            return 1, 1
+        stride = _PATCH * 2 ** (len(self.stages) - 1)
+        return -(-height // stride), -(-width // stride)

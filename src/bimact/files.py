@@ -1,0 +1,58 @@
+"""Files that appear whole or not at all: write beside, flush to disk, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def flush_to_disk(path: Path) -> None:
+    """Ask the system to put a file's or a folder's content on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a binary file that takes the name `path` only when the block ends without an error.
+
+    A reader, or a process that is killed in mid-write, sees the old file or the new one, never a part.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read; give the usual permissions.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+        flush_to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_text(path: str | Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_json(path: str | Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
+    write_text(path, json.dumps(content, indent=2, default=default) + "\n")

@@ -1,0 +1,69 @@
+"""The headless OpenGL that MuJoCo draws with: chosen, tried, and explained where it is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bimact.errors import UserError
+
+APT_PACKAGES = ("libegl1", "libgl1-mesa-dri", "libopengl0")
+INSTALL_COMMAND = "apt-get install -y --no-install-recommends " + " ".join(APT_PACKAGES)
+_PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 16, 16).render()"
+
+
+def choose_backend() -> str:
+    """Name the OpenGL platform, before MuJoCo is imported, where the user has not: EGL on Linux.
+
+    Returns:
+        `egl`, `osmesa` or `glfw`.
+
+    Raises:
+        UserError: if MuJoCo was imported already, in a way that needs a screen where there is none (it would
+            end the process).
+    """
+    if sys.platform.startswith("linux") and "MUJOCO_GL" not in os.environ:
+        has_screen = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+        if "mujoco" in sys.modules and not has_screen:
+            raise UserError(
+                "MuJoCo was imported before bimact.sim and looks for a screen: import bimact.sim first, "
+                "or set MUJOCO_GL=egl"
+            )
+        os.environ["MUJOCO_GL"] = "egl"
+    backend = os.environ.get("MUJOCO_GL", "glfw")
+    if backend in ("egl", "osmesa"):
+        os.environ["PYOPENGL_PLATFORM"] = backend  # PyOpenGL has to load the same library as MuJoCo
+    # Our worker processes fill the cores already; Mesa's own threads would compete with them.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    return backend
+
+
+def missing_opengl() -> UserError:
+    """The one sentence for each of the ways in which a missing OpenGL shows itself."""
+    return UserError(
+        f"no headless OpenGL for MuJoCo (MUJOCO_GL={choose_backend()}): on Debian or Ubuntu run "
+        f"`sudo {INSTALL_COMMAND}`, elsewhere install Mesa's EGL; only the simulation needs it"
+    )
+
+
+@contextmanager
+def explain_missing_opengl() -> Iterator[None]:
+    """Around MuJoCo's import and around making a context: opaque errors become `missing_opengl`."""
+    choose_backend()
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError("the simulation is not installed: pip install 'bimact[sim]'") from error
+    except (AttributeError, ImportError, RuntimeError, OSError) as error:
+        # Seen: no attribute 'eglQueryString' or 'glGetError' of None, "Cannot initialize a headless EGL
+        # display", no attribute '_context', gladLoadGL errors.
+        raise missing_opengl() from error
+
+
+def opengl_works() -> bool:
+    """Try to make a context, in a process of its own: a library that failed to load stays failed."""
+    choose_backend()
+    return subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, check=False).returncode == 0

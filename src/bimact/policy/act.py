@@ -1,0 +1,238 @@
+"""ACT, Action Chunking with Transformers (Zhao et al. 2023, arXiv:2304.13705, section IV and appendix C).
+
+Letters: B batch, T observations (temporal_context), V cameras, K tokens an image, D hidden_dim, C chunk_size,
+A action_dim, S state_dim, Z latent_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bimact.config import Config, to_config
+from bimact.data.normalize import Normalizer
+from bimact.encoder.base import build_encoder
+from bimact.encoder.fusion import build_fusion
+from bimact.errors import UserError
+from bimact.policy.transformer import (
+    TransformerDecoder,
+    TransformerEncoder,
+    sinusoidal_positions_1d,
+    sinusoidal_positions_2d,
+)
+
+Observation = dict[str, Tensor]
+
+
+class ActOutput(NamedTuple):
+    """What the loss needs besides the predicted actions.
+
+    Attributes:
+        normalized_actions: (B, C, A), zero mean and unit variance.
+        mu: (B, Z) mean of the posterior; None where no posterior was asked (evaluation, `use_vae: false`).
+        log_sigma2: (B, Z) logarithm of its variance, or None.
+    """
+
+    normalized_actions: Tensor
+    mu: Tensor | None
+    log_sigma2: Tensor | None
+
+
+class Losses(NamedTuple):
+    """Scalars: total = action + kl_weight · kl."""
+
+    total: Tensor
+    action: Tensor
+    kl: Tensor
+
+
+class PosteriorEncoder(nn.Module):
+    """The CVAE's encoder: the posterior of the latent given the present state and the demonstrated chunk."""
+
+    positions: Tensor
+
+    def __init__(self, config: Config, state_dim: int, action_dim: int) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.cls = nn.Parameter(torch.randn(1, 1, dim))
+        self.state_proj = nn.Linear(state_dim, dim)
+        self.action_proj = nn.Linear(action_dim, dim)
+        self.encoder = TransformerEncoder(
+            config.n_vae_encoder_layers,
+            dim,
+            config.nheads,
+            config.dim_feedforward,
+            config.dropout,
+            config.pre_norm,
+        )
+        self.latent_proj = nn.Linear(dim, 2 * config.latent_dim)
+        self.register_buffer("positions", sinusoidal_positions_1d(2 + config.chunk_size, dim)[None], persistent=False)
+
+    def forward(self, state: Tensor, actions: Tensor, action_is_pad: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised state (B, S) and actions (B, C, A), padding (B, C) → mu and log sigma², (B, Z) each."""
+        batch = len(state)
+        tokens = torch.cat(
+            [self.cls.expand(batch, -1, -1), self.state_proj(state)[:, None], self.action_proj(actions)],
+            dim=1,
+        )  # (B, 2 + C, D)
+        is_pad = torch.cat([action_is_pad.new_zeros(batch, 2), action_is_pad], dim=1)
+        mu, log_sigma2 = self.latent_proj(self.encoder(tokens, self.positions, is_pad)[:, 0]).chunk(2, dim=-1)
+        return mu, log_sigma2
+
+
+class ActPolicy(nn.Module):
+    """Observations in the robot's units → a chunk of actions in the robot's units.
+
+    The observation encoder sees [latent, state of each of T steps, visual tokens of each of T steps]; the
+    decoder's C queries become the chunk. With T = 1 and `fuse: tokens` this is the network of the paper.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if config.state_dim is None or config.action_dim is None or config.cameras is None:
+            raise UserError(
+                "the policy needs state_dim, action_dim and cameras in its config: take R/config.yaml of a run, "
+                "or set them"
+            )
+        self.config = config
+        self.cameras = tuple(config.cameras)
+        dim, context = config.hidden_dim, config.temporal_context
+        layer = (dim, config.nheads, config.dim_feedforward, config.dropout, config.pre_norm)
+        self.state_normalizer = Normalizer(config.state_dim)
+        self.action_normalizer = Normalizer(config.action_dim)
+
+        self.posterior = PosteriorEncoder(config, config.state_dim, config.action_dim) if config.use_vae else None
+        self.latent_proj = nn.Linear(config.latent_dim, dim)
+        self.state_proj = nn.Linear(config.state_dim, dim)
+        self.vector_positions = nn.Embedding(1 + context, dim)  # of the latent and of T states
+        if self.cameras:
+            self.image_encoder = build_encoder(config.encoder)
+            self.image_proj = nn.Linear(self.image_encoder.out_dim, dim)
+            self.fusion = build_fusion(config.encoder.fuse, len(self.cameras), dim)
+            # Which step and which camera a token comes from. Both start at zero: the paper has neither.
+            self.step_positions = nn.Parameter(torch.zeros(context, dim))
+            num_sources = len(self.cameras) if config.encoder.fuse == "tokens" else 1
+            self.camera_positions = nn.Parameter(torch.zeros(num_sources, dim))
+
+        self.encoder = TransformerEncoder(config.num_encoder_layers, *layer)
+        self.decoder = TransformerDecoder(config.num_decoder_layers, *layer)
+        self.queries = nn.Embedding(config.chunk_size, dim)
+        self.action_head = nn.Linear(dim, config.action_dim)
+        self._place_positions: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
+
+    def forward(self, obs: Observation, actions: Tensor | None = None) -> tuple[Tensor, ActOutput]:
+        """Predict a chunk of actions.
+
+        Args:
+            obs: `image_<camera>` (B, T, 3, H, W) uint8 for each of the policy's cameras and `state`
+                (B, T, S); in training mode also `action_is_pad` (B, C). Other entries are ignored.
+            actions: (B, C, A), the demonstrated chunk: the posterior sees it in training mode, where the
+                latent is sampled. In evaluation mode it is not looked at and the latent is 0.
+
+        Returns:
+            the chunk (B, C, A) in the robot's units, and what the loss needs.
+        """
+        state = self.state_normalizer(obs["state"].float())
+        mu = log_sigma2 = None
+        latent = state.new_zeros(len(state), self.config.latent_dim)
+        if self.training and self.posterior is not None:
+            if actions is None:
+                raise ValueError("in training mode the CVAE needs the demonstrated actions")
+            mu, log_sigma2 = self.posterior(state[:, -1], self.action_normalizer(actions), obs["action_is_pad"])
+            mu, log_sigma2 = mu.float(), log_sigma2.float()
+            latent = mu + (log_sigma2 / 2).exp() * torch.randn_like(mu)
+        normalized = self._decode(latent, state, self._visual_tokens(obs)).float()
+        return self.action_normalizer.inverse(normalized), ActOutput(normalized, mu, log_sigma2)
+
+    def _decode(self, latent: Tensor, state: Tensor, visual: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Latent (B, Z), state (B, T, S), visual tokens and positions → normalised chunk (B, C, A)."""
+        tokens = [self.latent_proj(latent)[:, None], self.state_proj(state)]
+        positions = [self.vector_positions.weight[None]]
+        if visual is not None:
+            tokens.append(visual[0])
+            positions.append(visual[1])
+        placed = torch.cat(positions, dim=1)  # (1, M, D)
+        memory = self.encoder(torch.cat(tokens, dim=1), placed)
+        return self.action_head(self.decoder(self.queries.weight[None], memory, placed))
+
+    def _visual_tokens(self, obs: Observation) -> tuple[Tensor, Tensor] | None:
+        """Tokens (B, T · K', D) of all cameras and steps, oldest step first, and positions (1, T · K', D)."""
+        if not self.cameras:
+            return None
+        images = [self._images(obs, camera) for camera in self.cameras]
+        grids = [self.image_encoder.token_grid(*image.shape[-2:]) for image in images]
+        batch, context = images[0].shape[:2]
+        tokens = [
+            self.image_proj(features).unflatten(0, (batch, context)) for features in self._encode_images(images)
+        ]  # of each camera (B, T, K, D)
+        if self.config.encoder.fuse != "tokens":
+            if len(set(grids)) > 1:
+                raise UserError(
+                    f"encoder.fuse '{self.config.encoder.fuse}' joins tokens place by place, but the cameras' "
+                    "images have different sizes: set encoder.image_size, or fuse: tokens"
+                )
+            stacked = torch.stack(tokens, dim=2).flatten(0, 1)  # (B·T, V, K, D): fusion sees cameras side by side
+            tokens = [self.fusion(stacked).unflatten(0, (batch, context))]
+            grids = grids[:1]
+        places = torch.cat(
+            [self._grid_positions(grid) + camera for grid, camera in zip(grids, self.camera_positions)]
+        )  # (K', D)
+        positions = (self.step_positions[:, None] + places).flatten(0, 1)[None]
+        return torch.cat(tokens, dim=2).flatten(1, 2), positions
+
+    def _images(self, obs: Observation, camera: str) -> Tensor:
+        name = f"image_{camera}"
+        if name not in obs:
+            raise UserError(f"the policy was trained with '{name}', which the observation does not have")
+        return obs[name]
+
+    def _encode_images(self, images: list[Tensor]) -> list[Tensor]:
+        """Of each camera (B, T, 3, H, W) → (B·T, K, E); cameras of one size go through the encoder as one batch."""
+        flat = [image.flatten(0, 1) for image in images]
+        if len({image.shape[-2:] for image in flat}) == 1:
+            return list(self.image_encoder(torch.cat(flat)).chunk(len(flat)))
+        return [self.image_encoder(image) for image in flat]
+
+    def _grid_positions(self, grid: tuple[int, int]) -> Tensor:
+        """(K, D) positions of a grid of tokens, computed once for each grid."""
+        device = self.queries.weight.device
+        if (grid, device) not in self._place_positions:
+            positions = sinusoidal_positions_2d(*grid, self.config.hidden_dim)
+            self._place_positions[grid, device] = positions.to(device)
+        return self._place_positions[grid, device]
+
+
+def act_losses(policy_output: ActOutput, normalized_actions: Tensor, is_pad: Tensor, config: Config) -> Losses:
+    """The paper's loss: reconstruction of the real actions, and the KL divergence to the prior.
+
+    Args:
+        policy_output: of `ActPolicy.forward`.
+        normalized_actions: (B, C, A), the demonstrated chunk.
+        is_pad: (B, C) bool, steps after the episode's end: they do not count.
+        config: for `action_loss` and `kl_weight`.
+
+    Returns:
+        action: mean over all numbers of real steps; kl: summed over latent dimensions, mean over the batch.
+    """
+    error = policy_output.normalized_actions - normalized_actions
+    error = error.abs() if config.action_loss == "l1" else error.square()
+    is_real = (~is_pad).unsqueeze(-1).to(error.dtype)
+    action = (error * is_real).sum() / (is_real.sum() * error.shape[-1])
+    kl = action.new_zeros(())
+    if policy_output.mu is not None and policy_output.log_sigma2 is not None:
+        mu, log_sigma2 = policy_output.mu, policy_output.log_sigma2
+        kl = 0.5 * (mu.square() + log_sigma2.exp() - log_sigma2 - 1).sum(dim=-1).mean()
+    return Losses(action + config.kl_weight * kl, action, kl)
+
+
+def build_act_policy(config: Any) -> ActPolicy:
+    """Make the policy that a config describes: a `Config`, a mapping, or what `OmegaConf.load` returns.
+
+    The config has to name state_dim, action_dim and cameras; `R/config.yaml` of a run does.
+
+    Raises:
+        UserError: for a faulty config or encoder weights that cannot be had.
+    """
+    return ActPolicy(to_config(config))

@@ -1,0 +1,198 @@
+"""The transformer of DETR (Carion et al. 2020), as ACT uses it: positions are added to queries and keys.
+
+Letters: B batch, L or M tokens, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bimact.policy.dropout import Dropout
+from bimact.policy.dropout import dropout as drop
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, is_pad: Tensor | None, dropout: float) -> Tensor:
+    """Scaled dot-product attention.
+
+    On a CPU it is written out: there the backward pass of PyTorch's fused kernel takes longer than all else.
+
+    Args:
+        q: (B, H, L, D/H).
+        k: (B, H, M, D/H).
+        v: (B, H, M, D/H).
+        is_pad: (B, M) bool, keys that nothing may attend to; None: none.
+        dropout: share of attention weights dropped.
+
+    Returns:
+        (B, H, L, D/H).
+    """
+    mask = None if is_pad is None else ~is_pad[:, None, None, :]
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout)
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return drop(scores.softmax(dim=-1), dropout).to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameters of `torch.nn.MultiheadAttention`, batch first."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, is_pad: Tensor | None = None) -> Tensor:
+        """query (B, L, D), key and value (B, M, D) → (B, L, D)."""
+        dim = query.shape[-1]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if query is key:
+            qk = F.linear(query, weight[: 2 * dim], bias[: 2 * dim])
+            q, k = qk.chunk(2, dim=-1)
+        else:
+            q = F.linear(query, weight[:dim], bias[:dim])
+            k = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
+        v = F.linear(value, weight[2 * dim :], bias[2 * dim :])
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        attended = attend(q, k, v, is_pad, self.dropout if self.training else 0.0)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each with a residual; normalised before (`pre_norm`) or after."""
+
+    def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.self_attn = Attention(dim, heads, dropout)
+        self.feed_forward = FeedForward(dim, feedforward, dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, positions: Tensor, is_pad: Tensor | None = None) -> Tensor:
+        """x (B, L, D), positions (1 or B, L, D), is_pad (B, L) → (B, L, D)."""
+        if self.pre_norm:
+            x = x + self.dropout(self._attend(self.norm1(x), positions, is_pad))
+            return x + self.dropout(self.feed_forward(self.norm2(x)))
+        x = self.norm1(x + self.dropout(self._attend(x, positions, is_pad)))
+        return self.norm2(x + self.dropout(self.feed_forward(x)))
+
+    def _attend(self, x: Tensor, positions: Tensor, is_pad: Tensor | None) -> Tensor:
+        placed = x + positions
+        return self.self_attn(placed, placed, x, is_pad)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention of the queries, attention to the memory, feed-forward."""
+
+    def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.self_attn = Attention(dim, heads, dropout)
+        self.cross_attn = Attention(dim, heads, dropout)
+        self.feed_forward = FeedForward(dim, feedforward, dropout)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, placed_memory: Tensor) -> Tensor:
+        """x (B, C, D), queries (1, C, D), memory and the same with positions (B, M, D) → (B, C, D)."""
+
+        def self_attend(x: Tensor) -> Tensor:
+            placed = x + queries
+            return self.self_attn(placed, placed, x)
+
+        def cross_attend(x: Tensor) -> Tensor:
+            return self.cross_attn(x + queries, placed_memory, memory)
+
+        if self.pre_norm:
+            x = x + self.dropout(self_attend(self.norm1(x)))
+            x = x + self.dropout(cross_attend(self.norm2(x)))
+            return x + self.dropout(self.feed_forward(self.norm3(x)))
+        x = self.norm1(x + self.dropout(self_attend(x)))
+        x = self.norm2(x + self.dropout(cross_attend(x)))
+        return self.norm3(x + self.dropout(self.feed_forward(x)))
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of `EncoderLayer`; with `pre_norm` a last normalisation follows."""
+
+    def __init__(self, layers: int, dim: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(dim, heads, feedforward, dropout, pre_norm) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
+        xavier_init(self)
+
+    def forward(self, x: Tensor, positions: Tensor, is_pad: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, positions, is_pad)
+        return self.norm(x)
+
+
+class TransformerDecoder(nn.Module):
+    """A stack of `DecoderLayer` and a last normalisation; all layers count."""
+
+    def __init__(self, layers: int, dim: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(dim, heads, feedforward, dropout, pre_norm) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+        xavier_init(self)
+
+    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor) -> Tensor:
+        """queries (1, C, D), memory (B, M, D) and its positions (1, M, D) → (B, C, D)."""
+        x = queries.new_zeros(len(memory), *queries.shape[1:])
+        placed_memory = memory + positions
+        for layer in self.layers:
+            x = layer(x, queries, memory, placed_memory)
+        return self.norm(x)
+
+
+def xavier_init(module: nn.Module) -> None:
+    """Xavier-uniform initial values for all matrices, as in the original ACT."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+def sinusoidal_positions_1d(length: int, dim: int) -> Tensor:
+    """(length, dim) sine and cosine positions of "Attention Is All You Need", section 3.5."""
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim].float()
+
+
+def sinusoidal_positions_2d(rows: int, columns: int, dim: int) -> Tensor:
+    """(rows · columns, dim) positions on a grid, as in DETR: half of the width for the row, half for the column.
+
+    Coordinates run from 1/rows (1/columns) to 1, times 2π.
+    """
+
+    def along(length: int) -> Tensor:
+        half = dim // 2
+        coordinates = torch.arange(1, length + 1, dtype=torch.float32) / (length + 1e-6) * (2 * math.pi)
+        frequencies = 10000.0 ** (2 * (torch.arange(0, half, 2, dtype=torch.float32) // 2) / half)
+        angles = coordinates[:, None] / frequencies
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # (length, half)
+
+    vertical = along(rows)[:, None].expand(rows, columns, -1)
+    horizontal = along(columns)[None].expand(rows, columns, -1)
+    return torch.cat([vertical, horizontal], dim=-1).flatten(0, 1)

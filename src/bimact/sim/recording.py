@@ -1,0 +1,255 @@
+"""Recording scripted demonstrations into a dataset, on all cores, so that an interruption costs little.
+
+While a recording is under way its arrays are called `*.partial` and `recording.json` lists the episodes that
+are done; they get their final names when all are. An episode's content depends on the seed and its number
+alone, so the same seed writes the same bytes with any number of workers and interruptions.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bimact.data.guide_npy import ACTIONS, LENGTHS, METADATA, OBSERVATIONS, observation_dtype
+from bimact.errors import UserError
+from bimact.files import flush_to_disk, write_json
+from bimact.progress import progress_bar
+from bimact.sim.demonstrators import demonstrate
+from bimact.sim.environment import AlohaEnv
+from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, FPS, JOINTS, Scene, find_task
+
+PARTIAL = ".partial"
+JOURNAL = "recording.json"
+_NEXT_TRY = 10_000_000  # a failed demonstration is tried again with its seed moved by this much
+
+
+@dataclass(frozen=True)
+class RecordingSettings:
+    """What a recording's content depends on.
+
+    Attributes:
+        task: name of the simulated task.
+        episodes: demonstrations to record.
+        cameras: which cameras to record.
+        image_size: height and width of the images in pixels.
+        noise: uniform noise on the grippers' waypoints, in metres.
+        seed: of the first episode's scene; episode i starts from seed + i.
+    """
+
+    task: str
+    episodes: int = 50
+    cameras: tuple[str, ...] = ("top",)
+    image_size: tuple[int, int] = (240, 320)
+    noise: float = 0.0
+    seed: int = 0
+
+    def check(self) -> None:
+        find_task(self.task)
+        if self.episodes < 1:
+            raise UserError(f"--episodes is {self.episodes}, it has to be at least 1")
+        for camera in self.cameras:
+            if camera not in CAMERAS:
+                raise UserError(f"no camera '{camera}'; the simulation has {', '.join(CAMERAS)}")
+        if min(self.image_size) < 8 or max(self.image_size) > 4096:
+            raise UserError(f"--image_size is {self.image_size[0]}x{self.image_size[1]}, it has to be 8 to 4096")
+        if not 0 <= self.noise <= 0.1:
+            raise UserError(f"--noise is {self.noise} m, it has to be from 0 to 0.1")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed is {self.seed}, it has to be from 0 to 2147483647")
+
+    @property
+    def steps(self) -> int:
+        return self.episodes * EPISODE_STEPS
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return observation_dtype(dict.fromkeys(self.cameras, self.image_size), len(JOINTS))
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in a JSON file: lists instead of tuples."""
+        return dict(json.loads(json.dumps(asdict(self))))
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """An episode that is on disk: the seed that succeeded and how many before it failed."""
+
+    number: int
+    seed: int
+    failed: int
+
+
+def record(settings: RecordingSettings, output_dir: str | Path, workers: int | None = None) -> list[RecordedEpisode]:
+    """Record demonstrations that succeed, or go on with a recording that was interrupted.
+
+    Args:
+        settings: what to record.
+        output_dir: the dataset's folder.
+        workers: processes; None: one for each core.
+
+    Returns:
+        the episodes, in order. What is already complete is left as it is.
+
+    Raises:
+        UserError: if the folder holds anything else, or the disk is too small.
+    """
+    settings.check()
+    folder = Path(output_dir)
+    if _is_complete(folder, settings):
+        return [RecordedEpisode(**entry) for entry in json.loads((folder / METADATA).read_text())["episodes"]]
+    done = _continue_or_begin(folder, settings)
+    missing = [number for number in range(settings.episodes) if number not in done]
+    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(missing)))
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(settings, folder)
+    )
+    with progress_bar(f"recording {settings.task}", settings.episodes, len(done)) as progress:
+        try:
+            for result in as_completed([pool.submit(_record_episode, number) for number in missing]):
+                episode = result.result()
+                done[episode.number] = episode
+                _write_journal(folder, settings, done)
+                progress.advance()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    _complete(folder, settings, done)
+    return [done[number] for number in range(settings.episodes)]
+
+
+def _is_complete(folder: Path, settings: RecordingSettings) -> bool:
+    """Whether the folder holds this very dataset; any other one is refused."""
+    if (folder / JOURNAL).exists() or not (folder / OBSERVATIONS).exists():
+        return False
+    found: dict[str, Any] = {}
+    if (folder / METADATA).exists():
+        found = json.loads((folder / METADATA).read_text()).get("settings", {})
+    _refuse_other(folder, found, settings)
+    return True
+
+
+def _continue_or_begin(folder: Path, settings: RecordingSettings) -> dict[int, RecordedEpisode]:
+    journal = folder / JOURNAL
+    if journal.exists():
+        content = json.loads(journal.read_text())
+        _refuse_other(folder, content["settings"], settings)
+        return {entry["number"]: RecordedEpisode(**entry) for entry in content["episodes"]}
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder.resolve()} is not empty and holds no recording: choose another --output_dir")
+    _allocate(folder, settings)
+    _write_journal(folder, settings, {})
+    return {}
+
+
+def _refuse_other(folder: Path, found: dict[str, Any], settings: RecordingSettings) -> None:
+    wanted = settings.as_json()
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"{folder.resolve()} holds a dataset with other settings ({name} is {found.get(name)}, "
+                f"not {value}): choose another --output_dir"
+            )
+
+
+def _allocate(folder: Path, settings: RecordingSettings) -> None:
+    """Make the arrays in their full size, so that a full disk shows itself before the work."""
+    needed = settings.steps * (settings.dtype.itemsize + 4 * len(JOINTS))
+    parent = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise UserError(
+            f"the dataset needs {needed / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB free: "
+            "record fewer episodes or cameras, or a smaller --image_size"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, dtype, shape in (
+        (OBSERVATIONS, settings.dtype, (settings.steps,)),
+        (ACTIONS, np.dtype(np.float32), (settings.steps, len(JOINTS))),
+    ):
+        np.lib.format.open_memmap(folder / (name + PARTIAL), "w+", dtype, shape).flush()
+
+
+def _write_journal(folder: Path, settings: RecordingSettings, done: dict[int, RecordedEpisode]) -> None:
+    episodes = [asdict(done[number]) for number in sorted(done)]
+    write_json(folder / JOURNAL, {"settings": settings.as_json(), "episodes": episodes})
+
+
+def _complete(folder: Path, settings: RecordingSettings, done: dict[int, RecordedEpisode]) -> None:
+    """Give the arrays their names. The journal goes last: a kill in between is mended by the next call."""
+    lengths = np.full(settings.episodes, EPISODE_STEPS, dtype=np.int64)
+    with (folder / (LENGTHS + PARTIAL)).open("wb") as file:
+        np.save(file, lengths)
+    metadata = {
+        "fps": FPS,
+        "cameras": list(settings.cameras),
+        "joint_names": list(JOINTS),
+        "task": settings.task,
+        "settings": settings.as_json(),
+        "episodes": [asdict(done[number]) for number in range(settings.episodes)],
+    }
+    write_json(folder / METADATA, metadata)
+    for name in (OBSERVATIONS, ACTIONS, LENGTHS):
+        partial = folder / (name + PARTIAL)
+        if partial.exists():
+            flush_to_disk(partial)
+            partial.replace(folder / name)
+    (folder / JOURNAL).unlink()
+    flush_to_disk(folder)
+
+
+_worker: _Worker
+
+
+def _start_worker(settings: RecordingSettings, folder: Path) -> None:
+    global _worker
+    _worker = _Worker(settings, folder)
+
+
+def _record_episode(number: int) -> RecordedEpisode:
+    return _worker.record_episode(number)
+
+
+class _Worker:
+    """What a recording process keeps: the scenes, and the arrays that it writes its episodes into."""
+
+    def __init__(self, settings: RecordingSettings, folder: Path) -> None:
+        self.settings = settings
+        self.environment = AlohaEnv(settings.task, settings.cameras, settings.image_size)
+        self.demonstrator_scene = Scene(self.environment.task, mocap=True)
+        self.observations = np.lib.format.open_memmap(folder / (OBSERVATIONS + PARTIAL), "r+")
+        self.actions = np.lib.format.open_memmap(folder / (ACTIONS + PARTIAL), "r+")
+
+    def record_episode(self, number: int) -> RecordedEpisode:
+        rows = slice(number * EPISODE_STEPS, (number + 1) * EPISODE_STEPS)
+        failed = 0
+        while True:
+            seed = self.settings.seed + number + failed * _NEXT_TRY
+            if self._demonstrate(seed, rows):
+                break
+            failed += 1
+        self.observations.flush()
+        self.actions.flush()
+        return RecordedEpisode(number, seed, failed)
+
+    def _demonstrate(self, seed: int, rows: slice) -> bool:
+        environment = self.environment
+        actions = demonstrate(environment.task, seed, noise=self.settings.noise, scene=self.demonstrator_scene).astype(
+            np.float32
+        )
+        self.actions[rows] = actions
+        observations = self.observations[rows]
+        observation, _ = environment.reset(seed=seed)
+        for step, action in enumerate(actions):
+            for name, value in observation.items():
+                observations[name][step] = value
+            environment.advance(action)
+            if step + 1 < EPISODE_STEPS:
+                observation = environment.observe()
+        return environment.is_success

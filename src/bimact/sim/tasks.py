@@ -1,0 +1,206 @@
+"""The two bimanual tasks of the ACT paper (Zhao et al. 2023, section V-A) as MuJoCo models.
+
+The scene, the robot and the meshes are those that the gym-aloha package ships. State and action have 14
+numbers: for the left arm, then for the right one, six joint angles in radians and the gripper's opening
+from 0 (closed) to 1 (open).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bimact.errors import UserError
+from bimact.opengl import explain_missing_opengl
+
+with explain_missing_opengl():  # MuJoCo loads OpenGL as it is imported
+    import mujoco
+
+# By default MuJoCo writes its warnings ("simulation is unstable") into a file in the working directory.
+mujoco.set_mju_user_warning(lambda message: logging.getLogger(__name__).warning("MuJoCo: %s", message))
+
+FPS = 50
+SUBSTEPS = 10  # of 2 ms a control step
+EPISODE_STEPS = 400
+CAMERAS = ("top", "angle", "left_pillar", "right_pillar", "left_wrist", "right_wrist")
+MAX_REWARD = 4
+
+_ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+JOINTS = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _ARM_JOINTS)
+
+ARM_START = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.02239, -0.02239)  # six joints and two fingers
+START_POSE = np.array(ARM_START + ARM_START)
+FINGER_CLOSED, FINGER_OPEN = 0.01844, 0.058  # position of a left finger in metres
+
+_RIGHT_FINGER = "vx300s_right/10_right_gripper_finger"
+_LEFT_FINGER = "vx300s_left/10_left_gripper_finger"
+
+
+def gripper_opening(finger: np.ndarray | float) -> np.ndarray | float:
+    """Finger position in metres → opening, 0 (closed) to 1 (open). The inverse is `finger_position`."""
+    return (finger - FINGER_CLOSED) / (FINGER_OPEN - FINGER_CLOSED)
+
+
+def finger_position(opening: np.ndarray | float) -> np.ndarray | float:
+    """Opening, 0 (closed) to 1 (open) → finger position in metres. The inverse is `gripper_opening`."""
+    return opening * (FINGER_OPEN - FINGER_CLOSED) + FINGER_CLOSED
+
+
+def state_of(data: mujoco.MjData) -> np.ndarray:
+    """The proprioceptive state (14,) float64: joint angles in radians and gripper openings."""
+    q = data.qpos[:16].reshape(2, 8)
+    return np.concatenate([q[:, :6], gripper_opening(q[:, 6:7])], axis=1).reshape(14)
+
+
+def control_of(action: np.ndarray) -> np.ndarray:
+    """Action (14,) → MuJoCo's control signal (16,): joint angles and two mirrored fingers an arm."""
+    arms = np.asarray(action, dtype=np.float64).reshape(2, 7)
+    finger = finger_position(arms[:, 6:7])
+    return np.concatenate([arms[:, :6], finger, -finger], axis=1).reshape(16)
+
+
+Touching = Callable[[str, str], bool]
+
+
+def _transfer_cube_reward(touching: Touching) -> int:
+    """1: the right gripper touches the cube, 2: lifts it, 3: the left one touches it, 4: holds it."""
+    on_table = touching("red_box", "table")
+    reward = 0
+    if touching("red_box", _RIGHT_FINGER):
+        reward = 1 if on_table else 2
+    if touching("red_box", _LEFT_FINGER):
+        reward = 3 if on_table else 4
+    return reward
+
+
+def _insertion_reward(touching: Touching) -> int:
+    """1: both objects touched, 2: both lifted, 3: peg and socket touch, 4: the pin inside is reached."""
+    walls = [f"socket-{wall}" for wall in range(1, 5)]
+    both_touched = touching("red_peg", _RIGHT_FINGER) and any(touching(wall, _LEFT_FINGER) for wall in walls)
+    in_the_air = not touching("red_peg", "table") and not any(touching(wall, "table") for wall in walls)
+    reward = 0
+    if both_touched:
+        reward = 2 if in_the_air else 1
+    if in_the_air and any(touching("red_peg", wall) for wall in walls):
+        reward = 3
+    if touching("red_peg", "pin"):
+        reward = 4
+    return reward
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its models, where its objects start, and its staged reward from 0 to 4."""
+
+    name: str
+    model_file: str
+    mocap_model_file: str  # the same scene with end effectors that follow mocap bodies, for demonstrators
+    start_boxes: tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...]  # (low, high) m
+    reward: Callable[[Touching], int]
+
+    def sample_objects(self, seed: int) -> np.ndarray:
+        """Start poses (objects, 7) of position in metres and unit quaternion, the same for the same seed.
+
+        The draw is gym-aloha's, so that a seed means the same scene there and here.
+        """
+        draw = np.random.RandomState(seed)  # noqa: NPY002  # this very generator is part of the benchmark
+        positions = [draw.uniform(low, high) for low, high in self.start_boxes]
+        return np.array([np.concatenate([position, [1.0, 0.0, 0.0, 0.0]]) for position in positions])
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="transfer_cube",
+            model_file="bimanual_viperx_transfer_cube.xml",
+            mocap_model_file="bimanual_viperx_end_effector_transfer_cube.xml",
+            start_boxes=(((0.0, 0.4, 0.05), (0.2, 0.6, 0.05)),),
+            reward=_transfer_cube_reward,
+        ),
+        Task(
+            name="insertion",
+            model_file="bimanual_viperx_insertion.xml",
+            mocap_model_file="bimanual_viperx_end_effector_insertion.xml",
+            start_boxes=(((0.1, 0.4, 0.05), (0.2, 0.6, 0.05)), ((-0.2, 0.4, 0.05), (-0.1, 0.6, 0.05))),
+            reward=_insertion_reward,
+        ),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    if name not in TASKS:
+        raise UserError(f"no task named '{name}'; the simulation has {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def assets_folder() -> Path:
+    """Where gym-aloha keeps its MJCF files; found without importing it, since that needs OpenGL."""
+    spec = importlib.util.find_spec("gym_aloha")
+    if spec is None or spec.origin is None:
+        raise UserError("the simulation is not installed: pip install 'bimact[sim]'")
+    return Path(spec.origin).parent / "assets"
+
+
+def load_model(task: Task, *, mocap: bool = False) -> mujoco.MjModel:
+    """Compile a task's model, with the physics settings that its demonstrations need on MuJoCo ≥ 3.
+
+    With `mocap`, the variant whose grippers are welded to mocap bodies. The two settings:
+
+    - No multi-point convex collision (MuJoCo ≥ 3.8 has it on): with it, half of the good insertions fail.
+    - The weld's pull on a gripper's orientation is scaled by the body's rotational inverse weight, which
+      MuJoCo 3 computes so that the orientation lags by up to 70°. Giving it the value of the translational
+      weight brings the error back below 1°, as on MuJoCo 2.3.7, for which the demonstrators were made.
+    """
+    file = task.mocap_model_file if mocap else task.model_file
+    model = mujoco.MjModel.from_xml_path(str(assets_folder() / file))
+    multiccd = getattr(mujoco.mjtDisableBit, "mjDSBL_MULTICCD", None)
+    if multiccd is not None:
+        model.opt.disableflags |= multiccd
+    if mocap:
+        for side in ("left", "right"):
+            gripper = model.body(f"vx300s_{side}/gripper_link").id
+            model.body_invweight0[gripper, 1] = model.body_invweight0[gripper, 0]
+    return model
+
+
+class Scene:
+    """A task's model with its state in time: reset, advance by a control step, reward.
+
+    Stepping follows dm_control's order (`mj_step2`, nine full steps, `mj_step1`), so that trajectories are
+    those of gym-aloha to the last bit, at a fraction of the time.
+    """
+
+    def __init__(self, task: Task, *, mocap: bool = False) -> None:
+        self.task = task
+        self.model = load_model(task, mocap=mocap)
+        self.data = mujoco.MjData(self.model)
+        self._geom_names = [self.model.geom(index).name for index in range(self.model.ngeom)]
+
+    def reset(self, objects: np.ndarray) -> None:
+        """Arms in their start pose, objects (objects, 7) where they are asked to be."""
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:16] = START_POSE
+        self.data.qpos[16:] = objects.reshape(-1)
+        if self.model.nu == 16:
+            self.data.ctrl[:] = START_POSE
+        mujoco.mj_forward(self.model, self.data)
+
+    def advance(self) -> None:
+        """One control step of 20 ms under the present control signal."""
+        mujoco.mj_step2(self.model, self.data)
+        mujoco.mj_step(self.model, self.data, nstep=SUBSTEPS - 1)
+        mujoco.mj_step1(self.model, self.data)
+
+    def reward(self) -> int:
+        """The task's staged reward, 0 to 4, of the present contacts."""
+        contacts = self.data.contact
+        names = self._geom_names
+        pairs = {(names[first], names[second]) for first, second in zip(contacts.geom1, contacts.geom2)}
+        return self.task.reward(lambda first, second: (first, second) in pairs)

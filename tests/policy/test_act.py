@@ -1,0 +1,183 @@
+"""The policy: what it looks at, what it returns, its losses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from bimact.config import Config, to_config
+from bimact.data.normalize import Statistics
+from bimact.errors import UserError
+from bimact.policy.act import ActOutput, ActPolicy, act_losses, build_act_policy
+
+TINY: dict[str, Any] = {
+    "state_dim": 5,
+    "action_dim": 4,
+    "cameras": ["left", "right"],
+    "temporal_context": 2,
+    "chunk_size": 6,
+    "hidden_dim": 16,
+    "nheads": 2,
+    "dim_feedforward": 32,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "n_vae_encoder_layers": 1,
+    "latent_dim": 3,
+    "dropout": 0.0,
+    "encoder": {"name": "conv", "pretrained": None, "freeze": False, "fuse": "tokens", "channels": [8, 8]},
+}
+
+
+def tiny(**changes: Any) -> ActPolicy:
+    torch.manual_seed(0)
+    encoder = {**TINY["encoder"], **changes.pop("encoder", {})}
+    return build_act_policy({**TINY, **changes, "encoder": encoder})
+
+
+def batch(size: int = 3, seed: int = 0, height: int = 24) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    obs = {
+        f"image_{camera}": torch.randint(0, 256, (size, 2, 3, height, 32), dtype=torch.uint8, generator=generator)
+        for camera in ("left", "right")
+    }
+    obs["state"] = torch.randn(size, 2, 5, generator=generator)
+    obs["action_is_pad"] = torch.arange(6).expand(size, -1) >= torch.tensor([[6], [3], [1]])[:size]
+    return obs, torch.randn(size, 6, 4, generator=generator)
+
+
+@pytest.mark.parametrize("fuse", ["mean", "concat_mlp", "gated", "tokens"])
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("use_vae", [False, True])
+def test_shapes_and_gradients(fuse: str, pre_norm: bool, use_vae: bool) -> None:
+    policy = tiny(pre_norm=pre_norm, use_vae=use_vae, encoder={"fuse": fuse}).train()
+    obs, actions = batch()
+    chunk, output = policy(obs, actions)
+    assert chunk.shape == actions.shape
+    act_losses(output, actions, obs["action_is_pad"], policy.config).total.backward()
+    unused = [name for name, p in policy.named_parameters() if p.grad is None]
+    assert unused == []
+
+
+def test_evaluation_never_looks_at_the_actions() -> None:
+    policy = tiny().eval()
+    obs, actions = batch()
+    with torch.no_grad():
+        alone, output = policy(obs)
+        shown, _ = policy(obs, actions)
+        other, _ = policy({**obs, "action_is_pad": ~obs["action_is_pad"]}, actions * 100)
+    assert torch.equal(alone, shown)
+    assert torch.equal(alone, other)
+    assert output.mu is None
+
+
+def test_training_without_actions_is_refused() -> None:
+    with pytest.raises(ValueError, match="demonstrated actions"):
+        tiny().train()(batch()[0])
+
+
+def test_posterior_ignores_padding() -> None:
+    policy = tiny().train()
+    obs, actions = batch()
+    changed = torch.where(obs["action_is_pad"][..., None], actions + 7, actions)
+    _, one = policy(obs, actions)
+    _, two = policy(obs, changed)
+    torch.testing.assert_close(one.mu, two.mu)
+    torch.testing.assert_close(one.log_sigma2, two.log_sigma2)
+
+
+def test_chunk_is_in_the_robots_units() -> None:
+    policy = tiny().eval()
+    obs, _ = batch()
+    with torch.no_grad():
+        before, output = policy(obs)
+        torch.testing.assert_close(before, output.normalized_actions)
+        mean, std = torch.arange(4.0), torch.tensor([1.0, 2.0, 3.0, 4.0])
+        policy.action_normalizer.fit(Statistics(mean.numpy(), std.numpy()))
+        after, _ = policy(obs)
+    torch.testing.assert_close(after, before * std + mean)
+
+
+def test_each_step_and_camera_counts() -> None:
+    policy = tiny().eval()
+    obs, _ = batch()
+    with torch.no_grad():
+        reference, _ = policy(obs)
+        for name in ("image_left", "image_right", "state"):
+            for step in range(2):
+                changed = {key: value.clone() for key, value in obs.items()}
+                changed[name][:, step] = changed[name][:, step] // 2 + 1
+                assert not torch.allclose(policy(changed)[0], reference), (name, step)
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    policy = tiny().eval()
+    obs, _ = batch(3)
+    with torch.no_grad():
+        together, _ = policy(obs)
+        alone, _ = policy({name: value[1:2] for name, value in obs.items()})
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_missing_camera_and_uneven_sizes_are_explained() -> None:
+    obs, _ = batch()
+    policy = tiny(encoder={"fuse": "mean"}).eval()
+    with pytest.raises(UserError, match="'image_left'"):
+        policy({name: value for name, value in obs.items() if name != "image_left"})
+    obs["image_right"] = obs["image_right"][..., :16, :]
+    with pytest.raises(UserError, match="different sizes"):
+        policy(obs)
+    assert tiny().eval()(obs)[0].shape == (3, 6, 4)  # tokens kept apart need not match
+
+
+def test_config_without_sizes_is_explained() -> None:
+    with pytest.raises(UserError, match="state_dim, action_dim and cameras"):
+        build_act_policy({})
+
+
+def test_config_from_omegaconf() -> None:
+    assert build_act_policy(OmegaConf.create(TINY)).config == to_config(TINY)
+
+
+def _reference_losses(predicted: torch.Tensor, target: torch.Tensor, is_pad: torch.Tensor, loss: str) -> float:
+    total, count = 0.0, 0
+    for b in range(len(predicted)):
+        for step in range(predicted.shape[1]):
+            if is_pad[b, step]:
+                continue
+            for joint in range(predicted.shape[2]):
+                error = abs(float(predicted[b, step, joint] - target[b, step, joint]))
+                total += error if loss == "l1" else error**2
+                count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+def test_losses_against_loops(loss: str) -> None:
+    obs, actions = batch()
+    mu, log_sigma2 = torch.randn(3, 3), torch.randn(3, 3)
+    predicted = torch.randn_like(actions)
+    config = Config(action_loss=loss, kl_weight=2.5)
+    losses = act_losses(ActOutput(predicted, mu, log_sigma2), actions, obs["action_is_pad"], config)
+    expected = _reference_losses(predicted, actions, obs["action_is_pad"], loss)
+    assert losses.action.item() == pytest.approx(expected, rel=1e-5)
+    kl = 0.0
+    for b in range(3):
+        for z in range(3):
+            m, s2 = float(mu[b, z]), math.exp(float(log_sigma2[b, z]))
+            kl += -0.5 * (1 + math.log(s2) - m * m - s2) / 3
+    assert losses.kl.item() == pytest.approx(kl, rel=1e-5)
+    assert losses.total.item() == pytest.approx(expected + 2.5 * kl, rel=1e-5)
+
+
+def test_kl_is_that_of_torch_distributions() -> None:
+    mu, log_sigma2 = torch.randn(4, 3), torch.randn(4, 3)
+    obs, actions = batch()
+    losses = act_losses(ActOutput(actions, mu, log_sigma2), actions, obs["action_is_pad"], Config())
+    posterior = torch.distributions.Normal(mu, (log_sigma2 / 2).exp())
+    prior = torch.distributions.Normal(torch.zeros(4, 3), torch.ones(4, 3))
+    expected = torch.distributions.kl_divergence(posterior, prior).sum(dim=1).mean()
+    torch.testing.assert_close(losses.kl, expected)

@@ -1,0 +1,155 @@
+"""Recording: the guide's dataset, the same bytes for a seed, interruptions that cost little."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bimact.data.episodes import open_dataset
+from bimact.errors import UserError
+from bimact.sim import recording
+from bimact.sim.environment import AlohaEnv
+from bimact.sim.recording import JOURNAL, RecordingSettings, record
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = RecordingSettings("transfer_cube", episodes=4, cameras=("top", "left_wrist"), image_size=(24, 32))
+COMMAND = [
+    *(sys.executable, "-m", "bimact", "record", "--task", "transfer_cube", "--episodes", "4"),
+    *("--cameras", "top,left_wrist", "--image_size", "24x32", "--output_dir"),
+]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded") / "dataset"
+    record(SETTINGS, folder, workers=2)
+    return folder
+
+
+def test_the_guides_dataset(recorded: Path) -> None:
+    for allow_pickle in (True, False):
+        observations = np.load(recorded / "observations.npy", allow_pickle=allow_pickle)
+        assert observations[7]["image_top"].shape == (24, 32, 3)
+        assert observations["image_left_wrist"].shape == (1600, 24, 32, 3)
+    actions, lengths = np.load(recorded / "actions.npy"), np.load(recorded / "rollout_length.npy")
+    assert (actions.shape, actions.dtype) == ((1600, 14), np.float32)
+    assert (lengths.tolist(), lengths.dtype) == ([400] * 4, np.int64)
+    episodes = open_dataset(recorded)
+    assert episodes.cameras == ("top", "left_wrist")
+    assert (episodes.fps, episodes.task, len(episodes.joint_names or ())) == (50, "transfer_cube", 14)
+
+
+def test_observations_are_what_the_environment_shows(recorded: Path) -> None:
+    episodes = open_dataset(recorded)
+    env = AlohaEnv("transfer_cube", ("top",), (24, 32))
+    observation, _ = env.reset(seed=2)
+    rows = episodes.rows_of(2)
+    for row in range(rows.start, rows.start + 100):
+        np.testing.assert_array_equal(episodes.state[row], observation["state"])
+        if row % 20 == 0:
+            np.testing.assert_array_equal(episodes.images["top"][row], env.observe()["image_top"])
+        env.advance(episodes.actions[row])
+        observation = {"state": env.observe()["state"]}
+    env.close()
+
+
+def test_one_worker_writes_the_same_bytes_and_a_second_call_nothing(recorded: Path, tmp_path: Path) -> None:
+    record(SETTINGS, tmp_path / "again", workers=1)
+    assert digests(tmp_path / "again") == digests(recorded)
+    before = {path: path.stat().st_mtime_ns for path in recorded.iterdir()}
+    assert [episode.seed for episode in record(SETTINGS, recorded)] == [0, 1, 2, 3]
+    assert before == {path: path.stat().st_mtime_ns for path in recorded.iterdir()}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_recording_goes_on(recorded: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    folder = tmp_path / "dataset"
+    process = subprocess.Popen([*COMMAND, str(folder), "--workers", "1"], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while _episodes_done(folder) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, sent)
+    code = process.wait(timeout=30)
+    assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
+    done = _episodes_done(folder)
+    assert 2 <= done < 4
+    with pytest.raises(UserError, match=rf"{done} of 4"):
+        open_dataset(folder)
+    result = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert digests(folder) == digests(recorded)
+
+
+def _episodes_done(folder: Path) -> int:
+    journal = folder / JOURNAL
+    return len(json.loads(journal.read_text())["episodes"]) if journal.exists() else 0
+
+
+def test_kill_while_files_get_their_names_is_mended(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "dataset"
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if Path(target).name == "actions.npy":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record(SETTINGS, folder)
+    monkeypatch.setattr(Path, "replace", replace)
+    record(SETTINGS, folder)
+    assert digests(folder) == digests(recorded)
+
+
+def test_other_settings_and_other_files_are_refused(recorded: Path, tmp_path: Path) -> None:
+    other = RecordingSettings("insertion", 4, SETTINGS.cameras, SETTINGS.image_size)
+    with pytest.raises(UserError, match="other settings \\(task is transfer_cube, not insertion\\)"):
+        record(other, recorded)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty and holds no recording"):
+        record(SETTINGS, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_failed_demonstrations_are_discarded_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RecordingSettings("transfer_cube", episodes=1, image_size=(8, 8))
+    recording._allocate(tmp_path / "d", settings)
+    worker = recording._Worker(settings, tmp_path / "d")
+    outcomes = iter([False, False, True])
+    monkeypatch.setattr(AlohaEnv, "is_success", property(lambda self: next(outcomes)))
+    episode = worker.record_episode(0)
+    assert (episode.failed, episode.seed) == (2, 20_000_000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (RecordingSettings("transfer_cube", episodes=0), "--episodes is 0"),
+        (RecordingSettings("transfer_cube", cameras=("front",)), "no camera 'front'"),
+        (RecordingSettings("transfer_cube", image_size=(0, 10)), "--image_size is 0x10"),
+        (RecordingSettings("transfer_cube", noise=1.0), "--noise is 1.0"),
+        (RecordingSettings("transfer_cube", seed=-1), "--seed is -1"),
+        (RecordingSettings("transfer_cube", episodes=10**9), "GB free"),
+    ],
+)
+def test_faulty_settings(settings: RecordingSettings, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=sentence):
+        record(settings, tmp_path / "d")
+    assert not (tmp_path / "d").exists()

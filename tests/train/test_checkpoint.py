@@ -1,0 +1,80 @@
+"""Checkpoints: whole or not at all, harmless, and easy to find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bimact.errors import UserError
+from bimact.train.checkpoint import (
+    checkpoint_path,
+    copy_checkpoint,
+    load_state,
+    load_weights,
+    save_checkpoint,
+)
+
+WEIGHTS = {"a.weight": torch.arange(3.0)}
+
+
+def test_pair_of_files(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 10, WEIGHTS, {"step": 7})
+    assert path == tmp_path / "checkpoint" / "act-train-10.pth"
+    assert torch.equal(torch.load(path)["a.weight"], WEIGHTS["a.weight"])  # PyTorch's own default: weights only
+    assert load_state(path) == {"step": 7}
+    copy_checkpoint(path, "last")
+    assert checkpoint_path(tmp_path, "last").read_bytes() == path.read_bytes()
+    save_checkpoint(tmp_path, "last", {"a.weight": torch.zeros(3)}, {"step": 8})
+    assert torch.equal(load_weights(path)["a.weight"], WEIGHTS["a.weight"])  # the copy was not written through
+
+
+def test_absent_checkpoint_lists_what_there_is(tmp_path: Path) -> None:
+    for name in (10, 9, "best"):
+        save_checkpoint(tmp_path, name, WEIGHTS, {})
+    with pytest.raises(UserError, match="has no checkpoint '11'; it has: best, 9, 10"):
+        checkpoint_path(tmp_path, 11)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_checkpoint(tmp_path, "last", WEIGHTS, {})
+    before = path.read_bytes()
+
+    def fail(content: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tmp_path, "last", WEIGHTS, {})
+    assert path.read_bytes() == before
+    assert {entry.name for entry in path.parent.iterdir()} == {"act-train-last.pth", "act-train-last.state"}
+
+
+class _Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.write_text, (self.target, "it ran")
+
+
+def test_strangers_files(tmp_path: Path) -> None:
+    target = tmp_path / "written"
+    torch.save({"a": _Hostile(target)}, tmp_path / "hostile.pth")
+    with pytest.raises(UserError, match=r"hostile.pth cannot be read"):
+        load_weights(tmp_path / "hostile.pth")
+    assert not target.exists()
+    path = save_checkpoint(tmp_path, 1, WEIGHTS, {})
+    (tmp_path / "short.pth").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"short.pth cannot be read"):
+        load_weights(tmp_path / "short.pth")
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds no state dict but a list"):
+        load_weights(tmp_path / "list.pth")
+    torch.save({"a": 1}, tmp_path / "numbers.pth")
+    with pytest.raises(UserError, match="not the state dict"):
+        load_weights(tmp_path / "numbers.pth")
+    with pytest.raises(UserError, match="checkpoint not found"):
+        load_weights(tmp_path / "absent.pth")
