@@ -35,6 +35,7 @@ typecheck: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/training_step.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build

@@ -6,11 +6,10 @@ set -euo pipefail
 task=${TASK:-transfer_cube}
 seed=${SEED:-0}
 name=demo-$task
-config=configs/demo.yaml
 episodes=50 rollouts=100 videos=5
 settings=()
 if [[ $task == insertion ]]; then
-  config=configs/demo_insertion.yaml
+  settings+=(--num_steps 3000)  # a few millimetres decide whether the peg goes in
 fi
 if [[ -n ${QUICK:-} ]]; then
   name=$name-quick
@@ -23,6 +22,7 @@ if [[ $seed != 0 ]]; then
 fi
 dataset=data/$task-$episodes run=runs/$name
 
+minutes() { printf 'In all: %d min %02d s.\n' $((SECONDS / 60)) $((SECONDS % 60)); }
 step() { printf '\n── %s\n' "$*"; }
 
 step "1 of 4: record $episodes demonstrations of $task"
@@ -32,7 +32,7 @@ step "2 of 4: train"
 if [[ -e $run/checkpoint/act-train-last.pth ]]; then
   settings+=(--resume_from "$run/checkpoint/act-train-last.pth")
 fi
-python scripts/train_act.py --config "$config" --dataset_dir "$dataset" --output_dir "$run" --seed "$seed" "${settings[@]}"
+python scripts/train_act.py --config configs/demo.yaml --dataset_dir "$dataset" --output_dir "$run" --seed "$seed" "${settings[@]}"
 
 step "3 of 4: evaluate: $rollouts rollouts from scenes that no demonstration has"
 bimact evaluate --run "$run" --checkpoint last
@@ -40,3 +40,4 @@ bimact evaluate --run "$run" --checkpoint last --task "$task" --rollouts "$rollo
 
 step "4 of 4: report"
 bimact report --run "$run"
+minutes

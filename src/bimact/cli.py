@@ -53,6 +53,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     parser = argparse.ArgumentParser(
         prog="bimact",
         description="Train ACT on bimanual demonstrations, and prove the policy by its success rate.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"bimact {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -66,6 +67,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "record",
+        allow_abbrev=False,
         help="record scripted demonstrations in the simulation",
         description="Record scripted demonstrations that succeed. The same command goes on with a recording "
         "that was interrupted.",
@@ -108,6 +110,7 @@ def _image_size(text: str) -> tuple[int, int]:
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
+        allow_abbrev=False,
         help="train a policy on demonstrations",
         description="Train a policy. Every setting of the config can be given as --key value.",
         epilog="settings: " + ", ".join(_setting_names()),
@@ -162,6 +165,7 @@ def _settings(arguments: Sequence[str]) -> list[str]:
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "evaluate",
+        allow_abbrev=False,
         help="measure a policy: error on demonstrations, success rate in the simulation",
         description="With --task, roll the policy out in the simulation and count successes. Without, compare "
         "its actions with held-out demonstrations (or with those of --dataset_dir).",
@@ -219,6 +223,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "report",
+        allow_abbrev=False,
         help="one page on a run: settings, curves, errors, success rate, videos",
         description="Write R/report.html: one self-contained page on a run.",
     )

@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bimact.data import conversion, observations
+from bimact.data.checks import find_nonfinite
 from bimact.data.episodes import Episodes, open_dataset
-from bimact.data.guide_npy import NpyRows, find_nonfinite, observation_dtype, open_guide_npy
+from bimact.data.guide_npy import NpyRows, observation_dtype, open_guide_npy
 from bimact.errors import UserError
 
 SIZES = {"left": (6, 8), "right": (5, 4)}

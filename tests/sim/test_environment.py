@@ -150,7 +150,7 @@ def refuse(name, *arguments, **keywords):
     if name and any(part in str(name) for part in ("EGL", "OpenGL", "GL.so", "OSMesa")):
         raise OSError(f"{name}: cannot open shared object file")
     return load(name, *arguments, **keywords)
-ctypes.CDLL = refuse
+ctypes.CDLL = ctypes.cdll._dlltype = refuse
 """
 
 

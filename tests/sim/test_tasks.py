@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from bimact.errors import UserError
-from bimact.sim.demonstrators import demonstrate
+from bimact.sim.demonstrators import GRIPPER_START, Waypoint, demonstrate
+from bimact.sim.environment import AlohaEnv
 from bimact.sim.tasks import (
     JOINTS,
     MAX_REWARD,
@@ -110,6 +114,22 @@ def test_demonstrations_repeat_and_noise_changes_them() -> None:
     np.testing.assert_array_equal(noisy, demonstrate(task, 3, noise=0.01))
     assert np.abs(noisy - first).max() > 1e-3
     assert _highest_rewards("insertion", range(3), noise=0.01).count(MAX_REWARD) >= 2
+
+
+def test_task_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waypoints(objects: np.ndarray) -> dict[str, list[Waypoint]]:
+        return {
+            side: [Waypoint(0, np.array(GRIPPER_START[side]), (1.0, 0.0, 0.0, 0.0), 1.0)] for side in ("left", "right")
+        }
+
+    mine = dataclasses.replace(TASKS["transfer_cube"], name="wait", reward=lambda touching: 3, waypoints=waypoints)
+    point = SimpleNamespace(name="wait", load=lambda: mine)
+    monkeypatch.setattr("bimact.sim.tasks.entry_points", lambda group: [point] if group == "bimact.tasks" else [])
+    env = AlohaEnv("wait", cameras=())
+    env.reset(seed=0)
+    actions = demonstrate(env.task, 0)
+    assert env.step(actions[0])[1] == 3
+    assert np.abs(actions[-1] - actions[200]).max() < 0.01  # the grippers wait where they are
 
 
 def test_unknown_task() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ def test_two_parts_are_one_run(dataset: Path, tmp_path: Path, stop_at: int, monk
     step = ActTrainer.train_step
 
     def interrupted(self: ActTrainer, batch: Any) -> torch.Tensor:
-        if self.step == stop_at:
-            raise KeyboardInterrupt
+        if self.step + 1 == stop_at:
+            signal.raise_signal(signal.SIGINT)
         return step(self, batch)
 
     monkeypatch.setattr(ActTrainer, "train_step", interrupted)
@@ -99,8 +100,9 @@ def test_two_parts_are_one_run(dataset: Path, tmp_path: Path, stop_at: int, monk
 
     for (name, one), two in zip(whole.policy.state_dict().items(), parts.policy.state_dict().values()):
         assert torch.equal(one, two), name
+    timeless = ("epoch", "step", "total_loss", "action_loss", "kl_loss", "lr", "val_loss")
     unbroken, resumed = (
-        [r["val_loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if "val_loss" in r]
+        [{key: r.get(key) for key in timeless} for r in read_metrics(tmp_path / name / "metrics.jsonl")]
         for name in ("whole", "parts")
     )
     assert unbroken == resumed
@@ -173,3 +175,12 @@ def test_sizes_that_disagree_are_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="action_dim is 7 in the config, but .* has 14"):
         train(dataset, tmp_path / "run", action_dim=7)
     assert open_dataset(dataset).actions.shape[1] == 14
+
+
+def test_data_that_is_no_number_is_found_before_the_first_step(dataset: Path, tmp_path: Path) -> None:
+    actions = np.load(dataset / "actions.npy")
+    actions[9 + 4, 3] = np.nan
+    np.save(dataset / "actions.npy", actions)
+    with pytest.raises(UserError, match="actions of episode 1, step 4 holds NaN"):
+        train(dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

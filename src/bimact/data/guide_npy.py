@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bimact.data.conversion import converted_copy
-from bimact.data.episodes import Episodes, Format, Rows
+from bimact.data.episodes import Episodes, Format
 from bimact.data.observations import (
     IMAGE_PREFIX,
     LENGTHS,
@@ -26,7 +26,6 @@ from bimact.data.observations import (
     Layout,
     PickledObservations,
     check_total,
-    episode_and_step,
     observation_dtype,
 )
 from bimact.data.safe_pickle import read_npy_header
@@ -36,18 +35,17 @@ __all__ = [
     "ACTIONS",
     "FORMAT",
     "IMAGE_PREFIX",
+    "JOURNAL",
     "LENGTHS",
     "METADATA",
     "OBSERVATIONS",
     "NpyRows",
-    "find_nonfinite",
     "observation_dtype",
     "open_guide_npy",
 ]
 
 ACTIONS, METADATA = "actions.npy", "metadata.json"
 JOURNAL = "recording.json"  # of a recording that is under way
-_BLOCK_ROWS = 1 << 16
 
 
 class NpyRows:
@@ -90,7 +88,7 @@ class NpyRows:
         chosen = self.array[rows]
         if self._dtype is None or chosen.dtype == self._dtype:
             return chosen
-        with np.errstate(over="ignore"):  # becomes inf, which `find_nonfinite` finds
+        with np.errstate(over="ignore"):  # becomes inf, which `checks.find_nonfinite` finds
             return chosen.astype(self._dtype)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +104,7 @@ def open_guide_npy(path: Path, cache_dir: Path | None) -> Episodes:
 
     Raises:
         UserError: if files are missing or damaged, contradict each other or have another format; the sentence
-            names the file and, where there is one, the step. Values are not looked at (see `find_nonfinite`).
+            names the file and, where there is one, the step. Values are not looked at (see `checks.py`).
     """
     path = path.absolute()
     _refuse_unfinished(path)
@@ -138,29 +136,6 @@ FORMAT = Format(
     recognizes=is_guide_npy,
     open=open_guide_npy,
 )
-
-
-def find_nonfinite(episodes: Episodes) -> tuple[int, int, str] | None:
-    """Look through all states and actions for values that are NaN or infinite, in blocks of rows.
-
-    Returns:
-        the first step with such a value: (episode, step in it, "state" or "actions"); None: all are finite.
-    """
-    for begin in range(0, episodes.num_steps, _BLOCK_ROWS):
-        found = [
-            (begin + int(np.argmin(is_good)), what)
-            for what, source in (("state", episodes.state), ("actions", episodes.actions))
-            if not (is_good := _all_finite(source, begin)).all()
-        ]
-        if found:
-            row, what = min(found, key=lambda entry: entry[0])
-            return *episode_and_step(row, episodes.lengths), what
-    return None
-
-
-def _all_finite(source: Rows, begin: int) -> np.ndarray:
-    """(B,) bool of a block of rows (N, D)."""
-    return np.isfinite(source[begin : begin + _BLOCK_ROWS]).all(axis=1)
 
 
 # The files -----------------------------------------------------------------------------------------

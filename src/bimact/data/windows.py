@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,10 +175,16 @@ def make_loader(
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         persistent_workers=workers > 0,
+        worker_init_fn=_ignore_interrupts,
         # Each iteration draws a seed for the workers; from the global generator, it would change the random
         # numbers of a run that is resumed in mid-epoch.
         generator=torch.Generator(),
     )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """A Ctrl-C reaches all processes of a terminal; only the main one decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -122,7 +122,7 @@ def demonstrate(task: Task, seed: int, *, noise: float = 0.0, scene: Scene | Non
     """
     scene = scene or Scene(task, mocap=True)
     objects = task.sample_objects(seed)
-    waypoints = _WAYPOINTS[task.name](objects)
+    waypoints = (task.waypoints or _WAYPOINTS[task.name])(objects)
     poses = np.stack([_interpolate(waypoints[side], EPISODE_STEPS) for side in ("left", "right")], axis=1)
     if noise:
         poses[:, :, :3] += np.random.default_rng(seed).uniform(-noise, noise, (EPISODE_STEPS, 2, 3))

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bimact.data.guide_npy import ACTIONS, LENGTHS, METADATA, OBSERVATIONS, observation_dtype
+from bimact.data.guide_npy import ACTIONS, JOURNAL, LENGTHS, METADATA, OBSERVATIONS, observation_dtype
 from bimact.errors import UserError
 from bimact.files import flush_to_disk, write_json
 from bimact.progress import progress_bar
@@ -27,7 +28,6 @@ from bimact.sim.environment import AlohaEnv
 from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, FPS, JOINTS, Scene, find_task
 
 PARTIAL = ".partial"
-JOURNAL = "recording.json"
 _NEXT_TRY = 10_000_000  # a failed demonstration is tried again with its seed moved by this much
 
 
@@ -209,6 +209,7 @@ _worker: _Worker
 
 def _start_worker(settings: RecordingSettings, folder: Path) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all processes; the main one ends them
     _worker = _Worker(settings, folder)
 
 

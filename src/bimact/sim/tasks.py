@@ -11,7 +11,9 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,20 +97,31 @@ def _insertion_reward(touching: Touching) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its models, where its objects start, and its staged reward from 0 to 4."""
+    """One task: its models, where its objects start, and its staged reward from 0 to 4.
+
+    Attributes:
+        name: as in `--task`.
+        model_file: MJCF of the joint-controlled scene; an absolute path, or one in gym-aloha's assets.
+        mocap_model_file: the same scene with grippers that follow mocap bodies, for the demonstrator.
+        start_boxes: for each object the lowest and the highest start position in metres.
+        reward: from a function that tells whether two geoms touch to the stage, 0 to 4.
+        waypoints: of the demonstrator, from the objects' poses (objects, 7) to those of each gripper (see
+            `demonstrators.py`, which has them for the tasks that come with bimact).
+    """
 
     name: str
     model_file: str
-    mocap_model_file: str  # the same scene with end effectors that follow mocap bodies, for demonstrators
+    mocap_model_file: str
     start_boxes: tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...]  # (low, high) m
     reward: Callable[[Touching], int]
+    waypoints: Callable[[np.ndarray], Any] | None = None
 
     def sample_objects(self, seed: int) -> np.ndarray:
         """Start poses (objects, 7) of position in metres and unit quaternion, the same for the same seed.
 
         The draw is gym-aloha's, so that a seed means the same scene there and here.
         """
-        draw = np.random.RandomState(seed)  # noqa: NPY002  # this very generator is part of the benchmark
+        draw = np.random.RandomState(seed)  # this very generator is part of the benchmark
         positions = [draw.uniform(low, high) for low, high in self.start_boxes]
         return np.array([np.concatenate([position, [1.0, 0.0, 0.0, 0.0]]) for position in positions])
 
@@ -135,9 +148,18 @@ TASKS = {
 
 
 def find_task(name: str) -> Task:
-    if name not in TASKS:
-        raise UserError(f"no task named '{name}'; the simulation has {', '.join(TASKS)}")
-    return TASKS[name]
+    """A task by its name: one of `TASKS`, or one that another package's entry point in `bimact.tasks` names.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    plugins = {point.name: point for point in entry_points(group="bimact.tasks")}
+    if name not in plugins:
+        raise UserError(f"no task named '{name}'; the simulation has {', '.join([*TASKS, *plugins])}")
+    task: Task = plugins[name].load()
+    return task
 
 
 def assets_folder() -> Path:

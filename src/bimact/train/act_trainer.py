@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bimact.config import Config, save_config
+from bimact.data.checks import refuse_nonfinite
 from bimact.data.episodes import Episodes, open_dataset
 from bimact.data.normalize import compute_statistics
 from bimact.data.windows import (
@@ -29,7 +30,7 @@ from bimact.policy.act import ActPolicy, act_losses
 from bimact.train.checkpoint import FOLDER, copy_checkpoint, load_state, load_weights, save_checkpoint
 from bimact.train.device import make_accelerator, to_device
 from bimact.train.tracking import MetricsLog
-from bimact.train.watch import LossWatch, StepTimes, TrainingDisplay
+from bimact.train.watch import LossWatch, StepTimes, TrainingDisplay, stop_at_step_end
 
 RUN_CONFIG = "config.yaml"
 
@@ -69,6 +70,7 @@ class ActTrainer:
         self.resume_from = None if resume_from is None else Path(resume_from)
         _refuse_other_run(self.run, self.resume_from)
         episodes = open_dataset(config.dataset_dir, cache_dir=config.cache_dir)
+        refuse_nonfinite(episodes)
         self.config = config = fill_from_dataset(config, episodes)
         self.accelerator = make_accelerator(config)
         set_seed(config.seed)
@@ -97,6 +99,7 @@ class ActTrainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.step = 0  # optimizer steps done
+        self.pending: list[Tensor] = []  # losses (3,) of steps that are not logged yet, still on the device
         self.best_val_loss = math.inf
         self.watch = LossWatch()
         if self.resume_from is not None:
@@ -114,36 +117,36 @@ class ActTrainer:
             save_config(dataclasses.replace(self.config, encoder=trained), self.run / RUN_CONFIG)
         self.metrics = MetricsLog(self.accelerator, self.config, self.run, self.step)
         self._print("\nStarting training...")
+        display = TrainingDisplay(self.step, self.total_steps, self.accelerator.is_main_process)
         try:
-            with TrainingDisplay(self.step, self.total_steps, self.accelerator.is_main_process) as self.display:
-                while self.step < self.total_steps:
+            with stop_at_step_end() as self.stop, display as self.display:
+                while self.step < self.total_steps and not self.stop.requested:
                     self._train_epoch(self.step // self.steps_per_epoch)
-        except KeyboardInterrupt:
-            path = self._save("last")
-            self._print(f"\nInterrupted at step {self.step}. To go on: --resume_from {path}")
-            raise
         finally:
             self.metrics.close()
+        if self.stop.requested and self.step < self.total_steps:
+            path = self._save("last")
+            self._print(f"\nInterrupted at step {self.step}. To go on: --resume_from {path}")
+            raise KeyboardInterrupt
         return self.run
 
     def _train_epoch(self, epoch: int) -> None:
-        """Train on what is left of an epoch, then validate and save."""
-        config = self.config
+        """Train on what is left of an epoch, then validate and save; a request to stop leaves it at a step's end."""
         times = StepTimes()
-        pending: list[Tensor] = []  # losses of steps that are not logged yet, still on the device
         self.policy.train()
         for batch in times.measure_waiting(self._batches(epoch)):
-            pending.append(self.train_step(batch))
+            self.pending.append(self.train_step(batch))
             self.step += 1
             times.step_done()
             self.display.step_done(times)
             last = self.step == self.total_steps
-            if self.step % config.log_frequency == 0 or last:
-                self._log_steps(pending, times, epoch)
-                pending = []
+            if self.step % self.config.log_frequency == 0 or last:
+                self._log_steps(times, epoch)
             if last:
                 break
-        self.watch.check(pending, self.step)
+            if self.stop.requested:
+                return
+        self.watch.check(self.pending, self.step)
         record = {"epoch": epoch + 1, "time_per_epoch": times.elapsed}
         val_loss = self.validate()
         if val_loss is not None:
@@ -196,9 +199,10 @@ class ActTrainer:
         self.sampler.start = (self.step - epoch * self.steps_per_epoch) * self.config.batch_size
         return iter(self.train_loader)
 
-    def _log_steps(self, pending: list[Tensor], times: StepTimes, epoch: int) -> None:
-        self.watch.check(pending, self.step)
-        total, action, kl = torch.stack(pending).mean(dim=0).tolist()
+    def _log_steps(self, times: StepTimes, epoch: int) -> None:
+        self.watch.check(self.pending, self.step)
+        total, action, kl = torch.stack(self.pending).mean(dim=0).tolist()
+        self.pending = []
         weighted = self.config.kl_weight * kl  # so that the loss is the sum of what is shown
         record = {
             "epoch": epoch + 1,
@@ -240,6 +244,7 @@ class ActTrainer:
             "random": _random_states(),
             "best_val_loss": self.best_val_loss,
             "loss_watch": self.watch.state_dict(),
+            "pending_losses": [losses.cpu() for losses in self.pending],
         }
         return save_checkpoint(self.run, name, self.accelerator.unwrap_model(self.policy).state_dict(), state)
 
@@ -254,6 +259,7 @@ class ActTrainer:
         self.step = state["step"]
         self.best_val_loss = state["best_val_loss"]
         self.watch.load_state_dict(state["loss_watch"])
+        self.pending = [losses.to(self.accelerator.device) for losses in state["pending_losses"]]
         _set_random_states(state["random"])
         self._print(f"Resuming from {path}: step {self.step} of {self.total_steps}")
 

@@ -1,11 +1,14 @@
-"""What watches a run: losses that go wrong, where the time goes, the live display."""
+"""What watches a run: losses that go wrong, where the time goes, the live display, requests to stop."""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
+from contextlib import contextmanager
+from types import FrameType, TracebackType
 from typing import TypeVar
 
 import torch
@@ -64,6 +67,37 @@ class LossWatch:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.first, self.lowest = state["first"], state["lowest"]
+
+
+class StopRequest:
+    """Whether somebody has asked the training to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+
+@contextmanager
+def stop_at_step_end() -> Iterator[StopRequest]:
+    """Ctrl-C or a polite kill asks for a stop, which comes between two steps, so that what is saved is whole.
+
+    A second one stops at once, with KeyboardInterrupt.
+    """
+    stop = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield stop
+        return
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class StepTimes:

@@ -1,0 +1,95 @@
+"""A training step of the demo's network on a CPU: our dropout and attention against PyTorch's own, in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch.nn import functional as F
+
+from bimact.config import load_config
+from bimact.policy import transformer
+from bimact.policy.act import ActPolicy, act_losses
+from bimact.train.device import choose_precision
+
+ROUNDS, STEPS = 7, 5
+DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+
+
+def make_step(dropout: float) -> Callable[[], None]:
+    """A function that does one optimizer step on a batch of noise in the demo's shapes."""
+    sizes = ["state_dim=14", "action_dim=14", "cameras=top", f"dropout={dropout}"]
+    config = load_config(DEMO, sizes)
+    torch.manual_seed(0)
+    policy = ActPolicy(config).train()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, fused=True)
+    batch = config.batch_size
+    images = torch.randint(0, 256, (batch, 1, 240, 320, 3), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    is_pad = torch.zeros(batch, config.chunk_size, dtype=torch.bool)
+    obs = {"image_top": images, "state": torch.randn(batch, 1, 14), "action_is_pad": is_pad}
+    actions = torch.randn(batch, config.chunk_size, 14)
+    bf16 = choose_precision("auto", torch.device("cpu")) == "bf16"
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            _, output = policy(obs, actions)
+        act_losses(output, actions, is_pad, config).total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+@contextlib.contextmanager
+def pytorchs_dropout() -> Iterator[None]:
+    def stock(x: torch.Tensor, p: float) -> torch.Tensor:
+        return F.dropout(x, p) if p else x
+
+    with patch("bimact.policy.dropout.dropout", stock), patch.object(transformer, "drop", stock):
+        yield
+
+
+@contextlib.contextmanager
+def pytorchs_attention() -> Iterator[None]:
+    def stock(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_pad: torch.Tensor | None, p: float) -> torch.Tensor:
+        mask = None if is_pad is None else ~is_pad[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, mask, p)
+
+    with patch.object(transformer, "attend", stock):
+        yield
+
+
+def seconds(step: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return (time.perf_counter() - began) / STEPS
+
+
+def compare(name: str, step: Callable[[], None], stock: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+    step()
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        ours.append(seconds(step))
+        with stock():
+            theirs.append(seconds(step))
+    ratios = [b / a for a, b in zip(ours, theirs)]
+    print(
+        f"{name}: {statistics.median(ours):.3f} s a step, with PyTorch's own {statistics.median(theirs):.3f} s: "
+        f"median ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
+        flush=True,
+    )
+
+
+def main() -> None:
+    compare("dropout 0.1 by random bytes", make_step(0.1), pytorchs_dropout)
+    compare("written-out attention", make_step(0.0), pytorchs_attention)
+
+
+if __name__ == "__main__":
+    main()
