@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from bimact.data import conversion, observations
 from bimact.data.checks import find_nonfinite
-from bimact.data.episodes import Episodes, open_dataset
+from bimact.data.episodes import Episodes
+from bimact.data.formats import open_dataset
 from bimact.data.guide_npy import NpyRows, observation_dtype, open_guide_npy
 from bimact.errors import UserError
 

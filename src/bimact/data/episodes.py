@@ -1,17 +1,13 @@
-"""The one view of a dataset that all later code sees, and `open_dataset`, which makes it from any format."""
+"""The one view of a dataset that all later code sees."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
-from bimact.errors import UserError
 
 
 class Rows(Protocol):
@@ -78,39 +74,3 @@ class Format:
     name: str
     recognizes: Recognizer
     open: Opener
-
-
-def known_formats() -> list[Format]:
-    from bimact.data.guide_npy import FORMAT
-
-    return [FORMAT, *(point.load() for point in entry_points(group="bimact.formats"))]
-
-
-def open_dataset(path: str | Path, *, cache_dir: str | Path | None = None) -> Episodes:
-    """Open demonstrations in any format that is known.
-
-    Args:
-        path: the dataset's folder.
-        cache_dir: where a converted copy goes, if the format needs one.
-
-    Raises:
-        UserError: if there is no such folder, or no format recognises it, or its content is faulty.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(_not_found(path))
-    for candidate in known_formats():
-        if candidate.recognizes(path):
-            return candidate.open(path, None if cache_dir is None else Path(cache_dir))
-    names = ", ".join(candidate.name for candidate in known_formats())
-    raise UserError(f"{path.resolve()} is no dataset in a format that bimact knows ({names})")
-
-
-def _not_found(path: Path) -> str:
-    """The absolute path that was looked at, and names that are near to it."""
-    absolute = path.resolve()
-    parent = absolute.parent
-    siblings = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-    close = difflib.get_close_matches(absolute.name, siblings, n=3)
-    hint = f"; near it there is {', '.join(str(parent / name) for name in close)}" if close else ""
-    return f"dataset not found: {absolute}{hint}"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
-from bimact.data.episodes import Episodes, open_dataset
+from bimact.data.episodes import Episodes
+from bimact.data.formats import open_dataset
 from bimact.errors import UserError
 
 Batch = tuple[dict[str, Tensor], Tensor]

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bimact.data.episodes import Episodes, open_dataset
+from bimact.data.episodes import Episodes
+from bimact.data.formats import open_dataset
 from bimact.data.windows import WindowDataset, WindowIndex, make_loader, split_episodes
 from bimact.errors import UserError
 from bimact.evaluate.run import LoadedRun

@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bimact.config import Config, EncoderConfig, load_config
-from bimact.data.episodes import Episodes, open_dataset
+from bimact.data.episodes import Episodes
+from bimact.data.formats import open_dataset
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.evaluate import plots

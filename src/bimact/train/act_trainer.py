@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from bimact.config import Config, save_config
 from bimact.data.checks import refuse_nonfinite
-from bimact.data.episodes import Episodes, open_dataset
+from bimact.data.episodes import Episodes
+from bimact.data.formats import open_dataset
 from bimact.data.normalize import compute_statistics
 from bimact.data.windows import (
     Batch,

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bimact.data.episodes import Episodes, Format, open_dataset
+from bimact.data.episodes import Episodes, Format
+from bimact.data.formats import open_dataset
 from bimact.errors import UserError
 
 
@@ -16,7 +17,7 @@ def test_format_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     episodes = Episodes(tmp_path, np.array([2, 3]), {}, np.zeros((5, 1)), np.zeros((5, 1)))
     mine = Format("mine", recognizes=lambda path: (path / "mine").exists(), open=lambda path, cache: episodes)
     point = SimpleNamespace(load=lambda: mine)
-    monkeypatch.setattr("bimact.data.episodes.entry_points", lambda group: [point] if group == "bimact.formats" else [])
+    monkeypatch.setattr("bimact.data.formats.entry_points", lambda group: [point] if group == "bimact.formats" else [])
     with pytest.raises(UserError, match=r"no dataset in a format that bimact knows \(.*, mine\)"):
         open_dataset(tmp_path)
     (tmp_path / "mine").touch()
