@@ -15,9 +15,10 @@ setup: $(READY)
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "bimact needs Python 3.10 or newer; set PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,dev]'
-	$(BIN)/python scripts/setup_opengl.py
+	@echo "Setting up .venv: some minutes, and several GB for PyTorch with CUDA"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,dev]'
+	@$(BIN)/python scripts/setup_opengl.py
 	@touch $@
 
 demo: $(READY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from bimact.data.episodes import Episodes
 from bimact.data.formats import open_dataset
 from bimact.errors import UserError
+from bimact.machine import usable_cores
 
 Batch = tuple[dict[str, Tensor], Tensor]
 
@@ -194,8 +194,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def default_workers() -> int:
     """One process for every second core up to four: gathering rows is cheap next to a training step."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(4, cores // 2))
+    return max(1, min(4, usable_cores() // 2))
 
 
 def create_temporal_dataloader(

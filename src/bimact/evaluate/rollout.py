@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from bimact.errors import UserError
 from bimact.evaluate.intervals import wilson_interval
 from bimact.evaluate.run import LoadedRun
+from bimact.machine import usable_cores
 from bimact.policy.ensembling import TemporalEnsemble
 from bimact.progress import progress_bar
 from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, MAX_REWARD, find_task
@@ -74,7 +74,7 @@ def evaluate_rollouts(run: LoadedRun, settings: RolloutSettings) -> dict[str, An
     config, steps = run.config, _steps_a_call(run, settings)
     cameras = tuple(config.cameras or ())
     _check(settings, cameras)
-    parallel = min(settings.rollouts, settings.parallel or min(_MAX_PARALLEL, 2 * len(os.sched_getaffinity(0))))
+    parallel = min(settings.rollouts, settings.parallel or min(_MAX_PARALLEL, 2 * usable_cores()))
     environment = partial(
         _make_environment,
         execute_steps=steps,

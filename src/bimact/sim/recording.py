@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +21,7 @@ import numpy as np
 from bimact.data.guide_npy import ACTIONS, JOURNAL, LENGTHS, METADATA, OBSERVATIONS, observation_dtype
 from bimact.errors import UserError
 from bimact.files import flush_to_disk, write_json
+from bimact.machine import usable_cores
 from bimact.progress import progress_bar
 from bimact.sim.demonstrators import demonstrate
 from bimact.sim.environment import AlohaEnv
@@ -107,7 +107,7 @@ def record(settings: RecordingSettings, output_dir: str | Path, workers: int | N
         return [RecordedEpisode(**entry) for entry in json.loads((folder / METADATA).read_text())["episodes"]]
     done = _continue_or_begin(folder, settings)
     missing = [number for number in range(settings.episodes) if number not in done]
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(missing)))
+    workers = min(workers or usable_cores(), max(1, len(missing)))
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(settings, folder)
     )
