@@ -238,6 +238,6 @@ def _report(options: argparse.Namespace) -> None:
     from bimact.evaluate.report import summary_table, write_report
 
     write_report(options.run_dir)
-    console = Console()
     # Piped output has no width of its own: paths should stay on one line there.
-    console.print(summary_table(options.run_dir), width=None if console.is_terminal else 120)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(summary_table(options.run_dir))

@@ -21,7 +21,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bimact.data import conversion, observations
-from bimact.data.checks import find_nonfinite
 from bimact.data.episodes import Episodes
 from bimact.data.formats import open_dataset
 from bimact.data.guide_npy import NpyRows, observation_dtype, open_guide_npy
@@ -539,44 +538,6 @@ def test_unfinished_recording(tmp_path: Path) -> None:
     for broken in ("{", "{}", '{"settings": {}, "episodes": 1}', "[]"):
         (tmp_path / "recording.json").write_text(broken)
         assert "unfinished recording; run the same" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("what", "row", "column", "value", "found"),
-    [
-        ("state", 5, 2, np.nan, (1, 1, "state")),
-        ("actions", 0, 0, np.inf, (0, 0, "actions")),
-        ("actions", 6, 13, -np.inf, (1, 2, "actions")),
-        ("actions", 3, 1, 1e300, (0, 3, "actions")),
-    ],
-)
-def test_find_nonfinite(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    what: str,
-    row: int,
-    column: int,
-    value: float,
-    found: Any,
-) -> None:
-    folder = write(tmp_path, [4, 3])
-    assert find_nonfinite(open_dataset(folder)) is None
-    structured, actions = make_observations(7), np.zeros((7, ACTION_DIM))
-    {"state": structured["state"], "actions": actions}[what][row, column] = value
-    save_observations(folder, structured)
-    np.save(folder / "actions.npy", actions)
-    for rows in (1, 3, 7, 1000):
-        monkeypatch.setattr("bimact.data.guide_npy._BLOCK_ROWS", rows)
-        assert find_nonfinite(open_dataset(folder)) == found
-
-
-def test_first_of_several_nonfinite(tmp_path: Path) -> None:
-    folder = write(tmp_path, [4, 3])
-    structured, actions = make_observations(7), np.zeros((7, ACTION_DIM))
-    structured["state"][5, 0], actions[2, 1], actions[3, 1] = np.nan, np.nan, np.inf
-    save_observations(folder, structured)
-    np.save(folder / "actions.npy", actions)
-    assert find_nonfinite(open_dataset(folder)) == (0, 2, "actions")
 
 
 # The converted copy --------------------------------------------------------------------------------
