@@ -50,6 +50,7 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None
         ("execute_steps=51", "cannot be more than chunk_size"),
         ("encoder.crop=0.5,0,0.6,1", "encoder.crop"),
         ("encoder.image_size=224", "encoder.image_size"),
+        ("image_size=0,3", "image_size is"),
         ("cameras=[a", "cannot read"),
     ],
 )

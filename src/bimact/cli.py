@@ -177,6 +177,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--rollouts", type=int, default=50, help="(default: 50)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
     parser.add_argument("--video", type=int, default=0, metavar="N", help="film the first N rollouts")
+    parser.add_argument("--image_size", help="of the cameras, height x width (default: as in the training)")
     parser.add_argument("--parallel", type=int, help="environments that step at once")
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu or auto")
     execution = parser.add_mutually_exclusive_group()
@@ -208,6 +209,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             execute_steps=options.execute_steps,
             temporal_ensemble=options.temporal_ensemble or (run.config.temporal_ensemble and not options.execute_steps),
             videos=options.video,
+            image_size=_image_size(options.image_size) if options.image_size else None,
             parallel=options.parallel,
         )
         result = evaluate_rollouts(run, settings)

@@ -80,6 +80,9 @@ class Config:
     dataset_dir: str | None = key(None, "the demonstrations")
     output_dir: str | None = key(None, "where the run goes")
     cameras: list[str] | None = key(None, "which cameras to use; null: all that the dataset has")
+    image_size: list[int] | None = key(
+        None, "height and width of the cameras' images; filled in from the dataset where all have the same"
+    )
     val_split: float = key(0.1, "share of the episodes held out for validation", low=0, below=1)
     batch_size: int = key(8, "samples an optimizer step", low=1)
     num_workers: int | None = key(None, "processes that load data; null: chosen by the machine", low=0)
@@ -252,6 +255,6 @@ def _check_together(config: Config) -> None:
             raise UserError(
                 f"encoder.crop is {list(crop)}, it has to be [top, left, height, width] in fractions from 0 to 1"
             )
-    size = config.encoder.image_size
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise UserError(f"encoder.image_size is {list(size)}, it has to be [height, width] in pixels")
+    for name, size in (("image_size", config.image_size), ("encoder.image_size", config.encoder.image_size)):
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise UserError(f"{name} is {list(size)}, it has to be [height, width] in pixels")

@@ -89,6 +89,13 @@ def test_temporal_ensemble_predicts_at_each_step(tmp_path: Path) -> None:
     assert result["successes"] == 1 and result["execute_steps"] == 1
 
 
+@pytest.mark.slow
+def test_images_have_the_size_of_the_training(tmp_path: Path) -> None:
+    policy = Demonstrator([1000], chunk=100, steps=100)
+    evaluate_rollouts(_run(tmp_path, policy, image_size=[18, 26]), RolloutSettings("transfer_cube", rollouts=1))
+    assert policy.seen[0]["image_top"].shape == (1, 2, 3, 18, 26)
+
+
 @pytest.mark.parametrize(
     ("settings", "changes", "sentence"),
     [
@@ -96,6 +103,7 @@ def test_temporal_ensemble_predicts_at_each_step(tmp_path: Path) -> None:
         (RolloutSettings("insertion", rollouts=0), {}, "--rollouts is 0"),
         (RolloutSettings("insertion", execute_steps=101), {}, "--execute_steps is 101, .* chunk size, 100"),
         (RolloutSettings("insertion"), {"cameras": ["cam_high"]}, "trained with camera 'cam_high'"),
+        (RolloutSettings("insertion"), {}, "does not say which size its training images had: give --image_size"),
     ],
 )
 def test_faulty_settings(tmp_path: Path, settings: RolloutSettings, changes: Any, sentence: str) -> None:

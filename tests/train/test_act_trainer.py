@@ -39,6 +39,7 @@ def test_a_run_has_what_the_guide_says(dataset: Path, tmp_path: Path, capsys: py
     assert not [name for name in names if name.startswith(".")]
 
     config = OmegaConf.load(run / "config.yaml")
+    assert (config.cameras, config.image_size) == (["left", "right"], [16, 24])
     policy = build_act_policy(config)
     policy.load_state_dict(torch.load(run / "checkpoint" / "act-train-2.pth", map_location="cpu"))
 
@@ -77,7 +78,7 @@ def test_statistics_are_of_the_training_episodes_only(tmp_path: Path) -> None:
     assert trainer.policy.action_normalizer.mean.abs().max() < 2
 
 
-@pytest.mark.parametrize("stop_at", [2, 7, 10])
+@pytest.mark.parametrize("stop_at", [2, 8, 10])
 def test_two_parts_are_one_run(dataset: Path, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted at a step in mid-epoch or at an epoch's end, and resumed: bit-identical to an unbroken run."""
     changes = {"num_epochs": 3, "dropout": 0.2, "lr_schedule": "cosine", "warmup_steps": 3}
@@ -184,3 +185,10 @@ def test_data_that_is_no_number_is_found_before_the_first_step(dataset: Path, tm
     with pytest.raises(UserError, match="actions of episode 1, step 4 holds NaN"):
         train(dataset, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_checkpoint_offers_only_a_free_name(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds a run already: choose a free name") as refusal:
+        train(dataset, tmp_path / "run")
+    assert "--resume_from" not in str(refusal.value)

@@ -81,7 +81,7 @@ def evaluate_rollouts(run: LoadedRun, settings: RolloutSettings) -> dict[str, An
         history=config.temporal_context,
         task=settings.task,
         cameras=cameras,
-        image_size=settings.image_size or (240, 320),
+        image_size=_image_size(run, settings),
     )
     environments = AsyncVectorEnv(
         [environment] * parallel, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED
@@ -118,6 +118,14 @@ def _steps_a_call(run: LoadedRun, settings: RolloutSettings) -> int:
     if not 1 <= steps <= run.config.chunk_size:
         raise UserError(f"--execute_steps is {steps}, it has to be from 1 to the chunk size, {run.config.chunk_size}")
     return steps
+
+
+def _image_size(run: LoadedRun, settings: RolloutSettings) -> tuple[int, int]:
+    """Height and width in which the policy saw its training images; other ones would be new to it."""
+    size = settings.image_size or run.config.image_size
+    if size is None:
+        raise UserError(f"{run.path} does not say which size its training images had: give --image_size, as 240x320")
+    return size[0], size[1]
 
 
 def _check(settings: RolloutSettings, cameras: tuple[str, ...]) -> None:

@@ -37,7 +37,7 @@ RUN_CONFIG = "config.yaml"
 
 
 def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
-    """Settle what the config leaves to the dataset: cameras and the sizes of state and action.
+    """Settle what the config leaves to the dataset: cameras and the sizes of images, state and action.
 
     Raises:
         UserError: if the config says otherwise than the dataset.
@@ -50,7 +50,14 @@ def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
         if wanted not in (None, size):
             raise UserError(f"{name} is {wanted} in the config, but {episodes.path} has {size}")
     cameras = config.cameras if config.cameras is not None else list(episodes.cameras)
-    return dataclasses.replace(config, cameras=cameras, state_dim=state_dim, action_dim=action_dim)
+    sizes = {rows.shape[1:3] for camera, rows in episodes.images.items() if camera in cameras}
+    return dataclasses.replace(
+        config,
+        cameras=cameras,
+        image_size=list(sizes.pop()) if len(sizes) == 1 else None,
+        state_dim=state_dim,
+        action_dim=action_dim,
+    )
 
 
 class ActTrainer:
@@ -145,8 +152,8 @@ class ActTrainer:
                 self._log_steps(times, epoch)
             if last:
                 break
-            if self.stop.requested:
-                return
+            if self.stop.requested and self.step % self.steps_per_epoch:
+                return  # a finished epoch is validated and saved first
         self.watch.check(self.pending, self.step)
         record = {"epoch": epoch + 1, "time_per_epoch": times.elapsed}
         val_loss = self.validate()
@@ -322,10 +329,9 @@ def _refuse_other_run(run: Path, resume_from: Path | None) -> None:
     if resume_from is not None or not ((run / RUN_CONFIG).exists() or (run / FOLDER).exists()):
         return
     free = next(f"{run}-{number}" for number in range(2, 10**6) if not Path(f"{run}-{number}").exists())
-    raise UserError(
-        f"{run.resolve()} holds a run already: go on with it by --resume_from {run}/{FOLDER}/act-train-last.pth, "
-        f"or choose a free name such as --output_dir {free}"
-    )
+    last = run / FOLDER / "act-train-last.pth"
+    go_on = f"go on with it by --resume_from {last}, or " if last.exists() else ""
+    raise UserError(f"{run.resolve()} holds a run already: {go_on}choose a free name such as --output_dir {free}")
 
 
 def _random_states() -> dict[str, Any]:
