@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 		{ echo "bimact needs Python 3.10 or newer; set PYTHON=/path/to/python3"; exit 1; }
 	@echo "Setting up .venv: some minutes, and several GB for PyTorch with CUDA"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,sweep,dev]'
 	@$(BIN)/python scripts/setup_opengl.py
 	@touch $@
 

@@ -84,7 +84,8 @@ class Config:
         None, "height and width of the cameras' images; filled in from the dataset where all have the same"
     )
     val_split: float = key(0.1, "share of the episodes held out for validation", low=0, below=1)
-    batch_size: int = key(8, "samples an optimizer step", low=1)
+    batch_size: int = key(8, "samples a process takes at once", low=1)
+    auto_batch_size: bool = key(False, "take the largest power of two that fits into memory as batch_size")
     num_workers: int | None = key(None, "processes that load data; null: chosen by the machine", low=0)
     cache_dir: str | None = key(None, "where converted datasets go; null: beside the dataset")
 
@@ -109,9 +110,15 @@ class Config:
     action_loss: str = key("l1", "loss between predicted and demonstrated actions", choices=("l1", "l2"))
     kl_weight: float = key(10.0, "weight of the CVAE's KL divergence", low=0)
     lr: float = key(1.0e-5, "learning rate", above=0)
+    scale_lr: str = key(
+        "none",
+        "how the learning rates grow with processes x gradient_accumulation_steps",
+        choices=("none", "linear", "sqrt"),
+    )
     lr_backbone: float | None = key(None, "learning rate of the image backbone; null: lr", above=0)
     lr_schedule: str = key("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
     warmup_steps: int = key(0, "steps over which the learning rate rises from 0", low=0)
+    gradient_accumulation_steps: int = key(1, "batches whose gradients make one optimizer step", low=1)
     weight_decay: float = key(1.0e-4, "AdamW's weight decay", low=0)
     grad_clip_norm: float | None = key(10.0, "largest norm of the gradient; null: no clipping", above=0)
     num_epochs: int = key(2000, "passes over the training samples", low=1)
@@ -129,6 +136,9 @@ class Config:
     wandb_project: str | None = key(None, "log to this Weights & Biases project; null: do not")
     wandb_name: str | None = key(None, "name of the Weights & Biases run")
     wandb_tags: list[str] | None = key(None, "tags of the Weights & Biases run, as in a,b")
+    wandb_checkpoints: str = key(
+        "none", "which checkpoints go to Weights & Biases as artifacts", choices=("none", "best", "all")
+    )
 
     # acting
     execute_steps: int | None = key(None, "steps of a chunk to execute before the next; null: all", low=1)

@@ -1,0 +1,66 @@
+"""The roof: the `bimact` command. Each of its commands is a file here, which reads its options and calls the rest."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from bimact import __version__
+from bimact.cli import evaluate, record, report, train
+from bimact.errors import UserError
+
+# In the order of `bimact --help`. What a command needs is imported when it runs: `--help` answers at once, and
+# recording needs no PyTorch.
+_COMMANDS = (record, train, evaluate, report)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The `bimact` command: runs what is asked for and exits (0 done, 2 wrong input, 130 interrupted)."""
+    parser, commands = _parser()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser.parse_known_args(given)
+    if rest and options.command != "train":
+        commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
+    sys.exit(_run_command(options.run, options))
+
+
+def train_main() -> NoReturn:
+    """The command line of `scripts/train_act.py`: the same as `bimact train`."""
+    main(["train", *sys.argv[1:]])
+
+
+def _run_command(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends as Ctrl-C does
+    try:
+        command(options)
+    except UserError as error:
+        if options.debug:
+            raise
+        print(f"{options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="bimact",
+        description="Train ACT on bimanual demonstrations, and prove the policy by its success rate.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"bimact {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = [command.add(commands) for command in _COMMANDS]
+    for entry in parsers:
+        entry.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser, {entry.prog.split()[-1]: entry for entry in parsers}

@@ -1,0 +1,43 @@
+"""`bimact record`: scripted demonstrations in the simulation."""
+
+from __future__ import annotations
+
+import argparse
+
+from bimact.cli.arguments import Commands, image_size
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "record",
+        allow_abbrev=False,
+        help="record scripted demonstrations in the simulation",
+        description="Record scripted demonstrations that succeed. The same command goes on with a recording "
+        "that was interrupted.",
+    )
+    parser.add_argument("--task", required=True, help="transfer_cube or insertion")
+    parser.add_argument("--output_dir", required=True, help="the dataset's folder")
+    parser.add_argument("--episodes", type=int, default=50, help="demonstrations to record (default: 50)")
+    parser.add_argument("--cameras", default="top", help="comma-separated (default: top)")
+    parser.add_argument("--image_size", default="240x320", help="height x width (default: 240x320)")
+    parser.add_argument("--noise", type=float, default=0.0, help="on waypoints, in metres (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
+    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    parser.set_defaults(run=_record)
+    return parser
+
+
+def _record(options: argparse.Namespace) -> None:
+    from bimact.sim.recording import RecordingSettings, record
+
+    settings = RecordingSettings(
+        task=options.task,
+        episodes=options.episodes,
+        cameras=tuple(name.strip() for name in options.cameras.split(",") if name.strip()),
+        image_size=image_size(options.image_size),
+        noise=options.noise,
+        seed=options.seed,
+    )
+    episodes = record(settings, options.output_dir, options.workers)
+    failed = sum(episode.failed for episode in episodes)
+    print(f"{len(episodes)} demonstrations in {options.output_dir}; {failed} failed and were discarded")
