@@ -17,6 +17,11 @@ $(READY): pyproject.toml
 		{ echo "bimact needs Python 3.10 or newer; set PYTHON=/path/to/python3"; exit 1; }
 	@echo "Setting up .venv: some minutes, and several GB for PyTorch with CUDA"
 	@$(PYTHON) -m venv .venv
+	@# PyTorch 2.11 and later come with CUDA 13, which NVIDIA's drivers before 580 cannot run.
+	@driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null | head -n 1 | cut -d . -f 1); \
+		if [ "$${driver:-580}" -lt 580 ] 2> /dev/null; then \
+			$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.8,<2.11' torchvision; \
+		fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,sweep,dev]'
 	@$(BIN)/python scripts/setup_opengl.py
 	@touch $@

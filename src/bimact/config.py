@@ -23,6 +23,7 @@ from bimact.errors import UserError
 def key(
     default: Any,
     meaning: str,
+    advice: str | None = None,
     *,
     low: float | None = None,
     above: float | None = None,
@@ -30,9 +31,10 @@ def key(
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A setting with its meaning and the values that it may take (`low ≤ x ≤ high`, `above < x < below`)."""
+    """A setting: its meaning, when to touch it (`advice`), what it may be (`low ≤ x ≤ high`, `above < x < below`)."""
     metadata = {
         "meaning": meaning,
+        "advice": advice,
         "low": low,
         "above": above,
         "high": high,
@@ -48,28 +50,49 @@ def key(
 class EncoderConfig:
     """How camera images become tokens."""
 
-    name: str = key("clip_vit", "clip_vit, pri3d, timm, conv, or one that a plug-in registers")
-    model_name: str | None = key(None, "the backbone: ViT-B-32 (clip_vit), resnet18 (pri3d), any timm model")
-    pretrained: Any = key(
-        True, "a tag that the library knows, a path, true (the encoder's usual weights), null (random)"
+    name: str = key(
+        "clip_vit", "clip_vit, pri3d, timm, conv, or one of a plug-in", "pri3d, timm: see places; conv: no GPU needed"
     )
-    freeze: bool = key(True, "no gradients, statistics of evaluation mode, no optimizer state")
+    model_name: str | None = key(
+        None,
+        "the network: ViT-B-32 (null) or another of open_clip, resnet18 (null), 34 or 50 for pri3d, any of timm",
+        "a larger one where detail decides; RN50 or resnet18 for less memory",
+    )
+    pretrained: Any = key(
+        True,
+        "weights: a tag that the library knows, a file's path, true (the encoder's usual ones), null (random)",
+        "a path where there is no internet; null to train from scratch, with freeze: false",
+    )
+    freeze: bool = key(
+        True,
+        "keep the encoder as it is: no gradients, statistics of evaluation mode, no optimizer state",
+        "false for random weights, or to fine-tune where memory and demonstrations allow it",
+    )
     fuse: str = key(
         "mean",
         "how cameras are joined: their tokens averaged, mixed by an MLP, weighed by gates, or kept apart",
+        "tokens, as in the paper, where it matters which camera saw a thing",
         choices=("mean", "concat_mlp", "gated", "tokens"),
     )
-    spatial: bool | None = key(None, "a token a place (true), one an image (false); null: as the encoder does")
+    spatial: bool | None = key(
+        None, "a token a place (true), one an image (false); null: as the encoder does", "true: clip_vit sees places"
+    )
     crop: list[float] | None = key(
-        None, "the part of each image that is used: top, left, height, width as fractions of the image"
+        None,
+        "the part of each image that is used: top, left, height, width as fractions of the image",
+        "to the workspace, if the objects are small in the image",
     )
     image_size: list[int] | None = key(
-        None, "height and width in pixels to resize to after the crop; null: as the encoder needs"
+        None,
+        "height and width in pixels to resize to after the crop; null: as the encoder needs",
+        "smaller for speed, larger for small objects",
     )
     weights_from_checkpoint: bool = key(
-        False, "load no pretrained weights: true in a run's own config, since its checkpoints hold them"
+        False, "load no pretrained weights, since the run's checkpoints hold them", "never: a run's own config has it"
     )
-    channels: list[int] = key([64, 128, 256], "conv: channels of its stages, each at half the resolution")
+    channels: list[int] = key(
+        [64, 128, 256], "conv: channels of its stages, each but the first at half the size", "smaller for speed"
+    )
 
 
 @dataclass
@@ -77,74 +100,142 @@ class Config:
     """One training run and the policy that comes out of it."""
 
     # data
-    dataset_dir: str | None = key(None, "the demonstrations")
-    output_dir: str | None = key(None, "where the run goes")
-    cameras: list[str] | None = key(None, "which cameras to use; null: all that the dataset has")
-    image_size: list[int] | None = key(
-        None, "height and width of the cameras' images; filled in from the dataset where all have the same"
+    dataset_dir: str | None = key(None, "the demonstrations", "always")
+    output_dir: str | None = key(None, "where the run goes", "always: a new folder for each run")
+    cameras: list[str] | None = key(
+        None, "which cameras to use; null: all that the dataset has", "to see what a camera is worth, or for speed"
     )
-    val_split: float = key(0.1, "share of the episodes held out for validation", low=0, below=1)
-    batch_size: int = key(8, "samples a process takes at once", low=1)
-    auto_batch_size: bool = key(False, "take the largest power of two that fits into memory as batch_size")
-    num_workers: int | None = key(None, "processes that load data; null: chosen by the machine", low=0)
-    cache_dir: str | None = key(None, "where converted datasets go; null: beside the dataset")
+    image_size: list[int] | None = key(
+        None,
+        "height and width of the cameras' images; filled in where all have the same",
+        "never: see encoder.image_size",
+    )
+    val_split: float = key(
+        0.1, "share of the episodes held out for validation", "0 for a last run on all of them", low=0, below=1
+    )
+    batch_size: int = key(8, "samples a process takes at once", "lower if memory runs out; higher for speed", low=1)
+    auto_batch_size: bool = key(
+        False, "take the largest power of two that fits into memory as batch_size", "to fill a GPU without trying sizes"
+    )
+    num_workers: int | None = key(
+        None, "processes that load data; null: chosen by the machine", "higher if the GPU waits for data", low=0
+    )
+    cache_dir: str | None = key(
+        None, "where converted datasets go; null: beside the dataset", "if the dataset's disk is full or read-only"
+    )
 
     # policy
-    chunk_size: int = key(50, "actions predicted at once (the horizon, in steps)", low=1)
-    temporal_context: int = key(3, "observations that the policy sees: the present one and past ones", low=1)
-    state_dim: int | None = key(None, "size of the proprioceptive state; null: the dataset's", low=1)
-    action_dim: int | None = key(None, "size of an action; null: the dataset's", low=1)
-    hidden_dim: int = key(512, "width of the transformer", low=4)
-    nheads: int = key(8, "attention heads; they divide hidden_dim", low=1)
-    num_encoder_layers: int = key(4, "layers over the observation tokens", low=1)
-    num_decoder_layers: int = key(7, "layers that turn queries into the action chunk; all of them count", low=1)
-    dim_feedforward: int = key(3200, "width of the feed-forward part of each layer", low=1)
-    dropout: float = key(0.1, "share of activations dropped in training", low=0, below=1)
-    pre_norm: bool = key(False, "normalise before attention and feed-forward instead of after")
-    use_vae: bool = key(True, "the CVAE of the paper; false: the latent is always 0")
-    latent_dim: int = key(32, "size of the CVAE's latent", low=1)
-    n_vae_encoder_layers: int = key(4, "layers of the CVAE's encoder", low=1)
+    chunk_size: int = key(
+        50, "actions predicted at once (the horizon, in steps)", "one to two seconds; more for long tasks", low=1
+    )
+    temporal_context: int = key(
+        3,
+        "observations that the policy sees: the present one and past ones",
+        "1 as in the paper; 5 where one image does not tell what goes on",
+        low=1,
+    )
+    state_dim: int | None = key(None, "size of the proprioceptive state; null: the dataset's", "never", low=1)
+    action_dim: int | None = key(None, "size of an action; null: the dataset's", "never", low=1)
+    hidden_dim: int = key(512, "width of the transformer", "256 for speed and memory", low=4)
+    nheads: int = key(8, "attention heads; they divide hidden_dim", "rarely: hidden_dim / 64 is usual", low=1)
+    num_encoder_layers: int = key(4, "layers over the observation tokens", "2 for speed", low=1)
+    num_decoder_layers: int = key(
+        7, "layers that turn queries into the action chunk; all of them count", "4 for speed; 1 is often enough", low=1
+    )
+    dim_feedforward: int = key(
+        3200, "width of each layer's feed-forward part", "with hidden_dim, 4 to 6 times it", low=1
+    )
+    dropout: float = key(
+        0.1,
+        "share of activations dropped in training",
+        "0 for scripted demonstrations; more against overfitting",
+        low=0,
+        below=1,
+    )
+    pre_norm: bool = key(
+        False, "normalise before attention and feed-forward instead of after", "true to bear a higher lr"
+    )
+    use_vae: bool = key(
+        True, "the CVAE of the paper; false: the latent is always 0", "false if all demonstrations have one style"
+    )
+    latent_dim: int = key(32, "size of the CVAE's latent", "rarely", low=1)
+    n_vae_encoder_layers: int = key(4, "layers of the CVAE's encoder", "rarely: they cost training time alone", low=1)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     # loss and optimizer
-    action_loss: str = key("l1", "loss between predicted and demonstrated actions", choices=("l1", "l2"))
-    kl_weight: float = key(10.0, "weight of the CVAE's KL divergence", low=0)
-    lr: float = key(1.0e-5, "learning rate", above=0)
+    action_loss: str = key(
+        "l1", "loss between predicted and demonstrated actions", "l2 to punish large errors more", choices=("l1", "l2")
+    )
+    kl_weight: float = key(
+        10.0, "weight of the CVAE's KL divergence", "lower (5, 1) if the KL loss is high or learning slow", low=0
+    )
+    lr: float = key(
+        1.0e-5, "learning rate", "lower (5e-6, 1e-6) if the loss jumps; higher (5e-5) if it falls slowly", above=0
+    )
     scale_lr: str = key(
         "none",
         "how the learning rates grow with processes x gradient_accumulation_steps",
+        "linear or sqrt when several GPUs make the batch larger",
         choices=("none", "linear", "sqrt"),
     )
-    lr_backbone: float | None = key(None, "learning rate of the image backbone; null: lr", above=0)
-    lr_schedule: str = key("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
-    warmup_steps: int = key(0, "steps over which the learning rate rises from 0", low=0)
-    gradient_accumulation_steps: int = key(1, "batches whose gradients make one optimizer step", low=1)
-    weight_decay: float = key(1.0e-4, "AdamW's weight decay", low=0)
-    grad_clip_norm: float | None = key(10.0, "largest norm of the gradient; null: no clipping", above=0)
-    num_epochs: int = key(2000, "passes over the training samples", low=1)
-    num_steps: int | None = key(None, "end after this many optimizer steps; null: num_epochs counts", low=1)
-    mixed_precision: str = key(
-        "auto", "auto: bf16 where the device has it in hardware", choices=("auto", "no", "bf16", "fp16")
+    lr_backbone: float | None = key(
+        None, "learning rate of the image backbone; null: lr", "lower than lr to fine-tune gently", above=0
     )
-    seed: int = key(0, "of initial weights, sample order, dropout and the latent", low=0)
-    device: str = key("auto", "cuda, cuda:1, mps, cpu, or auto: the best that there is")
+    lr_schedule: str = key(
+        "constant", "learning rate after the warm-up", "cosine for a high lr", choices=("constant", "cosine")
+    )
+    warmup_steps: int = key(0, "steps over which the learning rate rises from 0", "100 or more for a high lr", low=0)
+    gradient_accumulation_steps: int = key(
+        1, "batches whose gradients make one optimizer step", "for larger batches than memory holds", low=1
+    )
+    weight_decay: float = key(1.0e-4, "AdamW's weight decay", "rarely; higher against overfitting", low=0)
+    grad_clip_norm: float | None = key(
+        10.0, "largest norm of the gradient; null: no clipping", "lower (1) if the loss jumps", above=0
+    )
+    num_epochs: int = key(2000, "passes over the training samples", "until val_loss stops falling", low=1)
+    num_steps: int | None = key(
+        None, "end after this many optimizer steps; null: num_epochs counts", "to compare datasets at equal work", low=1
+    )
+    mixed_precision: str = key(
+        "auto",
+        "auto: bf16 where the device has it in hardware",
+        "no to find the cause of a bad loss; fp16 on older GPUs",
+        choices=("auto", "no", "bf16", "fp16"),
+    )
+    seed: int = key(
+        0, "of initial weights, sample order, dropout and the latent", "several, to see what is chance", low=0
+    )
+    device: str = key("auto", "cuda, cuda:1, mps, cpu, or auto: the best that there is", "to choose a GPU")
 
     # what a run writes
-    checkpoint_frequency: int = key(10, "save every so many epochs", low=1)
-    log_frequency: int = key(100, "print a line every so many steps", low=1)
-    tensorboard: bool = key(True, "write TensorBoard files beside metrics.jsonl")
-    wandb_project: str | None = key(None, "log to this Weights & Biases project; null: do not")
-    wandb_name: str | None = key(None, "name of the Weights & Biases run")
-    wandb_tags: list[str] | None = key(None, "tags of the Weights & Biases run, as in a,b")
+    checkpoint_frequency: int = key(10, "save every so many epochs", "higher for short epochs or a small disk", low=1)
+    log_frequency: int = key(100, "print a line every so many steps", "lower for short runs", low=1)
+    tensorboard: bool = key(True, "write TensorBoard files beside metrics.jsonl", "false if nobody reads them")
+    wandb_project: str | None = key(
+        None, "log to this Weights & Biases project; null: do not", "to compare runs in a browser"
+    )
+    wandb_name: str | None = key(None, "name of the Weights & Biases run", "to find it again")
+    wandb_tags: list[str] | None = key(None, "tags of the Weights & Biases run, as in a,b", "to group runs")
     wandb_checkpoints: str = key(
-        "none", "which checkpoints go to Weights & Biases as artifacts", choices=("none", "best", "all")
+        "best",
+        "which checkpoints go to Weights & Biases as artifacts",
+        "none where the upload is slow; all fills the account soon",
+        choices=("none", "best", "all"),
     )
 
     # acting
-    execute_steps: int | None = key(None, "steps of a chunk to execute before the next; null: all", low=1)
-    temporal_ensemble: bool = key(False, "predict at each step and average what chunks say of it")
-    ensemble_window: int | None = key(None, "how many of the newest chunks are averaged; null: all", low=1)
-    ensemble_coefficient: float = key(0.01, "m of the weights exp(-m i), oldest chunk first (i = 0)")
+    execute_steps: int | None = key(
+        None, "steps of a chunk to execute before the next; null: all", "fewer to react sooner: half, or 10", low=1
+    )
+    temporal_ensemble: bool = key(
+        False, "predict at each step and average what chunks say of it", "true for smooth motion, if there is time"
+    )
+    ensemble_window: int | None = key(
+        None, "how many of the newest chunks are averaged; null: all", "fewer to react sooner", low=1
+    )
+    ensemble_coefficient: float = key(
+        0.01, "m of the weights exp(-m i), oldest chunk first (i = 0)", "below 0 to trust new chunks more"
+    )
 
 
 def to_config(config: Any) -> Config:
@@ -159,6 +250,8 @@ def to_config(config: Any) -> Config:
         content = config if isinstance(config, (DictConfig, dict)) else dict(config)
         merged = _merge(OmegaConf.structured(Config), content)
     result = cast(Config, OmegaConf.to_object(merged))
+    if result.mixed_precision == "False":  # YAML 1.1 takes a bare `no` for false
+        result.mixed_precision = "no"
     _check_ranges(result)
     _check_ranges(result.encoder, "encoder.")
     _check_together(result)
@@ -177,11 +270,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             raise UserError(f"config file {path} is no readable YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, DictConfig):
             raise UserError(f"config file {path} holds no `key: value` lines")
-    settings = [_as_dotlist_item(item) for item in overrides]
+    items = [_as_dotlist_item(item) for item in overrides]
     try:
-        changes = OmegaConf.from_dotlist(settings)
+        changes = OmegaConf.from_dotlist(items)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"cannot read the settings {' '.join(settings)}: {_first_line(error)}") from None
+        raise UserError(f"cannot read the settings {' '.join(items)}: {_first_line(error)}") from None
     return to_config(_merge(_merge(OmegaConf.structured(Config), content), changes))
 
 
@@ -192,23 +285,26 @@ def save_config(config: Config, path: str | Path) -> None:
     write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def setting_names(schema: type = Config, prefix: str = "") -> list[str]:
-    """All keys, nested ones with dots."""
-    names = []
+def settings(schema: type = Config, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
+    """All keys, nested ones with dots, and how the schema describes them."""
+    found = {}
     for entry in dataclasses.fields(schema):
         if entry.name == "encoder":
-            names += setting_names(EncoderConfig, "encoder.")
+            found.update(settings(EncoderConfig, "encoder."))
         else:
-            names.append(prefix + entry.name)
-    return names
+            found[prefix + entry.name] = entry
+    return found
+
+
+def setting_names() -> list[str]:
+    """All keys, nested ones with dots."""
+    return list(settings())
 
 
 def _as_dotlist_item(item: str) -> str:
     """`wandb_tags=a,b` → `wandb_tags=[a,b]` for keys that hold lists; others as they are."""
     name, _, value = item.partition("=")
-    schema = EncoderConfig if name.startswith("encoder.") else Config
-    types = {entry.name: str(entry.type) for entry in dataclasses.fields(schema)}
-    is_list = types.get(name.removeprefix("encoder."), "").startswith("list")
+    is_list = name in settings() and str(settings()[name].type).startswith("list")
     if is_list and value not in ("null", "") and not value.startswith("["):
         return f"{name}=[{value}]"
     return item
@@ -258,6 +354,11 @@ def _check_together(config: Config) -> None:
         raise UserError(f"hidden_dim ({config.hidden_dim}) has to be a multiple of 4")
     if config.execute_steps is not None and config.execute_steps > config.chunk_size:
         raise UserError(f"execute_steps ({config.execute_steps}) cannot be more than chunk_size ({config.chunk_size})")
+    if config.temporal_ensemble and config.execute_steps is not None:
+        raise UserError(
+            f"temporal_ensemble predicts at each step, so execute_steps ({config.execute_steps}) has no meaning: set "
+            "one of them to false or null"
+        )
     crop = config.encoder.crop
     if crop is not None:
         inside = len(crop) == 4 and min(crop) >= 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1

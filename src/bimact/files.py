@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def flush_to_disk(path: Path) -> None:
     """Ask the system to put a file's or a folder's content on the disk."""
@@ -56,3 +61,21 @@ def write_text(path: str | Path, content: str) -> None:
 
 def write_json(path: str | Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
     write_text(path, json.dumps(content, indent=2, default=default) + "\n")
+
+
+def lock_file(path: Path) -> BinaryIO | None:
+    """Take a file's lock, which the system takes back when the handle is closed or this process ends.
+
+    Returns:
+        the handle; None if another process has the lock. Where the file system has no locks, nobody has.
+    """
+    file = path.open("ab")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:
+            pass
+    return file

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bimact.data.episodes import Episodes
+from bimact.data.training_order import TrainingOrder
 from bimact.data.windows import (
-    ShuffledSampler,
     WindowDataset,
     WindowIndex,
     create_temporal_dataloader,
@@ -106,8 +106,8 @@ def test_split(count: int, val_split: float, seed: int) -> None:
 def test_loader_sees_each_sample_once_and_can_begin_in_the_middle(workers: int) -> None:
     episodes = episodes_of([5, 8, 4])
     dataset = WindowDataset(episodes, WindowIndex.over(episodes, np.arange(3), 1, 2))
-    sampler = ShuffledSampler(len(dataset), seed=3)
-    loader = make_loader(dataset, 4, sampler=sampler, num_workers=workers)
+    order = TrainingOrder(dataset.index, 4, seed=3)
+    loader = make_loader(dataset, order, num_workers=workers)
 
     def seen() -> list[int]:
         return [int(row) for obs, _ in loader for row in obs["state"][:, 0, 0]]
@@ -115,9 +115,9 @@ def test_loader_sees_each_sample_once_and_can_begin_in_the_middle(workers: int) 
     first = seen()
     assert sorted(first) == list(range(17)) and first != sorted(first)
     assert seen() == first
-    sampler.start = 8
+    order.done = 8
     assert seen() == first[8:]
-    sampler.start, sampler.epoch = 0, 1
+    order.done, order.epoch = 0, 1
     assert sorted(seen()) == list(range(17)) and seen() != first
 
 

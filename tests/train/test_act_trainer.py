@@ -86,10 +86,10 @@ def test_two_parts_are_one_run(dataset: Path, tmp_path: Path, stop_at: int, monk
 
     step = ActTrainer.train_step
 
-    def interrupted(self: ActTrainer, batch: Any) -> torch.Tensor:
+    def interrupted(self: ActTrainer, *arguments: Any) -> torch.Tensor:
         if self.step + 1 == stop_at:
             signal.raise_signal(signal.SIGINT)
-        return step(self, batch)
+        return step(self, *arguments)
 
     monkeypatch.setattr(ActTrainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -124,9 +124,9 @@ def test_lost_state_takes_the_weights_and_says_so(
     train(dataset, tmp_path / "run", num_epochs=1)
     last = tmp_path / "run" / "checkpoint" / "act-train-last.pth"
     last.with_suffix(".state").unlink()
-    trainer = ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run")), last)
+    trainer = ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), num_epochs=1), last)
     assert trainer.step == 0
-    assert "only its weights are taken" in capsys.readouterr().out
+    assert "only its weights are taken, and training starts anew" in capsys.readouterr().out
     saved = torch.load(last)
     assert all(torch.equal(value, saved[name]) for name, value in trainer.policy.state_dict().items())
 
@@ -142,7 +142,7 @@ def test_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(
         result = losses(*arguments)
         if torch.is_grad_enabled():
             calls += 1
-        return result._replace(total=result.total * (math.nan if calls == 11 else 1))
+        return result._replace(action=result.action * (math.nan if calls == 11 else 1))
 
     monkeypatch.setattr(act_trainer, "act_losses", poisoned)
     with pytest.raises(UserError, match="the loss is nan at step 11: try a lower lr"):

@@ -11,7 +11,9 @@ from bimact.errors import UserError
 from bimact.train.checkpoint import (
     checkpoint_path,
     copy_checkpoint,
-    load_state,
+    finish_interrupted_saves,
+    last_checkpoint,
+    load_pair,
     load_weights,
     save_checkpoint,
 )
@@ -23,7 +25,8 @@ def test_pair_of_files(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 10, WEIGHTS, {"step": 7})
     assert path == tmp_path / "checkpoint" / "act-train-10.pth"
     assert torch.equal(torch.load(path)["a.weight"], WEIGHTS["a.weight"])  # PyTorch's own default: weights only
-    assert load_state(path) == {"step": 7}
+    weights, state = load_pair(path)
+    assert torch.equal(weights["a.weight"], WEIGHTS["a.weight"]) and state is not None and state["step"] == 7
     copy_checkpoint(path, "last")
     assert checkpoint_path(tmp_path, "last").read_bytes() == path.read_bytes()
     save_checkpoint(tmp_path, "last", {"a.weight": torch.zeros(3)}, {"step": 8})
@@ -78,3 +81,43 @@ def test_strangers_files(tmp_path: Path) -> None:
         load_weights(tmp_path / "numbers.pth")
     with pytest.raises(UserError, match="checkpoint not found"):
         load_weights(tmp_path / "absent.pth")
+
+
+def test_state_of_other_weights_is_not_taken(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, WEIGHTS, {"step": 7})
+    torch.save({"a.weight": torch.ones(3)}, path)  # somebody has put other weights there
+    weights, state = load_pair(path)
+    assert weights["a.weight"].tolist() == [1, 1, 1] and state is None
+
+
+def test_save_that_was_killed_between_state_and_weights_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state has its place, the weights lie complete beside theirs: they are found, and then put there."""
+    path = save_checkpoint(tmp_path, "last", WEIGHTS, {"step": 7})
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, "last", {"a.weight": torch.ones(3)}, {"step": 8})
+    monkeypatch.setattr(Path, "replace", replace)
+    weights, state = load_pair(path)
+    assert weights["a.weight"].tolist() == [1, 1, 1] and state is not None and state["step"] == 8
+    (path.parent / ".act-train-9.pth.new").write_bytes(b"half")
+    (path.parent / "..act-train-9.pth.new.x1.tmp").write_bytes(b"quarter")
+    finish_interrupted_saves(tmp_path)
+    assert torch.equal(load_weights(path)["a.weight"], torch.ones(3))
+    assert {entry.name for entry in path.parent.iterdir()} == {"act-train-last.pth", "act-train-last.state"}
+
+
+def test_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no checkpoint 'last'; it has: none"):
+        last_checkpoint(tmp_path)
+    for name in (9, 10, "best"):
+        save_checkpoint(tmp_path, name, WEIGHTS, {})
+    assert last_checkpoint(tmp_path).name == "act-train-10.pth"
+    save_checkpoint(tmp_path, "last", WEIGHTS, {})
+    assert last_checkpoint(tmp_path).name == "act-train-last.pth"

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from bimact import __version__
-from bimact.cli import evaluate, record, report, train
+from bimact.cli import check, doctor, evaluate, record, report, sweep, train
 from bimact.errors import UserError
 
 # In the order of `bimact --help`. What a command needs is imported when it runs: `--help` answers at once, and
 # recording needs no PyTorch.
-_COMMANDS = (record, train, evaluate, report)
+_COMMANDS = (record, check, train, sweep, evaluate, report, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser, commands = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(given)
-    if rest and options.command != "train":
+    if rest and options.command not in ("train", "sweep"):
         commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     sys.exit(_run_command(options.run, options))
@@ -41,15 +41,23 @@ def _run_command(command: Callable[[argparse.Namespace], None], options: argpars
     except UserError as error:
         if options.debug:
             raise
-        print(f"{options.command}: {error}", file=sys.stderr)
+        print(f"{options.command}{_rank()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted{_rank()}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left to do may be cut short
     return 0
+
+
+def _rank() -> str:
+    """Which process of a data-parallel training speaks, if it is not the main one."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" (process {rank})"
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

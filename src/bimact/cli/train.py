@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
+import bimact
 from bimact.cli.arguments import Commands
+from bimact.config import Config
 from bimact.errors import UserError
+
+DEFAULT_CONFIG = Path("configs/policy_act.yaml")
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -14,36 +22,74 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "train",
         allow_abbrev=False,
         help="train a policy on demonstrations",
-        description="Train a policy. Every setting of the config can be given as --key value.",
-        epilog="settings: " + ", ".join(_setting_names()),
+        description="Train a policy. Every setting of the config can be given as --key value or --key=value.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_settings_help(),
     )
-    parser.add_argument("--config", default="configs/policy_act.yaml", help="YAML (default: %(default)s)")
-    parser.add_argument("--resume_from", help="go on from this checkpoint (.pth)")
+    parser.add_argument("--config", help=f"YAML (default: {DEFAULT_CONFIG}; of a resumed run: its own)")
+    parser.add_argument(
+        "--resume_from", help="go on from this checkpoint (.pth) or from the last one of this run's folder"
+    )
+    parser.add_argument("--override_config", action="store_true", help="go on with other settings than the run had")
     parser.set_defaults(run=_train)
     return parser
 
 
-def _setting_names() -> list[str]:
-    from bimact.config import setting_names
+def _settings_help() -> str:
+    from bimact.config import settings
 
-    return setting_names()
+    meanings = {name: entry.metadata["meaning"] for name, entry in settings().items()}
+    width = max(map(len, meanings))
+    lines = [f"  --{name:<{width}}  {meaning}" for name, meaning in meanings.items()]
+    return "\n".join(["settings:", *lines, "", "defaults and ranges: docs/configuration.md"])
 
 
 def _train(options: argparse.Namespace) -> None:
     from bimact.config import load_config
+    from bimact.train.device import make_accelerator
+    from bimact.train.ranks import Ranks
+    from bimact.train.resume import run_of
 
-    config = load_config(options.config, _settings(options.rest))
-    print("=== ACT Training ===")
-    print(f"Config: {options.config}")
-    print(f"Dataset: {config.dataset_dir}")
-    print(f"Output: {config.output_dir}\n", flush=True)
+    run = None if options.resume_from is None else run_of(options.resume_from)
+    path = _config_path(options.config, run)
+    config = load_config(path, settings_of(options.rest))
+    accelerator = make_accelerator(config)
+    ranks = Ranks(accelerator)
+    dataset = config.dataset_dir or os.environ.get("ACT_DATASET_DIR")
+    output = config.output_dir or run or ranks.main_ones(_free_output_dir(config, dataset))
+    config = dataclasses.replace(config, dataset_dir=dataset, output_dir=str(output))
+    if ranks.is_main:
+        print(f"=== ACT Training ===\nConfig: {path}\nDataset: {dataset}\nOutput: {output}\n", flush=True)
     from bimact.train.act_trainer import ActTrainer
 
-    ActTrainer(config, options.resume_from).fit()
+    ActTrainer(config, options.resume_from, override_config=options.override_config, accelerator=accelerator).fit()
 
 
-def _settings(arguments: Sequence[str]) -> list[str]:
-    """`--key value`, `--key=value` and a bare `--flag` → `key=value`."""
+def _config_path(given: str | None, run: Path | None) -> Path:
+    """The config to use: as given, else that of the run that goes on, else the guide's."""
+    if given is not None:
+        return Path(given)
+    if run is not None and (run / "config.yaml").is_file():
+        return run / "config.yaml"
+    project = Path(bimact.__file__).parents[2]  # where an editable installation comes from
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else project / DEFAULT_CONFIG
+
+
+def _free_output_dir(config: Config, dataset: str | None) -> str:
+    """A folder of its own for a run that got none."""
+    sweep, trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if sweep and trial:  # started by `wandb agent`
+        return f"runs/sweep-{sweep}/{trial}"
+    name = Path(dataset).resolve().name if dataset else "act"
+    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def settings_of(arguments: Sequence[str]) -> list[str]:
+    """`--key value`, `--key=value` and a bare `--flag` → `key=value`.
+
+    Raises:
+        UserError: for a value that belongs to no key.
+    """
     settings: list[str] = []
     waiting: str | None = None
     for argument in arguments:

@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 ACTIONS, METADATA = "actions.npy", "metadata.json"
+FILES = (OBSERVATIONS, ACTIONS, LENGTHS)
 JOURNAL = "recording.json"  # of a recording that is under way
 
 
@@ -107,12 +108,11 @@ def open_guide_npy(path: Path, cache_dir: Path | None) -> Episodes:
             names the file and, where there is one, the step. Values are not looked at (see `checks.py`).
     """
     path = path.absolute()
-    _refuse_unfinished(path)
-    for name in (OBSERVATIONS, ACTIONS, LENGTHS):
-        if not (path / name).is_file():
-            raise UserError(f"{path} has no {name}: a dataset has {OBSERVATIONS}, {ACTIONS} and {LENGTHS}")
+    refuse_unfinished(path)
+    for name in FILES:
+        refuse_missing(path / name)
     lengths = _read_lengths(path / LENGTHS)
-    actions = _open_actions(path / ACTIONS)
+    actions = open_actions(path / ACTIONS)
     check_total(lengths, len(actions), path / ACTIONS)
     observations = _structured_observations(path / OBSERVATIONS, cache_dir, lengths)
     layout = Layout.of_structured(observations.dtype, path / OBSERVATIONS)
@@ -122,13 +122,13 @@ def open_guide_npy(path: Path, cache_dir: Path | None) -> Episodes:
         images={camera: NpyRows(observations.path, IMAGE_PREFIX + camera) for camera in layout.image_sizes},
         state=NpyRows(observations.path, STATE, np.float32),
         actions=actions,
-        **_read_metadata(path / METADATA, actions.shape[1]),
+        **read_metadata(path / METADATA, actions.shape[1]),
     )
 
 
 def is_guide_npy(path: Path) -> bool:
     """Whether a folder holds any of the format's files: opening it tells which others are missing."""
-    return any((path / name).is_file() for name in (OBSERVATIONS, ACTIONS, LENGTHS, JOURNAL))
+    return any((path / name).is_file() for name in (*FILES, JOURNAL))
 
 
 FORMAT = Format(
@@ -141,7 +141,14 @@ FORMAT = Format(
 # The files -----------------------------------------------------------------------------------------
 
 
-def _refuse_unfinished(path: Path) -> None:
+def refuse_missing(path: Path) -> None:
+    """See that one of the dataset's files is there."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}: a dataset has {OBSERVATIONS}, {ACTIONS} and {LENGTHS}")
+
+
+def refuse_unfinished(path: Path) -> None:
+    """See that no recording is under way in a folder."""
     journal = path / JOURNAL
     if not journal.exists():
         return
@@ -155,7 +162,7 @@ def _refuse_unfinished(path: Path) -> None:
     )
 
 
-def _open_array(path: Path) -> np.ndarray:
+def open_array(path: Path) -> np.ndarray:
     """The memory map of a .npy file without Python objects, once it is known to be whole."""
     header = read_npy_header(path)
     if header.is_pickled:
@@ -171,24 +178,46 @@ def _open_array(path: Path) -> np.ndarray:
 
 
 def _read_lengths(path: Path) -> np.ndarray:
-    lengths = _open_array(path)
+    lengths = open_lengths(path)
+    for problem in empty_episodes(lengths).values():
+        raise UserError(f"{path}: {problem}")
+    return lengths
+
+
+def empty_episodes(lengths: np.ndarray) -> dict[int, str]:
+    """Episodes without a step → what is wrong with each."""
+    return {
+        int(episode): f"episode {episode} has {lengths[episode]} steps; leave empty episodes out"
+        for episode in np.flatnonzero(lengths <= 0)
+    }
+
+
+def open_lengths(path: Path) -> np.ndarray:
+    """(E,) int64 steps of each episode, as they stand in the file: some may not be positive.
+
+    Raises:
+        UserError: if the file holds anything else.
+    """
+    lengths = open_array(path)
     if lengths.ndim != 1:
         raise UserError(f"{path} has shape {lengths.shape}: it has to be (episodes,), one length an episode")
     if lengths.dtype.kind not in "iu":
         raise UserError(f"{path} holds {lengths.dtype}: lengths have to be integers, save them as int64")
     if len(lengths) == 0:
         raise UserError(f"{path} lists no episodes: record at least one")
-    if lengths.min() <= 0:
-        episode = int(np.argmax(lengths <= 0))
-        raise UserError(f"{path}: episode {episode} has {lengths[episode]} steps; leave empty episodes out")
     # int64 could overflow in the sum, Python's integers do not.
-    if sum(lengths.tolist()) > np.iinfo(np.int64).max:
+    if sum(abs(length) for length in lengths.tolist()) > np.iinfo(np.int64).max:
         raise UserError(f"{path} holds lengths that no dataset has: it is damaged")
     return np.array(lengths, dtype=np.int64)
 
 
-def _open_actions(path: Path) -> NpyRows:
-    actions = _open_array(path)
+def open_actions(path: Path) -> NpyRows:
+    """(N, A) actions, read as float32.
+
+    Raises:
+        UserError: if the file holds anything else.
+    """
+    actions = open_array(path)
     if actions.ndim != 2 or actions.shape[1] == 0:
         raise UserError(f"{path} has shape {actions.shape}: it has to be (steps, size of an action)")
     if actions.dtype.kind not in "fiu":
@@ -200,22 +229,39 @@ def _structured_observations(path: Path, cache_dir: Path | None, lengths: np.nda
     """observations.npy, or the converted copy of a pickled one."""
     header = read_npy_header(path)
     if not header.is_pickled:
-        observations = _open_array(path)
-        if observations.ndim != 1:
-            raise UserError(
-                f"Invalid observation format: {path} has shape {observations.shape}; "
-                "save a structured array (steps,), an array of dictionaries or a dictionary of arrays"
-            )
+        observations = open_records(path)
         check_total(lengths, len(observations), path)
-        return NpyRows(path)
+        return observations
     copy = converted_copy(path, cache_dir, partial(PickledObservations, path, lengths))
-    steps = len(_open_array(copy / OBSERVATIONS))
+    steps = len(open_array(copy / OBSERVATIONS))
     check_total(lengths, steps, path)  # the lengths may have changed since it was made
     return NpyRows(copy / OBSERVATIONS)
 
 
-def _read_metadata(path: Path, action_dim: int) -> dict[str, Any]:
-    """What `Episodes` takes of metadata.json; a wrong one is refused."""
+def open_records(path: Path) -> NpyRows:
+    """(N,) observations in a file without Python objects.
+
+    Raises:
+        UserError: if the file is damaged, or has another shape.
+    """
+    observations = open_array(path)
+    if observations.ndim != 1:
+        raise UserError(
+            f"Invalid observation format: {path} has shape {observations.shape}; "
+            "save a structured array (steps,), an array of dictionaries or a dictionary of arrays"
+        )
+    return NpyRows(path)
+
+
+def read_metadata(path: Path, action_dim: int | None) -> dict[str, Any]:
+    """What `Episodes` takes of metadata.json.
+
+    Args:
+        action_dim: what the number of joint names is compared with; None: nothing.
+
+    Raises:
+        UserError: if it is no JSON or says what cannot be.
+    """
     if not path.exists():
         return {}
     try:
@@ -230,7 +276,7 @@ def _read_metadata(path: Path, action_dim: int) -> dict[str, Any]:
     if joints is not None:
         if not isinstance(joints, list) or not all(isinstance(joint, str) for joint in joints):
             raise UserError(f"{path}: joint_names has to be a list of names")
-        if len(joints) != action_dim:
+        if action_dim is not None and len(joints) != action_dim:
             raise UserError(f"{path}: joint_names has {len(joints)} names, an action has {action_dim} values")
         joints = tuple(joints)
     if task is not None and not isinstance(task, str):

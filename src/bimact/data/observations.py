@@ -5,7 +5,7 @@ The pickled forms are an object array of dictionaries, one a step, and a diction
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from bimact.progress import progress_bar
 
 OBSERVATIONS, LENGTHS = "observations.npy", "rollout_length.npy"
 IMAGE_PREFIX, STATE = "image_", "state"
+INVALID = "Invalid observation format: "
 _BLOCK_BYTES = 32 << 20
 
 Fields = Mapping[Any, tuple[np.dtype[Any], tuple[int, ...]]]  # name → type and shape in one observation
@@ -48,45 +49,64 @@ class Layout:
             UserError: if there is no state or no image, or one has a wrong type or shape. `where` names the
                 observation.
         """
-        if STATE not in fields:
-            raise _invalid(where, f"has no '{STATE}', but {_listed(fields)}; save the robot's state so")
-        cameras = [name for name in fields if isinstance(name, str) and _is_image(name)]
-        if not cameras:
-            raise _invalid(where, f"has no image, but {_listed(fields)}; call them '{IMAGE_PREFIX}<camera>'")
-        dtype, shape = fields[STATE]
-        if dtype.kind not in "fiu" or len(shape) != 1 or shape[0] == 0:
-            raise _invalid(where, f"has a '{STATE}' of {_described(dtype, shape)}; it has to be (S,) float32")
-        sizes = {name.removeprefix(IMAGE_PREFIX): _image_size(name, *fields[name], where) for name in cameras}
-        return cls(sizes, shape[0])
+        for problem in layout_problems(fields):
+            raise invalid(where, problem)
+        sizes = {name.removeprefix(IMAGE_PREFIX): fields[name][1] for name in fields if is_image(name)}
+        return cls({camera: (height, width) for camera, (height, width, _) in sizes.items()}, fields[STATE][1][0])
 
     @classmethod
     def of_structured(cls, dtype: np.dtype[Any], path: Path) -> Layout:
         """The layout of a structured array of observations."""
-        if dtype.fields is None:
-            raise UserError(
-                f"Invalid observation format: {path} holds {dtype} without names; "
-                "save a structured array, an array of dictionaries or a dictionary of arrays"
-            )
-        fields = {name: (field[0].base, field[0].shape) for name, field in dtype.fields.items()}
-        return cls.of_fields({name: fields[name] for name in dtype.names or ()}, f"{path}: each observation")
+        return cls.of_fields(structured_fields(dtype, path), f"{path}: each observation")
 
 
-def _is_image(name: str) -> bool:
-    return name.startswith(IMAGE_PREFIX) and name != IMAGE_PREFIX
+def structured_fields(dtype: np.dtype[Any], path: Path) -> Fields:
+    """The fields of a structured array of observations, in the order in which they are stored.
+
+    Raises:
+        UserError: if the type has no fields.
+    """
+    if dtype.fields is None:
+        raise UserError(
+            f"Invalid observation format: {path} holds {dtype} without names; "
+            "save a structured array, an array of dictionaries or a dictionary of arrays"
+        )
+    fields = {name: (field[0].base, field[0].shape) for name, field in dtype.fields.items()}
+    return {name: fields[name] for name in dtype.names or ()}
 
 
-def _image_size(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> tuple[int, int]:
-    if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        found = _described(dtype, shape)
-        raise _invalid(where, f"has an '{name}' of {found}; images have to be (height, width, 3) uint8 RGB")
-    return shape[0], shape[1]
+def layout_problems(fields: Fields) -> Iterator[str]:
+    """What is wrong with an observation of these fields, each as the end of a sentence that begins with its place."""
+    if STATE not in fields:
+        yield f"has no '{STATE}', but {_listed(fields)}; save the robot's state so"
+    images = [name for name in fields if is_image(name)]
+    if not images:
+        yield f"has no image, but {_listed(fields)}; call them '{IMAGE_PREFIX}<camera>'"
+    if STATE in fields and not is_good_state(*fields[STATE]):
+        yield f"has a '{STATE}' of {described(*fields[STATE])}; it has to be (S,) float32"
+    for name in images:
+        if not is_good_image(*fields[name]):
+            yield f"has an '{name}' of {described(*fields[name])}; images have to be (height, width, 3) uint8 RGB"
 
 
-def _invalid(where: str, problem: str) -> UserError:
-    return UserError(f"Invalid observation format: {where} {problem}")
+def is_image(name: Any) -> bool:
+    """Whether a field of this name is a camera's image."""
+    return isinstance(name, str) and name.startswith(IMAGE_PREFIX) and name != IMAGE_PREFIX
 
 
-def _described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+def is_good_image(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    return dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and 0 not in shape
+
+
+def is_good_state(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    return dtype.kind in "fiu" and len(shape) == 1 and shape[0] > 0
+
+
+def invalid(where: str, problem: str) -> UserError:
+    return UserError(f"{INVALID}{where} {problem}")
+
+
+def described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
     return f"shape {shape} and type {dtype}"
 
 
@@ -137,18 +157,12 @@ class PickledObservations:
     def __init__(self, path: Path, lengths: np.ndarray) -> None:
         self._path = path
         self._steps = int(lengths.sum())
-        content = load_pickled_npy(path)
+        content = load_observations(path)
         self._form: _Form
-        if content.ndim == 1:
-            self._form = _Dictionaries(path, content, lengths)
-        elif content.ndim == 0 and isinstance(content.item(), dict):
-            self._form = _Columns(path, content.item(), lengths)
+        if isinstance(content, dict):
+            self._form = _Columns(path, content, lengths)
         else:
-            found = f"an array of shape {content.shape}" if content.ndim else type(content.item()).__name__
-            raise UserError(
-                f"Invalid observation format: {path} holds {found}; "
-                "save an array of dictionaries, one for each step, or a dictionary of arrays"
-            )
+            self._form = _Dictionaries(path, content, lengths)
 
     @property
     def size(self) -> int:
@@ -181,6 +195,24 @@ class PickledObservations:
                 progress.advance(len(block))
 
 
+def load_observations(path: Path) -> np.ndarray | dict[Any, Any]:
+    """The content of a pickled observations.npy: an array (N,) of objects, or one dictionary.
+
+    Raises:
+        UserError: if it is neither, is damaged, or wants anything but plain values.
+    """
+    content = load_pickled_npy(path)
+    if content.ndim == 1:
+        return content
+    if content.ndim == 0 and isinstance(content.item(), dict):
+        return dict(content.item())
+    found = f"an array of shape {content.shape}" if content.ndim else type(content.item()).__name__
+    raise UserError(
+        f"Invalid observation format: {path} holds {found}; "
+        "save an array of dictionaries, one for each step, or a dictionary of arrays"
+    )
+
+
 class _Dictionaries:
     """An array of dictionaries, one for each step."""
 
@@ -202,24 +234,24 @@ class _Dictionaries:
 
     def _value(self, observation: dict[Any, Any], name: str, step: int) -> np.ndarray:
         if name not in observation:
-            raise _invalid(self._where(step), f"has no '{name}'; all steps need what the first one has")
-        value = _as_array(observation[name])
+            raise invalid(self._where(step), f"has no '{name}'; all steps need what the first one has")
+        value = as_array(observation[name])
         dtype, shape = self._norm[name]
         is_alike = value.dtype.kind in "fiu" if name == STATE else value.dtype == dtype
         if value.shape != shape or not is_alike:
-            found, normal = _described(value.dtype, value.shape), _described(dtype, shape)
-            raise _invalid(self._where(step), f"has '{name}' of {found}; the first step has {normal}")
+            found, normal = described(value.dtype, value.shape), described(dtype, shape)
+            raise invalid(self._where(step), f"has '{name}' of {found}; the first step has {normal}")
         return value
 
     def _fields(self, step: int) -> Fields:
-        arrays = {name: _as_array(value) for name, value in self._observation(step).items()}
+        arrays = {name: as_array(value) for name, value in self._observation(step).items()}
         return {name: (value.dtype, value.shape) for name, value in arrays.items()}
 
     def _observation(self, step: int) -> dict[Any, Any]:
         observation = self._observations[step]
         if not isinstance(observation, dict):
             kind = type(observation).__name__
-            raise _invalid(self._where(step), f"is no dictionary but {kind}; save a dictionary for each step")
+            raise invalid(self._where(step), f"is no dictionary but {kind}; save a dictionary for each step")
         return observation
 
     def _where(self, step: int) -> str:
@@ -227,7 +259,7 @@ class _Dictionaries:
         return f"step {step} (episode {episode}, step {step_in_it}) of {self._path}"
 
 
-def _as_array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
     """A value of an observation; what is no array becomes one if it is numbers."""
     if isinstance(value, np.ndarray):
         return value
@@ -241,19 +273,32 @@ class _Columns:
     """A dictionary of arrays over all steps."""
 
     def __init__(self, path: Path, columns: dict[Any, Any], lengths: np.ndarray) -> None:
-        arrays = {name: column for name, column in columns.items() if getattr(column, "ndim", 0)}
-        fields = {name: (value.dtype, value.shape[1:]) for name, value in arrays.items()}
-        self.layout = Layout.of_fields(fields, f"the dictionary in {path}")
+        arrays = column_arrays(columns)
+        where = f"the dictionary in {path}"
+        self.layout = Layout.of_fields(column_fields(arrays), where)
         self._columns = {name: arrays[name] for name in self.layout.dtype.names or ()}
-        steps = {name: len(column) for name, column in self._columns.items()}
-        for name, count in steps.items():
-            if count != steps[STATE]:
-                raise _invalid(
-                    f"the dictionary in {path}",
-                    f"has {count} steps of '{name}' and {steps[STATE]} of '{STATE}'; save as many of both",
-                )
-        check_total(lengths, steps[STATE], path)
+        for problem in uneven_columns(self._columns):
+            raise invalid(where, problem)
+        check_total(lengths, len(self._columns[STATE]), path)
 
     def fill(self, block: np.ndarray, first: int) -> None:
         for name, column in self._columns.items():
             block[name] = column[first : first + len(block)]
+
+
+def column_arrays(columns: Mapping[Any, Any]) -> dict[Any, np.ndarray]:
+    """The arrays over all steps in a dictionary, which may hold other things besides."""
+    return {name: column for name, column in columns.items() if getattr(column, "ndim", 0)}
+
+
+def column_fields(arrays: Mapping[Any, np.ndarray]) -> Fields:
+    """What one step of arrays over all steps holds."""
+    return {name: (value.dtype, value.shape[1:]) for name, value in arrays.items()}
+
+
+def uneven_columns(arrays: Mapping[Any, np.ndarray]) -> Iterator[str]:
+    """Which arrays do not have as many steps as the state, each as the end of a sentence."""
+    steps = len(arrays[STATE])
+    for name, column in arrays.items():
+        if len(column) != steps:
+            yield f"has {len(column)} steps of '{name}' and {steps} of '{STATE}'; save as many of both"

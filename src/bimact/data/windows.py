@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 
 from bimact.data.episodes import Episodes
 from bimact.data.formats import open_dataset
@@ -73,6 +74,10 @@ class WindowIndex:
         past = np.arange(1 - self.temporal_context, 1)
         return np.maximum(self.rows[windows, None] + past, self.first[windows, None])
 
+    def real_steps(self) -> np.ndarray:
+        """(W,) how many actions of each window's chunk are no padding."""
+        return np.minimum(self.last - self.rows + 1, self.chunk_size)
+
     def actions(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B,) window numbers → (B, C) rows and (B, C) whether each is padding."""
         wanted = self.rows[windows, None] + np.arange(self.chunk_size)
@@ -128,49 +133,24 @@ def _gather(source: object, rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(source[rows.reshape(-1)]).reshape(*rows.shape, *source.shape[1:])  # type: ignore
 
 
-class ShuffledSampler(Sampler[int]):
-    """All samples in an order that depends on the seed and the epoch alone, so that it can be resumed.
-
-    Attributes:
-        epoch: whose order the next iteration gives.
-        start: how many samples of that epoch are left out, being done already.
-    """
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-        self.start = 0
-
-    def __len__(self) -> int:
-        return self.length - self.start
-
-    def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return iter(order[self.start :].tolist())
-
-
 def make_loader(
     dataset: WindowDataset,
-    batch_size: int,
+    batches: Sampler[list[int]],
     *,
-    sampler: Sampler[int] | None = None,
     num_workers: int | None = None,
     pin_memory: bool = False,
-    drop_last: bool = False,
 ) -> DataLoader[Batch]:
     """A loader of whole batches with workers and prefetching.
 
     Args:
-        sampler: the order of windows; None: as they are.
+        batches: the windows of each batch.
         num_workers: loading processes; None: `default_workers()`.
         pin_memory: put batches into page-locked memory, for CUDA.
-        drop_last: leave the last, smaller batch out.
     """
     workers = default_workers() if num_workers is None else num_workers
     return DataLoader(
         dataset,
-        batch_sampler=BatchSampler(sampler or SequentialSampler(dataset), batch_size, drop_last),
+        batch_sampler=batches,
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # the dataset makes whole batches
         num_workers=workers,
         pin_memory=pin_memory,
@@ -193,8 +173,14 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def default_workers() -> int:
-    """One process for every second core up to four: gathering rows is cheap next to a training step."""
-    return max(1, min(4, usable_cores() // 2))
+    """One process for every second core of this rank's, up to four: gathering rows is cheap next to a step."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(4, usable_cores() // (2 * ranks_here)))
+
+
+def in_batches(windows: Iterable[int], batch_size: int) -> BatchSampler:
+    """Windows in their order, as batches of which the last one may be smaller."""
+    return BatchSampler(windows, batch_size, drop_last=False)
 
 
 def create_temporal_dataloader(
@@ -223,5 +209,6 @@ def create_temporal_dataloader(
     episodes = open_dataset(dataset_path)
     index = WindowIndex.over(episodes, np.arange(len(episodes.lengths)), temporal_context, chunk_size)
     dataset = WindowDataset(episodes, index, cameras)
-    sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed)) if shuffle else None
-    return make_loader(dataset, batch_size, sampler=sampler, num_workers=num_workers)
+    shuffled = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
+    batches = in_batches(shuffled if shuffle else range(len(dataset)), batch_size)
+    return make_loader(dataset, batches, num_workers=num_workers)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bimact.data.episodes import Episodes
 from bimact.data.formats import open_dataset
-from bimact.data.windows import WindowDataset, WindowIndex, make_loader, split_episodes
+from bimact.data.windows import WindowDataset, WindowIndex, in_batches, make_loader, split_episodes
 from bimact.errors import UserError
 from bimact.evaluate.run import LoadedRun
 from bimact.progress import progress_bar
@@ -63,7 +63,7 @@ def evaluate_offline(run: LoadedRun, dataset_dir: str | None = None) -> dict[str
     index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
     loader = make_loader(
         WindowDataset(episodes, index, config.cameras),
-        max(32, config.batch_size),
+        in_batches(range(len(index)), max(32, config.batch_size)),
         num_workers=config.num_workers,
     )
     sums = {name: _ErrorSums(config.chunk_size, episodes.actions.shape[1]) for name in ("policy", *BASELINES)}

@@ -122,7 +122,9 @@ class ActPolicy(nn.Module):
         self.action_head = nn.Linear(dim, config.action_dim)
         self._place_positions: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
 
-    def forward(self, obs: Observation, actions: Tensor | None = None) -> tuple[Tensor, ActOutput]:
+    def forward(
+        self, obs: Observation, actions: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, ActOutput]:
         """Predict a chunk of actions.
 
         Args:
@@ -130,6 +132,7 @@ class ActPolicy(nn.Module):
                 (B, T, S); in training mode also `action_is_pad` (B, C). Other entries are ignored.
             actions: (B, C, A), the demonstrated chunk: the posterior sees it in training mode, where the
                 latent is sampled. In evaluation mode it is not looked at and the latent is 0.
+            noise: (B, Z) standard normal numbers that the latent is sampled with; None: drawn here.
 
         Returns:
             the chunk (B, C, A) in the robot's units, and what the loss needs.
@@ -142,7 +145,7 @@ class ActPolicy(nn.Module):
                 raise ValueError("in training mode the CVAE needs the demonstrated actions")
             mu, log_sigma2 = self.posterior(state[:, -1], self.action_normalizer(actions), obs["action_is_pad"])
             mu, log_sigma2 = mu.float(), log_sigma2.float()
-            latent = mu + (log_sigma2 / 2).exp() * torch.randn_like(mu)
+            latent = mu + (log_sigma2 / 2).exp() * (torch.randn_like(mu) if noise is None else noise)
         normalized = self._decode(latent, state, self._visual_tokens(obs)).float()
         return self.action_normalizer.inverse(normalized), ActOutput(normalized, mu, log_sigma2)
 

@@ -2,195 +2,282 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from bimact.config import Config, save_config
 from bimact.data.checks import refuse_nonfinite
 from bimact.data.episodes import Episodes
 from bimact.data.formats import open_dataset
 from bimact.data.normalize import compute_statistics
-from bimact.data.windows import (
-    Batch,
-    ShuffledSampler,
-    WindowDataset,
-    WindowIndex,
-    make_loader,
-    split_episodes,
-)
+from bimact.data.training_order import Part, Step
+from bimact.data.windows import Batch
 from bimact.errors import UserError
-from bimact.policy.act import ActPolicy, act_losses
-from bimact.train.checkpoint import FOLDER, copy_checkpoint, load_state, load_weights, save_checkpoint
+from bimact.files import lock_file
+from bimact.policy.act import ActPolicy, Losses, act_losses
+from bimact.train.checkpoint import copy_checkpoint, finish_interrupted_saves, save_checkpoint
 from bimact.train.device import make_accelerator, to_device
+from bimact.train.hints import Hints
+from bimact.train.loaders import Demonstrations, Loaders, fill_from_dataset
+from bimact.train.memory import is_out_of_memory, out_of_memory, with_largest_batch
+from bimact.train.optimizer import load_optimizer_state, make_optimizer, set_learning_rates
+from bimact.train.prediction_plot import prediction_figure
+from bimact.train.randomness import latent_noise, seed_step
+from bimact.train.ranks import Ranks
+from bimact.train.resume import (
+    RUN_CONFIG,
+    Checkpoint,
+    check_dataset,
+    fingerprint,
+    new_run_settings,
+    open_checkpoint,
+    refuse_other_run,
+    settle_changes,
+    take_over_metrics,
+)
 from bimact.train.tracking import MetricsLog
 from bimact.train.watch import LossWatch, StepTimes, TrainingDisplay, stop_at_step_end
 
-RUN_CONFIG = "config.yaml"
-
-
-def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
-    """Settle what the config leaves to the dataset: cameras and the sizes of images, state and action.
-
-    Raises:
-        UserError: if the config says otherwise than the dataset.
-    """
-    state_dim, action_dim = episodes.state.shape[1], episodes.actions.shape[1]
-    for name, wanted, size in (
-        ("state_dim", config.state_dim, state_dim),
-        ("action_dim", config.action_dim, action_dim),
-    ):
-        if wanted not in (None, size):
-            raise UserError(f"{name} is {wanted} in the config, but {episodes.path} has {size}")
-    cameras = config.cameras if config.cameras is not None else list(episodes.cameras)
-    sizes = {rows.shape[1:3] for camera, rows in episodes.images.items() if camera in cameras}
-    return dataclasses.replace(
-        config,
-        cameras=cameras,
-        image_size=list(sizes.pop()) if len(sizes) == 1 else None,
-        state_dim=state_dim,
-        action_dim=action_dim,
-    )
-
 
 class ActTrainer:
-    """Trains a policy on a dataset.
+    """Trains a policy on a dataset, in one process or in several that `torchrun` has started.
+
+    All random numbers of a step depend on the seed, the step and the process alone, and the order of samples on
+    the seed and the epoch: to go on exactly, a run needs its parameters, the optimizer's state and its position.
 
     Args:
         config: with `dataset_dir` and `output_dir`.
-        resume_from: a checkpoint's weights file to go on from.
+        resume_from: a checkpoint's weights file to go on from, or a run's folder.
+        override_config: whether a resumed run may go on with other settings than it had.
+        accelerator: of `make_accelerator(config)`; None: made here.
 
     Raises:
         UserError: for faulty input, or an output folder that holds another run.
     """
 
-    def __init__(self, config: Config, resume_from: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        resume_from: str | Path | None = None,
+        *,
+        override_config: bool = False,
+        accelerator: Accelerator | None = None,
+    ) -> None:
         if config.dataset_dir is None or config.output_dir is None:
-            raise UserError("training needs --dataset_dir and --output_dir")
+            raise UserError("training needs --dataset_dir (or ACT_DATASET_DIR) and --output_dir")
+        self.accelerator = accelerator or make_accelerator(config)
+        self.ranks = Ranks(self.accelerator)
         self.run = Path(config.output_dir)
-        self.resume_from = None if resume_from is None else Path(resume_from)
-        _refuse_other_run(self.run, self.resume_from)
-        episodes = open_dataset(config.dataset_dir, cache_dir=config.cache_dir)
+        self.checkpoint = None if resume_from is None else open_checkpoint(resume_from)
+        refuse_other_run(self.run, self.checkpoint)
+        with self.accelerator.main_process_first(), self.accelerator.local_main_process_first():
+            episodes = open_dataset(config.dataset_dir, cache_dir=config.cache_dir)
         refuse_nonfinite(episodes)
-        self.config = config = fill_from_dataset(config, episodes)
-        self.accelerator = make_accelerator(config)
-        set_seed(config.seed)
-
-        self._print("Building ACT policy...")
-        policy = ActPolicy(config)
-        train_episodes, val_episodes = split_episodes(episodes.lengths, config.val_split, config.seed)
-        for normalizer, rows in (
-            (policy.state_normalizer, episodes.state),
-            (policy.action_normalizer, episodes.actions),
-        ):
-            normalizer.fit(compute_statistics(rows[episodes.rows_of(number)] for number in train_episodes))
-        self._print(f"Total parameters: {sum(p.numel() for p in policy.parameters()):,}")
-        self._print(f"Trainable parameters: {sum(p.numel() for p in policy.parameters() if p.requires_grad):,}\n")
-
-        self._print("Creating data loaders...")
-        self.sampler, self.train_loader, self.val_loader = self._make_loaders(episodes, train_episodes, val_episodes)
-        self._print(f"Training samples: {self.sampler.length}")
-        if self.val_loader is not None:
-            self._print(f"Validation samples: {len(self.val_loader.dataset)}")  # type: ignore[arg-type]
-        self.steps_per_epoch = math.ceil(self.sampler.length / config.batch_size)
-        self.total_steps = config.num_steps or config.num_epochs * self.steps_per_epoch
-        self.total_epochs = math.ceil(self.total_steps / self.steps_per_epoch)
-
-        optimizer = _make_optimizer(policy, config)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
-        self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
+        config = fill_from_dataset(config, episodes)
+        if self.checkpoint is not None:
+            config = self._settle(config, self.checkpoint, episodes, override_config)
+        data = Demonstrations.split(episodes, config)
+        if config.auto_batch_size and self.checkpoint is None:
+            config = with_largest_batch(config, data.training, self.accelerator, self.ranks)
+        self.config = config
         self.step = 0  # optimizer steps done
         self.pending: list[Tensor] = []  # losses (3,) of steps that are not logged yet, still on the device
         self.best_val_loss = math.inf
         self.watch = LossWatch()
-        if self.resume_from is not None:
-            self._resume(self.resume_from)
+        self._build(data)
+        if self.checkpoint is not None:
+            self._resume(self.checkpoint)
+        self.total_steps, self.total_epochs = self._plan_length()
+
+    def _build(self, data: Demonstrations) -> None:
+        """Make the policy, the loaders and the optimizer."""
+        config, episodes = self.config, data.episodes
+        set_seed(config.seed)
+        self._print("Building ACT policy...")
+        policy = ActPolicy(config if self.checkpoint is None else new_run_settings(config))
+        for normalizer, rows in (
+            (policy.state_normalizer, episodes.state),
+            (policy.action_normalizer, episodes.actions),
+        ):
+            normalizer.fit(compute_statistics(rows[episodes.rows_of(number)] for number in data.train_episodes))
+        self._print(f"Total parameters: {sum(p.numel() for p in policy.parameters()):,}")
+        self._print(f"Trainable parameters: {sum(p.numel() for p in policy.parameters() if p.requires_grad):,}\n")
+
+        self._print("Creating data loaders...")
+        self.data = data
+        self.loaders = Loaders.of(data, config, self.ranks, pin_memory=self.accelerator.device.type == "cuda")
+        self.order = self.loaders.order
+        self._print(f"Training samples: {len(data.training)}")
+        if data.validation is not None:
+            self._print(f"Validation samples: {len(data.validation)}")
+        optimizer = make_optimizer(policy, config, self.ranks.count * config.gradient_accumulation_steps)
+        self.policy, self.optimizer = self.accelerator.prepare(self.ranks.joined(policy), optimizer)
+
+    @property
+    def bare_policy(self) -> ActPolicy:
+        """The policy without what data-parallel training wraps around it."""
+        return self.accelerator.unwrap_model(self.policy)
 
     def fit(self) -> Path:
         """Train to the end.
 
         Returns:
             the run's folder.
+
+        Raises:
+            UserError: if the loss goes wrong, the memory does not suffice or another process has died.
+            KeyboardInterrupt: after a request to stop; everything is saved.
         """
-        self.run.mkdir(parents=True, exist_ok=True)
-        if self.accelerator.is_main_process:
-            trained = dataclasses.replace(self.config.encoder, weights_from_checkpoint=True)
-            save_config(dataclasses.replace(self.config, encoder=trained), self.run / RUN_CONFIG)
-        self.metrics = MetricsLog(self.accelerator, self.config, self.run, self.step)
-        self._print("\nStarting training...")
-        display = TrainingDisplay(self.step, self.total_steps, self.accelerator.is_main_process)
-        try:
-            with stop_at_step_end() as self.stop, display as self.display:
-                while self.step < self.total_steps and not self.stop.requested:
-                    self._train_epoch(self.step // self.steps_per_epoch)
-        finally:
-            self.metrics.close()
-        if self.stop.requested and self.step < self.total_steps:
-            path = self._save("last")
-            self._print(f"\nInterrupted at step {self.step}. To go on: --resume_from {path}")
-            raise KeyboardInterrupt
+        with self._run_folder():
+            self._print("\nStarting training...")
+            try:
+                self._train()
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise out_of_memory(self.config, self.accelerator.device) from error
+                if self.ranks.lost(error):
+                    raise UserError(
+                        "another process of this training has ended: see its message, and go on from the last "
+                        f"checkpoint by --resume_from {self.run}"
+                    ) from error
+                raise
         return self.run
 
-    def _train_epoch(self, epoch: int) -> None:
+    def _train(self) -> None:
+        display = TrainingDisplay(self.step, self.total_steps, self.ranks.is_main)
+        self.stopping = False
+        with stop_at_step_end(insist=self.ranks.count == 1) as self.stop, display as self.display:
+            while self.step < self.total_steps and not self.stopping:
+                self._train_epoch()
+        if self.stopping and self.step < self.total_steps:
+            self._reduce_pending()
+            if self.ranks.is_main:
+                path = self._save("last")
+                self._print(f"\nInterrupted at step {self.step}. To go on: --resume_from {path}")
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def _run_folder(self) -> Iterator[None]:
+        """The main process has the run's folder for itself, and its figures are written to the end."""
+        if not self.ranks.is_main:
+            yield
+            return
+        self.run.mkdir(parents=True, exist_ok=True)
+        lock = lock_file(self.run / ".lock")
+        if lock is None:
+            raise UserError(f"another process is training into {self.run.resolve()}: wait for it, or take a free name")
+        with lock:
+            finish_interrupted_saves(self.run)
+            self.metrics = MetricsLog(self.config, self.run, step=self.step, wandb_id=self._prepare_metrics())
+            save_config(new_run_settings(self.config), self.run / RUN_CONFIG)
+            self.hints = Hints(self.config, self.loaders.training.num_workers)
+            exit_code = 1
+            try:
+                yield
+                exit_code = 0
+            finally:
+                self.metrics.close(exit_code)
+
+    def _prepare_metrics(self) -> str | None:
+        """Take over what a resumed run has logged; gives its W&B run's id, if that goes on."""
+        if self.checkpoint is None:
+            return None
+        take_over_metrics(self.checkpoint, self.run, self.step)
+        goes_on = self.checkpoint.state is not None and self.checkpoint.run.resolve() == self.run.resolve()
+        return self.checkpoint.state["wandb_id"] if goes_on and self.checkpoint.state else None
+
+    def _train_epoch(self) -> None:
         """Train on what is left of an epoch, then validate and save; a request to stop leaves it at a step's end."""
         times = StepTimes()
+        epoch = self.order.epoch + 1  # counted from 1 where people see it
         self.policy.train()
-        for batch in times.measure_waiting(self._batches(epoch)):
-            self.pending.append(self.train_step(batch))
+        for step, batches in times.measure_waiting(self._steps_left()):
+            self.pending.append(self.train_step(step, batches))
             self.step += 1
+            self.order.done += step.num_windows
             times.step_done()
             self.display.step_done(times)
             last = self.step == self.total_steps
             if self.step % self.config.log_frequency == 0 or last:
                 self._log_steps(times, epoch)
+            self.stopping = self.ranks.agree_to_stop(self.stop.requested)
             if last:
                 break
-            if self.stop.requested and self.step % self.steps_per_epoch:
+            if self.stopping and self.order.steps_left:
                 return  # a finished epoch is validated and saved first
+        if not self.order.steps_left:
+            self.order.epoch, self.order.done = self.order.epoch + 1, 0
+        self._reduce_pending()
         self.watch.check(self.pending, self.step)
-        record = {"epoch": epoch + 1, "time_per_epoch": times.elapsed}
+        record = {"epoch": epoch, "time_per_epoch": times.elapsed}
         val_loss = self.validate()
         if val_loss is not None:
             record["val_loss"] = val_loss
-            self._print(f"Epoch {epoch + 1}/{self.total_epochs}: val_loss={val_loss:.4f}")
-        self.metrics.log(record, self.step)
-        self._save_epoch(epoch + 1, val_loss)
+            self._print(f"Epoch {epoch}/{self.total_epochs}: val_loss={val_loss:.4f}")
+        self._log(record)
+        self._save_epoch(epoch, val_loss)
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step on a batch.
+    def _steps_left(self) -> Iterator[tuple[Step, list[Batch]]]:
+        """The steps of the epoch that are not done yet, with a batch for each part of this process."""
+        steps = list(self.order.steps())  # before the loader's position moves on
+        batches = iter(self.loaders.training)
+        for step in steps:
+            yield step, [next(batches) for _ in step.parts]
+
+    def train_step(self, step: Step, batches: list[Batch]) -> Tensor:
+        """One optimizer step.
+
+        Args:
+            step: how much each batch counts.
+            batches: of this process, one after the other; their gradients are added up.
 
         Returns:
-            the losses (3,) before the step: total, action, kl; on the device, so that nothing waits for them.
+            the losses (3,) before the step: total, action, kl; on the device, so that nothing waits for them. The
+            mean over processes is that of the whole step.
         """
-        obs, actions = to_device(batch, self.accelerator.device)
-        with self.accelerator.autocast():
-            _, output = self.policy(obs, actions)
-        target = self.accelerator.unwrap_model(self.policy).action_normalizer(actions)
-        losses = act_losses(output, target, obs["action_is_pad"], self.config)
-        self.accelerator.backward(losses.total)
+        seed_step(self.config.seed, self.step, self.ranks.rank)
+        noise = latent_noise(self.config, self.step, step.num_windows)
+        set_learning_rates(self.optimizer, self.config, self.step, self.total_steps)
+        losses = []
+        for number, (part, batch) in enumerate(zip(step.parts, batches), start=1):
+            if number == len(batches):
+                losses.append(self._backward(part, batch, noise))
+            else:
+                with self.accelerator.no_sync(self.policy):  # gradients meet once a step
+                    losses.append(self._backward(part, batch, noise))
         if self.config.grad_clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip_norm)
         self.optimizer.step()
-        self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return torch.stack(losses).sum(dim=0)
+
+    def _backward(self, part: Part, batch: Batch, noise: Tensor) -> Tensor:
+        """Add a batch's gradients to those of its step, and give its share (3,) of the losses."""
+        obs, actions = to_device(batch, self.accelerator.device)
+        with self.accelerator.autocast():
+            _, output = self.policy(obs, actions, noise[part.samples].to(self.accelerator.device))
+        target = self.bare_policy.action_normalizer(actions)
+        losses = weighted_losses(act_losses(output, target, obs["action_is_pad"], self.config), part, self.config)
+        self.accelerator.backward(losses.total)
         return torch.stack([loss.detach() for loss in losses])
 
     @torch.no_grad()
     def validate(self) -> float | None:
         """The action loss on held-out episodes with latent 0, as at inference; None without any."""
-        if self.val_loader is None:
+        if self.loaders.validation is None:
             return None
-        policy = self.accelerator.unwrap_model(self.policy)
+        policy = self.bare_policy
         policy.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        for batch in self.val_loader:
+        for batch in self.loaders.validation:
             obs, actions = to_device(batch, self.accelerator.device)
             with self.accelerator.autocast():
                 _, output = policy(obs)
@@ -199,21 +286,22 @@ class ActTrainer:
             real = (~is_pad).sum()
             total += torch.stack([loss * real, real]).double().cpu()
         policy.train()
-        return float(total[0] / total[1])
+        error, count = self.ranks.total(total.to(self.accelerator.device)).tolist()
+        return error / count
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch that are not done yet."""
-        self.sampler.epoch = epoch
-        self.sampler.start = (self.step - epoch * self.steps_per_epoch) * self.config.batch_size
-        return iter(self.train_loader)
+    def _reduce_pending(self) -> None:
+        """Make the losses not yet logged those of all processes together."""
+        if self.pending:
+            self.pending = list(self.ranks.mean(torch.stack(self.pending)))
 
     def _log_steps(self, times: StepTimes, epoch: int) -> None:
+        self._reduce_pending()
         self.watch.check(self.pending, self.step)
         total, action, kl = torch.stack(self.pending).mean(dim=0).tolist()
         self.pending = []
         weighted = self.config.kl_weight * kl  # so that the loss is the sum of what is shown
         record = {
-            "epoch": epoch + 1,
+            "epoch": epoch,
             "total_loss": total,
             "action_loss": action,
             "kl_loss": weighted,
@@ -223,11 +311,17 @@ class ActTrainer:
         }
         if self.accelerator.device.type == "cuda":
             record["gpu_memory"] = torch.cuda.max_memory_allocated() / 2**30
-        self.metrics.log(record, self.step)
+        self._log(record)
         self._print(
-            f"Epoch {epoch + 1}/{self.total_epochs}, Step {self.step}: "
+            f"Epoch {epoch}/{self.total_epochs}, Step {self.step}: "
             f"loss={total:.3f}, action_loss={action:.3f}, kl_loss={weighted:.3f}"
         )
+        for hint in self.hints.look(record) if self.ranks.is_main else ():
+            self._print(hint)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.ranks.is_main:
+            self.metrics.log(record, self.step)
 
     def _save_epoch(self, epoch: int, val_loss: float | None) -> None:
         is_best = val_loss is not None and val_loss < self.best_val_loss
@@ -235,113 +329,112 @@ class ActTrainer:
             self.best_val_loss = val_loss
         ends = self.step >= self.total_steps
         numbered = epoch % self.config.checkpoint_frequency == 0 or ends
-        if not self.accelerator.is_main_process or not (numbered or is_best):
+        is_best = is_best or (ends and val_loss is None)
+        if not self.ranks.is_main or not (numbered or is_best):
             return
         path = self._save(epoch if numbered else "best")
         if numbered:
             self._print(f"Checkpoint saved: {path}")
-            copy_checkpoint(path, "last")
-            if is_best or (ends and self.val_loader is None):
+            if is_best:
                 copy_checkpoint(path, "best")
+            copy_checkpoint(path, "last")  # at the end: a run that goes on from here has the rest behind it
+            if self.metrics.shows_figures:
+                self._log_prediction()
+        self.metrics.log_checkpoint(path, is_best=is_best)
+
+    @torch.no_grad()
+    def _log_prediction(self) -> None:
+        """A chunk in the middle of the demonstrations that are held out, beside what was demonstrated."""
+        windows = self.data.validation or self.data.training
+        obs, actions = to_device(windows.__getitems__([len(windows) // 2]), self.accelerator.device)
+        self.bare_policy.eval()
+        with self.accelerator.autocast():
+            predicted, _ = self.bare_policy(obs)
+        self.bare_policy.train()
+        figure = prediction_figure(
+            predicted[0].float().cpu().numpy(),
+            actions[0].cpu().numpy(),
+            obs["action_is_pad"][0].cpu().numpy(),
+            self.data.episodes.joint_names,
+            f"Step {self.step}: predicted and demonstrated chunk",
+        )
+        self.metrics.log_figure("predictions", figure, self.step)
 
     def _save(self, name: str | int) -> Path:
+        scaler = self.accelerator.scaler
         state = {
             "step": self.step,
+            "epoch": self.order.epoch,
+            "windows_done": self.order.done,
+            "windows_a_step": self.order.windows_a_step,
+            "ranks": self.ranks.count,
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": _random_states(),
+            "scaler": None if scaler is None else scaler.state_dict(),
             "best_val_loss": self.best_val_loss,
             "loss_watch": self.watch.state_dict(),
             "pending_losses": [losses.cpu() for losses in self.pending],
+            "wandb_id": self.metrics.wandb_id,
+            "dataset": fingerprint(self.data.episodes),
         }
-        return save_checkpoint(self.run, name, self.accelerator.unwrap_model(self.policy).state_dict(), state)
+        return save_checkpoint(self.run, name, self.bare_policy.state_dict(), state)
 
-    def _resume(self, path: Path) -> None:
-        self.accelerator.unwrap_model(self.policy).load_state_dict(load_weights(path))
-        state = load_state(path)
+    def _settle(self, config: Config, checkpoint: Checkpoint, episodes: Episodes, override: bool) -> Config:
+        """Say what differs from the run that goes on, or refuse it."""
+        changes = settle_changes(config, checkpoint, override) + check_dataset(checkpoint, episodes, override)
+        for line in changes:
+            self._print(f"Changed since: {line}")
+        return config
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.bare_policy.load_state_dict(checkpoint.weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{checkpoint.path} does not fit the settings: {reason}") from error
+        state = checkpoint.state
         if state is None:
-            self._print(f"{path} has no training state beside it: only its weights are taken, training starts anew")
+            self.order.epoch = checkpoint.epochs
+            self.step = checkpoint.epochs * self.order.steps_an_epoch
+            then = f"training goes on after epoch {checkpoint.epochs}" if checkpoint.epochs else "training starts anew"
+            self._print(
+                f"{checkpoint.path} has no training state beside it: only its weights are taken, and {then} with a "
+                "new optimizer"
+            )
             return
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        if not load_optimizer_state(self.optimizer, state["optimizer"]):
+            self._print("Other parameters are trained than before: the optimizer starts anew")
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+        self.order.epoch, self.order.done = state["epoch"], state["windows_done"]
         self.best_val_loss = state["best_val_loss"]
         self.watch.load_state_dict(state["loss_watch"])
         self.pending = [losses.to(self.accelerator.device) for losses in state["pending_losses"]]
-        _set_random_states(state["random"])
-        self._print(f"Resuming from {path}: step {self.step} of {self.total_steps}")
+        self._print(f"Resuming from {checkpoint.path}: step {self.step}, epoch {self.order.epoch + 1}")
+        if state["windows_a_step"] != self.order.windows_a_step or state["ranks"] != self.ranks.count:
+            self._print(
+                f"A step takes {self.order.windows_a_step} samples in {self.ranks.count} processes, it took "
+                f"{state['windows_a_step']} in {state['ranks']}: each sample is still seen once an epoch, but the "
+                "losses are not those of a run without the change"
+            )
 
-    def _make_loaders(
-        self, episodes: Episodes, train_episodes: Any, val_episodes: Any
-    ) -> tuple[ShuffledSampler, DataLoader[Batch], DataLoader[Batch] | None]:
-        config = self.config
-
-        def dataset(chosen: Any) -> WindowDataset:
-            index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
-            return WindowDataset(episodes, index, config.cameras)
-
-        pin = self.accelerator.device.type == "cuda"
-        training = dataset(train_episodes)
-        sampler = ShuffledSampler(len(training), config.seed)
-        train_loader = make_loader(
-            training, config.batch_size, sampler=sampler, num_workers=config.num_workers, pin_memory=pin
-        )
-        if len(val_episodes) == 0:
-            return sampler, train_loader, None
-        validation = dataset(val_episodes)
-        workers = config.num_workers
-        return (
-            sampler,
-            train_loader,
-            make_loader(validation, config.batch_size, num_workers=workers, pin_memory=pin),
-        )
-
-    def _learning_rate_factor(self, step: int) -> float:
-        """Of the learning rate at an optimizer step: a linear warm-up, then constant or a cosine to 0."""
-        warmup = self.config.warmup_steps
-        if step < warmup:
-            return (step + 1) / warmup
-        if self.config.lr_schedule == "constant":
-            return 1.0
-        progress = (step - warmup) / max(1, self.total_steps - warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    def _plan_length(self) -> tuple[int, int]:
+        """Optimizer steps and epochs of the whole run."""
+        order, config = self.order, self.config
+        left = order.steps_left
+        if config.num_steps is None:
+            epochs_after = config.num_epochs - order.epoch - 1
+            steps = self.step + left + epochs_after * order.steps_an_epoch if epochs_after >= 0 else self.step
+            return steps, config.num_epochs
+        after = max(0, config.num_steps - self.step - left)
+        return config.num_steps, order.epoch + 1 + -(-after // order.steps_an_epoch)
 
     def _print(self, line: str) -> None:
-        if self.accelerator.is_main_process:
+        if self.ranks.is_main:
             print(line, flush=True)
 
 
-def _make_optimizer(policy: ActPolicy, config: Config) -> torch.optim.Optimizer:
-    """AdamW with a group for the image backbone; parameters without gradient have no state."""
-    backbone: list[Tensor] = []
-    rest: list[Tensor] = []
-    for name, parameter in policy.named_parameters():
-        if parameter.requires_grad:
-            (backbone if name.startswith("image_encoder.") else rest).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": rest, "lr": config.lr}]
-    if backbone:
-        groups.append({"params": backbone, "lr": config.lr_backbone or config.lr})
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-def _refuse_other_run(run: Path, resume_from: Path | None) -> None:
-    """A folder with a run in it may only be gone on with, never begun anew."""
-    if resume_from is not None or not ((run / RUN_CONFIG).exists() or (run / FOLDER).exists()):
-        return
-    free = next(f"{run}-{number}" for number in range(2, 10**6) if not Path(f"{run}-{number}").exists())
-    last = run / FOLDER / "act-train-last.pth"
-    go_on = f"go on with it by --resume_from {last}, or " if last.exists() else ""
-    raise UserError(f"{run.resolve()} holds a run already: {go_on}choose a free name such as --output_dir {free}")
-
-
-def _random_states() -> dict[str, Any]:
-    states: dict[str, Any] = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+def weighted_losses(losses: Losses, part: Part, config: Config) -> Losses:
+    """A batch's mean losses → its share of the step's."""
+    action, kl = part.action_weight * losses.action, part.window_weight * losses.kl
+    return Losses(action + config.kl_weight * kl, action, kl)

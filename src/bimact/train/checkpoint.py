@@ -6,6 +6,7 @@ in `act-train-N.state` beside it. `best` and `last` are further names of such a 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
@@ -22,6 +23,7 @@ from bimact.files import atomic_write, flush_to_disk
 
 FOLDER = "checkpoint"
 WEIGHTS, STATE = ".pth", ".state"
+_DIGEST = "weights_sha256"  # in the state: which weights it belongs to
 
 
 def checkpoint_path(run: str | Path, which: str | int) -> Path:
@@ -39,6 +41,20 @@ def checkpoint_path(run: str | Path, which: str | int) -> Path:
     return path
 
 
+def last_checkpoint(run: str | Path) -> Path:
+    """The weights file to go on from: `last`, or after a kill before there was one, the highest epoch's.
+
+    Raises:
+        UserError: if the run has no checkpoint.
+    """
+    folder = Path(run) / FOLDER
+    last = folder / f"act-train-last{WEIGHTS}"
+    if last.exists() or (_new(last).exists() and last.with_suffix(STATE).exists()):
+        return last
+    numbered = [path for path in folder.glob(f"act-train-*{WEIGHTS}") if _epoch_of(path)[0] >= 0]
+    return max(numbered, key=_epoch_of) if numbered else checkpoint_path(run, "last")
+
+
 def _epoch_of(path: Path) -> tuple[int, str]:
     number = re.search(r"act-train-(\d+)$", path.stem)
     return (int(number[1]) if number else -1, path.stem)
@@ -47,30 +63,88 @@ def _epoch_of(path: Path) -> tuple[int, str]:
 def save_checkpoint(run: str | Path, name: str | int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Save a policy's state dict and the trainer's state under a name.
 
-    The state is written first: weights that can be seen always have theirs.
+    The pair changes in one moment, when the state that names the new weights takes its place: until then the old
+    pair is what counts, and after it `finish_interrupted_saves` finds the new weights even if they could not take
+    their own place any more.
 
     Returns:
         the path of the weights.
     """
     path = Path(run) / FOLDER / f"act-train-{name}{WEIGHTS}"
-    for content, target in ((state, path.with_suffix(STATE)), (weights, path)):
-        with atomic_write(target) as file:
-            torch.save(dict(content), file)
+    new = _new(path)
+    with atomic_write(new) as file:
+        torch.save(dict(weights), file)
+    with atomic_write(path.with_suffix(STATE)) as file:
+        torch.save({**state, _DIGEST: _digest(new)}, file)
+    new.replace(path)
+    flush_to_disk(path.parent)
     return path
 
 
 def copy_checkpoint(path: Path, name: str) -> None:
     """Give a saved checkpoint a further name, without a second copy on disk where links are possible."""
-    for suffix in (STATE, WEIGHTS):
-        source, target = path.with_suffix(suffix), path.with_name(f"act-train-{name}{suffix}")
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copy2(source, temporary)
-        temporary.replace(target)
+    target = path.with_name(f"act-train-{name}{WEIGHTS}")
+    temporary = target.with_name(f".{target.stem}{STATE}.tmp")
+    _link(path, _new(target))
+    _link(path.with_suffix(STATE), temporary)
+    temporary.replace(target.with_suffix(STATE))
+    _new(target).replace(target)
     flush_to_disk(path.parent)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _new(path: Path) -> Path:
+    """Where the weights are complete before they take their place."""
+    return path.with_name(f".{path.name}.new")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def finish_interrupted_saves(run: str | Path) -> None:
+    """Put a run's checkpoint folder in order after a kill: what was half written goes, what was whole stays.
+
+    Only for the one process that is about to write there.
+    """
+    folder = Path(run) / FOLDER
+    for new in folder.glob(f".act-train-*{WEIGHTS}.new"):
+        path = new.with_name(new.name.removeprefix(".").removesuffix(".new"))
+        state = load_state(path)
+        if state is not None and state.get(_DIGEST) == _digest(new):
+            new.replace(path)
+        else:
+            new.unlink()
+    for left_over in folder.glob(".*act-train-*.tmp"):
+        left_over.unlink()
+
+
+def load_pair(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """A checkpoint's weights, and the trainer's state that belongs to them.
+
+    Returns:
+        the state is None if there is none beside the weights, or one that was saved with other weights.
+
+    Raises:
+        UserError: as `load_weights` does.
+    """
+    path = Path(path)
+    state = load_state(path)
+    if state is None:
+        return load_weights(path), None
+    belonging = [file for file in (path, _new(path)) if file.exists() and _digest(file) == state.get(_DIGEST)]
+    return (load_weights(belonging[0]), state) if belonging else (load_weights(path), None)
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs
 
 from bimact.config import Config
 from bimact.data.windows import Batch
 from bimact.errors import UserError
-from bimact.train.tracking import trackers_of
+from bimact.kernels import missing_kernels
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,7 +32,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if count == 0:
-            raise UserError(f"--device {name}: PyTorch finds no CUDA GPU here; use --device auto or --device cpu")
+            raise UserError(
+                f"--device {name}: PyTorch finds no CUDA GPU here; use --device auto or --device cpu (`bimact doctor` tells why there is none)"
+            )
         if (device.index or 0) >= count:
             raise UserError(f"--device {name}: there are only {count} GPUs, cuda:0 to cuda:{count - 1}")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -60,17 +62,30 @@ def cpu_has_bf16() -> bool:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """accelerate's view of the device, the precision and the trackers."""
+    """accelerate's view of the device, the precision and the processes that `torchrun` has started.
+
+    Raises:
+        UserError: if the device is not there.
+    """
     device = choose_device(config.device)
     if device.index is not None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(
+                f"--device {config.device} is one GPU, but several processes train: give --device cuda, and choose "
+                "GPUs by CUDA_VISIBLE_DEVICES"
+            )
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    if device.type == "cuda":
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        problem = missing_kernels(local_rank if device.index is None else device.index)
+        if problem is not None:
+            raise UserError(problem)
+    # Others wait so long while one converts a dataset; a process that dies is noticed at once.
+    waiting = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=choose_precision(config.mixed_precision, device),
-        log_with=trackers_of(config) or None,
-        project_config=ProjectConfiguration(
-            project_dir=config.output_dir, logging_dir=str(Path(config.output_dir or ".") / "tensorboard")
-        ),
+        kwargs_handlers=[waiting],
     )
 
 

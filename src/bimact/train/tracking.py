@@ -2,64 +2,103 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from bimact.config import Config
 from bimact.files import write_text
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from bimact.train.wandb_run import WandbRun
+
 METRICS = "metrics.jsonl"
+_TENSORBOARD_FLUSH_SECONDS = 30
+_METADATA = ("epoch", "step", "val_loss")  # of a checkpoint, from the record before it
 
 
-def trackers_of(config: Config) -> list[str]:
-    """Names of the trackers for `accelerate.Accelerator(log_with=…)`."""
-    return [name for name, wanted in (("tensorboard", config.tensorboard), ("wandb", config.wandb_project)) if wanted]
+def wants_wandb(config: Config) -> bool:
+    """Whether a run goes to Weights & Biases: a project is named, or `wandb agent` has started the process."""
+    return bool(config.wandb_project) or "WANDB_SWEEP_ID" in os.environ
 
 
 class MetricsLog:
-    """Writes each record as a line of `metrics.jsonl` and passes it on to the trackers.
+    """Writes each record as a line of `metrics.jsonl` and passes it on to TensorBoard and Weights & Biases.
+
+    Only one process of a run may have it.
 
     Args:
-        accelerator: made with `log_with=trackers_of(config)`.
         config: of the run.
         run: the run's folder.
-        step: records after this step are dropped from an existing file, since they will be written again.
+        step: optimizer step from which a run is resumed: records after it are dropped, since they come again.
+        wandb_id: the Weights & Biases run to go on with.
+
+    Raises:
+        UserError: for a project, name or tag that Weights & Biases does not take.
     """
 
-    def __init__(self, accelerator: Accelerator, config: Config, run: Path, step: int) -> None:
-        self._accelerator = accelerator
-        self._path = run / METRICS
-        if not accelerator.is_main_process:
-            return
-        _drop_records_after(self._path, step)
-        self._file = self._path.open("a")
-        _init_trackers(accelerator, config, run)
+    def __init__(self, config: Config, run: Path, *, step: int = 0, wandb_id: str | None = None) -> None:
+        self._checkpoints = config.wandb_checkpoints
+        self._last_record: dict[str, Any] = {}
+        path = run / METRICS
+        records = [record for record in read_metrics(path) if record["step"] <= step] if path.exists() else []
+        self._wandb = _start_wandb(config, run, wandb_id, records) if wants_wandb(config) else None
+        self._tensorboard = _start_tensorboard(run, step) if config.tensorboard else None
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        self._file = path.open("a")
+
+    @property
+    def wandb_id(self) -> str | None:
+        """Of the Weights & Biases run, for resuming; None without one."""
+        return self._wandb.id if self._wandb else None
 
     def log(self, record: dict[str, Any], step: int) -> None:
         """One record: names and numbers, at an optimizer step."""
-        if not self._accelerator.is_main_process:
-            return
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._last_record = {"step": step, **record}
+        self._file.write(json.dumps(self._last_record) + "\n")
         self._file.flush()
-        self._accelerator.log(record, step=step)
+        if self._tensorboard:
+            for name, value in record.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(record, step)
 
-    def close(self) -> None:
-        if self._accelerator.is_main_process:
-            self._file.close()
-        self._accelerator.end_training()
+    @property
+    def shows_figures(self) -> bool:
+        """Whether anything takes figures."""
+        return self._tensorboard is not None or self._wandb is not None
 
+    def log_figure(self, name: str, figure: Figure, step: int) -> None:
+        """A figure as an image in TensorBoard and Weights & Biases."""
+        if not self.shows_figures:
+            return
+        pixels = _render(figure)
+        if self._tensorboard:
+            self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        if self._wandb:
+            self._wandb.log_image(name, pixels, step)
 
-def _drop_records_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    records = read_metrics(path)
-    kept = [record for record in records if record["step"] <= step]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    def log_checkpoint(self, path: Path, *, is_best: bool) -> None:
+        """Upload weights and config to Weights & Biases, if `wandb_checkpoints` asks for them."""
+        if self._wandb and (self._checkpoints == "all" or (self._checkpoints == "best" and is_best)):
+            metadata = {name: self._last_record[name] for name in _METADATA if name in self._last_record}
+            self._wandb.log_checkpoint(path, is_best=is_best, metadata=metadata)
+
+    def close(self, exit_code: int = 0) -> None:
+        """Write out what is held back. For Weights & Biases, anything but 0 marks the run as failed."""
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.close(exit_code)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -73,20 +112,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _init_trackers(accelerator: Accelerator, config: Config, run: Path) -> None:
-    settings = dataclasses.asdict(config)
-    options: dict[str, Any] = {}
-    if config.wandb_project:
-        import wandb
+def _start_tensorboard(run: Path, step: int) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter  # takes a second
 
-        offline = not (os.environ.get("WANDB_MODE") or wandb.api.api_key)
-        if offline:
-            print("W&B: not logged in, so the run is kept offline; `wandb login`, then `wandb sync` uploads it")
-        options["wandb"] = {
-            "name": config.wandb_name,
-            "tags": config.wandb_tags,
-            "dir": str(run),
-            "config": settings,
-            **({"mode": "offline"} if offline else {}),
-        }
-    accelerator.init_trackers(config.wandb_project or "tensorboard", init_kwargs=options)
+    purge_step = step + 1 if step else None  # what an interrupted run wrote after its checkpoint is hidden
+    return SummaryWriter(str(run / "tensorboard"), purge_step=purge_step, flush_secs=_TENSORBOARD_FLUSH_SECONDS)
+
+
+def _start_wandb(config: Config, run: Path, wandb_id: str | None, records: list[dict[str, Any]]) -> WandbRun:
+    from bimact.train.wandb_run import WandbRun  # takes some seconds
+
+    losses = [record["val_loss"] for record in records if math.isfinite(record.get("val_loss", math.nan))]
+    return WandbRun(config, run, run_id=wandb_id, best_val_loss=min(losses, default=None))
+
+
+def _render(figure: Figure) -> np.ndarray:
+    """A figure as an image (H, W, 3) uint8 RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

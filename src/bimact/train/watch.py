@@ -77,15 +77,17 @@ class StopRequest:
 
 
 @contextmanager
-def stop_at_step_end() -> Iterator[StopRequest]:
+def stop_at_step_end(insist: bool = True) -> Iterator[StopRequest]:
     """Ctrl-C or a polite kill asks for a stop, which comes between two steps, so that what is saved is whole.
 
-    A second one stops at once, with KeyboardInterrupt.
+    Args:
+        insist: a second one stops at once, with KeyboardInterrupt. Not with several processes: their launcher
+            passes on what the terminal has sent already.
     """
     stop = StopRequest()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if stop.requested and insist:
             raise KeyboardInterrupt
         stop.requested = True
 

@@ -1,0 +1,103 @@
+"""Which windows each optimizer step takes, and which of them are this process's: resumable at any sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from bimact.data.windows import WindowIndex
+
+
+@dataclass(frozen=True)
+class Part:
+    """A batch that one process takes at once, and how much it counts in its optimizer step.
+
+    The losses of a step are means over all windows of all processes: over real action steps (the action loss) and
+    over windows (the KL divergence). Data-parallel training averages gradients over processes, so a part's own
+    means are multiplied by these weights, which make the average over processes and the sum over parts exact.
+    """
+
+    windows: np.ndarray  # (B,)
+    samples: slice  # where they stand among all windows of the step
+    action_weight: float  # processes x real action steps of the part / of the step
+    window_weight: float  # processes x windows of the part / of the step
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step."""
+
+    num_windows: int  # of all processes
+    parts: tuple[Part, ...]  # of this process: at least one
+
+
+class TrainingOrder(Sampler[list[int]]):
+    """Each window once an epoch, over all processes, in an order that depends on the seed and the epoch alone.
+
+    As a batch sampler it gives the windows of each part of this process. With R processes and A parts a step, a
+    step takes the next R x A x batch_size windows of the order, the processes a share each; an epoch's last step
+    divides what is left. A process without a share then takes one window with the weight 0, since it has to take
+    part in the average.
+
+    Args:
+        index: of the training windows.
+        batch_size: windows of a part.
+        seed: of the order.
+        accumulate: A.
+        rank: this process's number.
+        ranks: R.
+
+    Attributes:
+        epoch: whose order the next iteration gives.
+        done: how many windows of that epoch are left out, being done already.
+    """
+
+    def __init__(
+        self, index: WindowIndex, batch_size: int, seed: int, *, accumulate: int = 1, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self._real_steps = index.real_steps()
+        self._batch_size, self._seed = batch_size, seed
+        self._rank, self._ranks = rank, ranks
+        self.windows_a_step = batch_size * accumulate * ranks
+        self.epoch = self.done = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps():
+            for part in step.parts:
+                yield part.windows.tolist()
+
+    @property
+    def num_windows(self) -> int:
+        return len(self._real_steps)
+
+    @property
+    def steps_left(self) -> int:
+        """Optimizer steps that the epoch still has."""
+        return -(-(self.num_windows - self.done) // self.windows_a_step)
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return -(-self.num_windows // self.windows_a_step)
+
+    def steps(self) -> Iterator[Step]:
+        """The steps of the epoch that are not done yet."""
+        order = np.random.default_rng((self._seed, self.epoch)).permutation(self.num_windows)
+        for first in range(self.done, self.num_windows, self.windows_a_step):
+            yield self._divide(order[first : first + self.windows_a_step])
+
+    def _divide(self, windows: np.ndarray) -> Step:
+        count = len(windows)
+        first, last = (count * rank // self._ranks for rank in (self._rank, self._rank + 1))
+        real_steps = self._real_steps[windows].sum()
+        if first == last:
+            return Step(count, (Part(windows[:1], slice(0, 1), 0.0, 0.0),))
+        parts = []
+        for begin in range(first, last, self._batch_size):
+            samples = slice(begin, min(begin + self._batch_size, last))
+            own = windows[samples]
+            action_weight = self._ranks * self._real_steps[own].sum() / real_steps
+            parts.append(Part(own, samples, float(action_weight), self._ranks * len(own) / count))
+        return Step(count, tuple(parts))

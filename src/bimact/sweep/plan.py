@@ -1,0 +1,173 @@
+"""What a call of `bimact sweep` is to run, checked before the first trial starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution
+
+import bimact
+from bimact.config import Config, load_config, setting_names
+from bimact.data.formats import open_dataset
+from bimact.data.windows import split_episodes
+from bimact.errors import UserError
+from bimact.sweep.space import as_text
+from bimact.sweep.sweep_file import Sweep
+from bimact.train.resume import FREE, fingerprint
+
+_WARM_UP = 10  # values of a metric that is not logged once an epoch
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep and how this process takes part in it.
+
+    Attributes:
+        sweep: what is searched.
+        config: YAML that each trial starts from.
+        settings: what each trial has on top of it, besides its parameters.
+        base: both together, as far as they are the same for all trials.
+        dataset: which demonstrations these are.
+        program: a Python script that trains; None: `bimact train`.
+        folder: of the sweep.
+        storage: URL of a database; None: a file in the folder.
+        total: trials of the sweep, those of all processes together.
+        jobs: trials that this process runs at once.
+        timeout: seconds after which this process ends; None: when all is done.
+        pruning: whether bad trials are ended early.
+        command: that asked for this, for messages.
+    """
+
+    sweep: Sweep
+    config: Path
+    settings: dict[str, str]
+    base: Config
+    dataset: str
+    program: Path | None
+    folder: Path
+    storage: str | None
+    total: int
+    jobs: int
+    timeout: float | None
+    pruning: bool
+    command: str
+
+    @property
+    def warm_up(self) -> int | None:
+        """Values of the metric that each trial may log before it can be ended; None: none is ended."""
+        if not self.pruning:
+            return None
+        counts_epochs = self.sweep.metric == "val_loss" and self.base.num_steps is None
+        return max(1, self.base.num_epochs // 4) if counts_epochs else _WARM_UP
+
+    @property
+    def comparable(self) -> dict[str, Any]:
+        """What all trials have to share besides the sweep file, for their results to be comparable."""
+        values = {**asdict(self.base), **{f"encoder.{key}": value for key, value in asdict(self.base.encoder).items()}}
+        names = [name for name in setting_names() if name not in FREE and name not in self.sweep.space]
+        return {"demonstrations": self.dataset, **{name: values[name] for name in names}}
+
+    def settings_of(self, parameters: Mapping[str, Any]) -> dict[str, str]:
+        """Of a trial, on top of the config."""
+        return {**self.settings, **{name: as_text(value) for name, value in parameters.items()}}
+
+
+def plan_sweep(
+    sweep: Sweep,
+    config: Path,
+    settings: Mapping[str, str],
+    *,
+    output_dir: str | None = None,
+    storage: str | None = None,
+    trials: int | None = None,
+    jobs: int = 1,
+    timeout: float | None = None,
+    pruning: bool = True,
+    command: str = "",
+) -> SweepPlan:
+    """Check what a sweep needs.
+
+    Args:
+        sweep: what is searched.
+        config: YAML that each trial starts from.
+        settings: of each trial, on top of the config.
+        output_dir: the sweep's folder; None: by the file's name.
+        storage: URL of a database; None: a file in the folder.
+        trials: of the sweep in all; None: as many as a grid has, or the file's `run_cap`.
+        jobs: trials at once.
+        timeout: minutes.
+        pruning: whether bad trials are ended early.
+        command: that asks for this, for messages.
+
+    Raises:
+        UserError: if something is wrong with the settings or the demonstrations.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs is {jobs}, it has to be at least 1")
+    for name in settings:
+        if name in sweep.space:
+            raise UserError(f"'{name}' is a parameter of {sweep.path}: take it out there to set it for all trials")
+    constants = {
+        name: as_text(distribution.choices[0])
+        for name, distribution in sweep.space.items()
+        if isinstance(distribution, CategoricalDistribution) and len(distribution.choices) == 1
+    }
+    base = load_config(config, [f"{name}={value}" for name, value in {**settings, **constants}.items()])
+    program = in_project(sweep.program) if sweep.program else None
+    return SweepPlan(
+        sweep=sweep,
+        config=config,
+        settings=dict(settings),
+        base=base,
+        dataset=_check_demonstrations(sweep, base),
+        program=program if program is not None and program.is_file() else None,
+        folder=Path(output_dir) if output_dir else Path("sweeps") / sweep.name,
+        storage=storage,
+        total=_total(sweep, trials),
+        jobs=jobs,
+        timeout=None if timeout is None else 60 * timeout,
+        pruning=pruning,
+        command=command,
+    )
+
+
+def in_project(path: str | Path) -> Path:
+    """A relative path from here or, where there is no such file, from the project's root."""
+    project = Path(bimact.__file__).parents[2]  # where an editable installation comes from
+    return Path(path) if Path(path).exists() or not (project / path).exists() else project / path
+
+
+def _total(sweep: Sweep, trials: int | None) -> int:
+    limits = [number for number in (trials, sweep.run_cap, sweep.combinations) if number is not None]
+    if not limits:
+        raise UserError(f"method {sweep.method} has no end of its own: say how many trials by --trials 20")
+    if min(limits) < 1:
+        raise UserError(f"--trials is {trials}, it has to be at least 1")
+    return min(limits)
+
+
+def _check_demonstrations(sweep: Sweep, base: Config) -> str:
+    """See that there is something to train on and, if it is asked for, to validate on.
+
+    Returns:
+        what tells these demonstrations from others.
+    """
+    shares: list[Any] = [base.val_split]
+    if "val_split" in sweep.space:
+        distribution = sweep.space["val_split"]
+        shares = list(distribution.choices) if isinstance(distribution, CategoricalDistribution) else []
+    if sweep.metric == "val_loss" and 0 in shares:
+        raise UserError("the sweep compares by val_loss, which there is none of with val_split 0: give --val_split 0.1")
+    if "dataset_dir" in sweep.space and base.dataset_dir is None:
+        return "chosen by each trial"
+    path = base.dataset_dir or os.environ.get("ACT_DATASET_DIR")
+    if path is None:
+        raise UserError("a sweep needs --dataset_dir (or ACT_DATASET_DIR)")
+    episodes = open_dataset(path, cache_dir=base.cache_dir)
+    if sweep.metric == "val_loss" and len(split_episodes(episodes.lengths, max(shares, default=0.1), 0)[1]) == 0:
+        raise UserError(f"{path} has a single episode, so none can be held out, and there is no val_loss to compare by")
+    return fingerprint(episodes)

@@ -1,0 +1,203 @@
+"""Running a sweep: trials started, watched, ended early where they are bad, and counted."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+
+import optuna
+import torch
+from optuna.exceptions import StorageInternalError
+from optuna.trial import FrozenTrial, TrialState
+
+from bimact.errors import UserError
+from bimact.machine import usable_cores
+from bimact.progress import ProgressBar, progress_bar
+from bimact.sweep.plan import SweepPlan
+from bimact.sweep.report import write_report
+from bimact.sweep.study import SweepStudy
+from bimact.sweep.summary import best_trial, finished_line, summary
+from bimact.sweep.trial import LOG, Outcome, RunningTrial, has_checkpoint, training_command
+from bimact.train.watch import stop_at_step_end
+
+_POLL = 0.2  # seconds
+
+
+def run_sweep(plan: SweepPlan) -> None:
+    """Run what is left of a sweep, then write its page and say what came out.
+
+    Raises:
+        UserError: if the storage does not answer, or no trial has come to an end.
+        KeyboardInterrupt: after Ctrl-C, when the running trials have saved themselves.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = SweepStudy(
+        plan.sweep, plan.folder, plan.storage, plan.comparable, seed=plan.base.seed, warm_up=plan.warm_up
+    )
+    for hint in plan.sweep.hints:
+        print(f"hint: {hint}")
+    done = sum(trial.state.is_finished() for trial in study.trials())
+    known = f", {done} of them done" if done else ""
+    print(f"{plan.sweep.path} → {plan.folder}: {plan.total} trials by {plan.sweep.method}{known}", flush=True)
+    runner = _Runner(plan, study)
+    try:
+        runner.run()
+    except StorageInternalError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"the storage of the sweep does not answer ({first}); the same command goes on") from None
+    finally:
+        runner.end_all()
+    trials = study.trials()
+    if any(trial.state.is_finished() for trial in trials):
+        write_report(plan, trials)
+        print(summary(plan, trials))
+    if runner.ended_early:
+        print(f"To go on: {plan.command}", flush=True)
+    if runner.interrupted:
+        raise KeyboardInterrupt
+    if not runner.ended_early and best_trial(plan.sweep, trials) is None:
+        raise UserError(f"none of the trials has come to a {plan.sweep.metric}; see {plan.folder}/trial-*/{LOG}")
+
+
+class _Runner:
+    """Keeps up to `jobs` trials running."""
+
+    def __init__(self, plan: SweepPlan, study: SweepStudy) -> None:
+        self.plan = plan
+        self.study = study
+        self.interrupted = self.ended_early = False
+        self._environments = slot_environments(plan.jobs, plan.base.device)
+        self._running: dict[int, RunningTrial] = {}  # by slot
+        self._deadline = math.inf if plan.timeout is None else time.monotonic() + plan.timeout
+
+    def run(self) -> None:
+        done = sum(trial.state.is_finished() for trial in self.study.trials())
+        with (
+            stop_at_step_end() as stop,
+            progress_bar("sweep", self.plan.total, min(done, self.plan.total)) as self._bar,
+        ):
+            is_more = True
+            while True:
+                if not self.ended_early and (stop.requested or time.monotonic() > self._deadline):
+                    self._end_early("interrupted" if stop.requested else "the time is up")
+                    self.interrupted = stop.requested
+                if is_more and not self.ended_early:
+                    is_more = self._fill_slots()
+                if not self._running:
+                    return
+                time.sleep(_POLL)
+                if self._watch_all():
+                    is_more = True  # a trial whose process is lost may have become free meanwhile
+
+    def end_all(self) -> None:
+        """Kill what still runs, after an error or a second Ctrl-C; the next call finds it lost, and it goes on then."""
+        for running in self._running.values():
+            running.kill()
+        self._running = {}
+
+    def _fill_slots(self) -> bool:
+        """Start trials in free slots; whether there may be more."""
+        for slot in range(self.plan.jobs):
+            if slot in self._running:
+                continue
+            trial = self.study.next_trial(self.plan.total)
+            if trial is None:
+                return False
+            self._running[slot] = self._start(trial, slot)
+        return True
+
+    def _start(self, trial: optuna.Trial, slot: int) -> RunningTrial:
+        earlier = self.plan.folder / (trial.user_attrs.get("folder") or "")
+        resume = has_checkpoint(earlier)
+        folder = earlier if resume else self.plan.folder / f"trial-{trial.number:04d}"
+        settings = self.plan.settings_of(trial.params)
+        command = training_command(self.plan.program, self.plan.config, folder, settings, resume)
+        return RunningTrial(trial, command, folder, self.plan.sweep.metric, self._environments[slot])
+
+    def _end_early(self, why: str) -> None:
+        self.ended_early = True
+        for running in self._running.values():
+            running.stop()
+        if self._running:
+            count = f"{len(self._running)} running trial{'s' if len(self._running) > 1 else ''}"
+            print(f"{why}: {count} will be saved (Ctrl-C again ends at once)", flush=True)
+
+    def _watch_all(self) -> bool:
+        """Look after all running trials; whether one has ended."""
+        ended = []
+        for slot, running in self._running.items():
+            try:
+                if self._watch(running):
+                    ended.append(slot)
+            except RuntimeError as error:  # Optuna's, for a trial that is finished already
+                running.kill()
+                print(f"trial {running.trial.number}: another process has taken it over ({error})", flush=True)
+                ended.append(slot)
+        for slot in ended:
+            del self._running[slot]
+        if self._bar.done < self._bar.total:
+            _count(self._bar, self.study.trials() if ended else None, self._note())
+        return bool(ended)
+
+    def _watch(self, running: RunningTrial) -> bool:
+        outcome = running.outcome()  # before the values, so that none is missed
+        running.show_life()
+        for count, value in running.new_values():
+            running.trial.report(value, count)
+            if outcome is None and not running.is_stopping and running.trial.should_prune():
+                running.stop(is_bad=True)
+        if outcome is None:
+            return False
+        self._finish(running, outcome)
+        return True
+
+    def _finish(self, running: RunningTrial, outcome: Outcome) -> None:
+        trial, study = running.trial, self.study.study
+        values = [value for value in running.values if math.isfinite(value)]
+        if outcome.status == 0 and values:
+            study.tell(trial, self.plan.sweep.best(values))
+        elif running.is_pruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        elif running.is_stopping:
+            self.study.put_back(self._frozen(running))
+        else:
+            unlogged = f"it has logged no {self.plan.sweep.metric}"
+            trial.set_user_attr("error", unlogged if outcome.status == 0 else outcome.reason)
+            study.tell(trial, state=TrialState.FAIL)
+        print(finished_line(self.plan, self._frozen(running), self.study.trials()), flush=True)
+
+    def _frozen(self, running: RunningTrial) -> FrozenTrial:
+        """What the storage has of a trial."""
+        return self.study.study.get_trials(deepcopy=False)[running.trial.number]
+
+    def _note(self) -> str:
+        """What a look at the progress bar should tell."""
+        running = [f"{run.trial.number}: {run.values[-1]:.4g}" for run in self._running.values() if run.values]
+        return f"{self.plan.sweep.metric} of trial {', '.join(running)}" if running else ""
+
+
+def _count(bar: ProgressBar, trials: list[FrozenTrial] | None, note: str) -> None:
+    """Bring a progress bar up to date; trials of other processes count too."""
+    done = bar.done if trials is None else sum(trial.state.is_finished() for trial in trials)
+    bar.advance(max(0, min(done, bar.total) - bar.done), note)
+
+
+def slot_environments(jobs: int, device: str) -> list[dict[str, str]]:
+    """What each of some trials at once has in its environment: a GPU of its own, a share of the cores.
+
+    Args:
+        jobs: how many trials run at once.
+        device: the setting; one that names a GPU is left as it is.
+    """
+    if jobs == 1:
+        return [{}]
+    gpus = _visible_gpus() if device in ("auto", "cuda") else []
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, usable_cores() // jobs))}
+    return [{**threads, **({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})} for slot in range(jobs)]
+
+
+def _visible_gpus() -> list[str]:
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]

@@ -1,0 +1,28 @@
+"""The random numbers of training: those of a step depend on the seed, the step and the process alone.
+
+Nothing that was drawn before counts, so a run that goes on needs no state of a generator.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bimact.config import Config
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Begin the random numbers of a step (dropout)."""
+    torch.manual_seed(_mixed(seed, step, rank))
+
+
+def latent_noise(config: Config, step: int, num_windows: int) -> Tensor:
+    """(num_windows, Z) standard normal numbers for the latents of a step, the same in all processes."""
+    generator = torch.Generator().manual_seed(_mixed(config.seed, step))
+    return torch.randn(num_windows, config.latent_dim, generator=generator)
+
+
+def _mixed(*numbers: int) -> int:
+    """A 63-bit seed from several small numbers, without patterns between neighbours."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,85 @@
+"""What the processes of a data-parallel training have to agree on. With one process there is nothing to agree on."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Ranks:
+    """This process among those of the training.
+
+    Args:
+        accelerator: knows the processes; `torchrun` or `accelerate launch` has started them.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.count = accelerator.num_processes
+        self.rank = accelerator.process_index
+        # Requests to stop travel beside the gradients, between CPUs.
+        self._group: Any = dist.new_group(backend="gloo") if self.count > 1 else None
+        # About a tensor's memory layout after the first backward pass: nothing that a user could change.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        self._asked: tuple[Tensor, Any] | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that prints, logs and saves."""
+        return self.rank == 0
+
+    def joined(self, module: Module) -> Module:
+        """A module whose batch statistics are of the batches of all GPUs together; PyTorch has none for CPUs."""
+        if self.count > 1 and self._accelerator.device.type == "cuda":
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return module
+
+    def share(self, count: int) -> range:
+        """This process's part of `count` things."""
+        return range(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes; all have to call it."""
+        return self._accelerator.reduce(values, "mean") if self.count > 1 else values
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over processes; all have to call it."""
+        return self._accelerator.reduce(values, "sum") if self.count > 1 else values
+
+    def least(self, value: int) -> int:
+        """The smallest value of all processes; all have to call it."""
+        if self.count == 1:
+            return value
+        return int(self._accelerator.gather(torch.tensor([value], device=self._accelerator.device)).min())
+
+    def lost(self, error: Exception) -> bool:
+        """Whether an error says that another process is gone."""
+        return self.count > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+    def main_ones(self, value: object) -> object:
+        """The main process's value, in all processes."""
+        return broadcast_object_list([value])[0] if self.count > 1 else value
+
+    def agree_to_stop(self, requested: bool) -> bool:
+        """Whether all stop now, since one of them was asked to.
+
+        With several processes the answer to a step's question comes at the next step, so that no step waits.
+        """
+        if self._group is None:
+            return requested
+        before = self._asked
+        question = torch.tensor(int(requested))
+        work = dist.all_reduce(question, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._asked = (question, work)
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0].item())

@@ -1,0 +1,227 @@
+"""Going on with a run: its settings and its data have to be those that it was trained with, or it is said so."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bimact.config import Config, load_config, setting_names
+from bimact.data.episodes import Episodes
+from bimact.errors import UserError
+from bimact.train.checkpoint import FOLDER, last_checkpoint, load_pair
+from bimact.train.tracking import METRICS
+
+RUN_CONFIG = "config.yaml"
+
+# What makes the network: the saved weights fit nothing else.
+NETWORK = frozenset(
+    [
+        "cameras",
+        "chunk_size",
+        "temporal_context",
+        "state_dim",
+        "action_dim",
+        "hidden_dim",
+        "nheads",
+        "num_encoder_layers",
+        "num_decoder_layers",
+        "dim_feedforward",
+        "pre_norm",
+        "use_vae",
+        "latent_dim",
+        "n_vae_encoder_layers",
+        "encoder.name",
+        "encoder.model_name",
+        "encoder.fuse",
+        "encoder.spatial",
+        "encoder.channels",
+    ]
+)
+# What changes neither the network nor what it learns.
+FREE = frozenset(
+    [
+        "dataset_dir",
+        "output_dir",
+        "num_workers",
+        "cache_dir",
+        "device",
+        "auto_batch_size",
+        "checkpoint_frequency",
+        "log_frequency",
+        "tensorboard",
+        "wandb_project",
+        "wandb_name",
+        "wandb_tags",
+        "wandb_checkpoints",
+        "execute_steps",
+        "temporal_ensemble",
+        "ensemble_window",
+        "ensemble_coefficient",
+        "encoder.pretrained",
+        "encoder.weights_from_checkpoint",
+    ]
+)
+_LENGTH = frozenset({"num_epochs", "num_steps"})  # training longer changes earlier steps under a cosine only
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run is gone on from.
+
+    Attributes:
+        path: the weights file.
+        run: the folder of the run that it belongs to.
+        config: that run's settings; None for weights that lie alone.
+        state: the trainer's state; None if it is lost.
+    """
+
+    path: Path
+    run: Path
+    config: Config | None
+    weights: dict[str, Tensor]
+    state: dict[str, Any] | None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that the name of the file tells of, 0 if it tells none."""
+        number = self.path.stem.rpartition("-")[2]
+        return int(number) if number.isdigit() else 0
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint with what lies beside it.
+
+    Args:
+        path: a weights file, or a run's folder, which stands for its last checkpoint.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    path, run = Path(path), run_of(path)
+    if path.is_dir():
+        path = last_checkpoint(run)
+    weights, state = load_pair(path)
+    config = load_config(run / RUN_CONFIG) if (run / RUN_CONFIG).is_file() else None
+    return Checkpoint(path, run, config, weights, state)
+
+
+def run_of(path: str | Path) -> Path:
+    """The folder of the run that a checkpoint belongs to; a folder is the run itself."""
+    path = Path(path)
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.absolute().parent.name == FOLDER else path.parent
+
+
+def settle_changes(config: Config, checkpoint: Checkpoint, override: bool) -> list[str]:
+    """Compare the settings of a resumed run with those that it had.
+
+    Args:
+        config: of this call, with the dataset's sizes filled in.
+        checkpoint: of the run.
+        override: whether settings that change what is learned may differ.
+
+    Returns:
+        a line for each setting that differs.
+
+    Raises:
+        UserError: if the network would be another, or `override` is needed and not given.
+    """
+    if checkpoint.config is None:
+        return []
+    changed = _differences(checkpoint.config, config)
+    lines = [f"{name}: {_shown(old)} → {_shown(new)}" for name, (old, new) in changed.items()]
+    impossible = sorted(changed.keys() & NETWORK)
+    if impossible:
+        raise UserError(
+            f"{checkpoint.path} has another network than the settings ask for "
+            f"({'; '.join(line for line in lines if line.partition(':')[0] in impossible)}): "
+            "leave these settings as they were, or begin a new run"
+        )
+    free = FREE | (_LENGTH if config.lr_schedule == "constant" else set())
+    weighty = [line for line in lines if line.partition(":")[0] not in free]
+    if weighty and not override:
+        raise UserError(
+            f"the settings differ from those of {checkpoint.run} ({'; '.join(weighty)}): leave them as they were, "
+            "or say --override_config to go on with the new ones"
+        )
+    return lines
+
+
+def _differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    pairs = {name: (_value(old, name), _value(new, name)) for name in setting_names()}
+    silent = {"encoder.weights_from_checkpoint", "image_size", "output_dir", "auto_batch_size"}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in silent}
+
+
+def _value(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def fingerprint(episodes: Episodes) -> str:
+    """Which demonstrations these are, by their lengths and the sizes of what they hold."""
+    sizes = (episodes.state.shape, episodes.actions.shape, {name: rows.shape for name, rows in episodes.images.items()})
+    return hashlib.sha256(repr((episodes.lengths.tolist(), sizes)).encode()).hexdigest()
+
+
+def check_dataset(checkpoint: Checkpoint, episodes: Episodes, override: bool) -> list[str]:
+    """See that a run goes on with its own demonstrations.
+
+    Returns:
+        a line, if they differ.
+
+    Raises:
+        UserError: if they differ and `override` is not given.
+    """
+    if checkpoint.state is None or checkpoint.state["dataset"] == fingerprint(episodes):
+        return []
+    if not override:
+        raise UserError(
+            f"{episodes.path} is not the dataset that {checkpoint.run} was trained with: other episodes would be held "
+            "out for validation; give the same one, or say --override_config to go on with this one"
+        )
+    return ["the demonstrations have changed: other episodes are held out for validation"]
+
+
+def refuse_other_run(run: Path, checkpoint: Checkpoint | None) -> None:
+    """A folder with a run in it may only be gone on with, never begun anew.
+
+    Raises:
+        UserError: naming the way to go on and a free name.
+    """
+    if not ((run / RUN_CONFIG).exists() or (run / FOLDER).exists()):
+        return
+    if checkpoint is not None and checkpoint.run.resolve() == run.resolve():
+        return
+    free = next(f"{run}-{number}" for number in range(2, 10**6) if not Path(f"{run}-{number}").exists())
+    last = run / FOLDER / "act-train-last.pth"
+    go_on = f"go on with it by --resume_from {last}, or " if last.exists() else ""
+    raise UserError(f"{run.resolve()} holds a run already: {go_on}choose a free name such as --output_dir {free}")
+
+
+def new_run_settings(config: Config) -> Config:
+    """What `R/config.yaml` says: a policy that is rebuilt from it takes its weights from checkpoints."""
+    encoder = dataclasses.replace(config.encoder, weights_from_checkpoint=True)
+    return dataclasses.replace(config, encoder=encoder, auto_batch_size=False)
+
+
+def take_over_metrics(checkpoint: Checkpoint, run: Path, step: int) -> None:
+    """A run that goes on elsewhere takes its past along; one that begins anew keeps it under another name."""
+    source, target = checkpoint.run / METRICS, run / METRICS
+    if source.exists() and not target.exists():
+        shutil.copyfile(source, target)
+    if step == 0 and target.exists():
+        number = next(n for n in range(1, 10**6) if not target.with_suffix(f".before-{n}.jsonl").exists())
+        target.rename(target.with_suffix(f".before-{number}.jsonl"))

@@ -1,0 +1,92 @@
+"""Out of memory: what is said, and the search for the largest batch, with an allocator that fails on purpose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config
+from omegaconf import OmegaConf
+
+from bimact.errors import UserError
+from bimact.policy.act import ActPolicy
+from bimact.train.act_trainer import ActTrainer
+from bimact.train.memory import is_out_of_memory, largest_batch_size, out_of_memory
+
+CPU = torch.device("cpu")
+
+
+def allocator_that_holds(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = ActPolicy.forward
+
+    def limited(self: ActPolicy, obs: dict[str, torch.Tensor], *arguments: object) -> object:
+        if len(obs["state"]) > samples:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, obs, *arguments)
+
+    monkeypatch.setattr(ActPolicy, "forward", limited)
+
+
+def test_real_allocator_failures_are_recognised() -> None:
+    with pytest.raises(RuntimeError) as failure:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(failure.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+
+
+def test_training_says_what_was_tried_and_what_to_try(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocator_that_holds(3, monkeypatch)
+    with pytest.raises(UserError, match=r"out of memory with batch_size 6: try --batch_size 4 .*--auto_batch_size"):
+        ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), batch_size=6)).fit()
+    assert "try --batch_size 4 " in str(out_of_memory(tiny_config(batch_size=8), CPU))
+    assert "try --batch_size 8 (--gradient_accumulation_steps 2 " in str(out_of_memory(tiny_config(batch_size=9), CPU))
+    assert "reduce hidden_dim" in str(out_of_memory(tiny_config(batch_size=1), CPU))
+    assert str(out_of_memory(tiny_config(), torch.device("cuda"))).startswith("CUDA out of memory")
+
+
+@pytest.mark.parametrize(("holds", "found"), [(1, 1), (5, 4), (8, 8), (1000, 16)])
+def test_search_ends_at_the_largest_power_of_two_that_fits(holds: int, found: int) -> None:
+    tried: list[int] = []
+
+    def step(size: int) -> None:
+        tried.append(size)
+        if size > holds:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert largest_batch_size(step, 31, CPU) == found
+    assert tried == [2**k for k in range(len(tried))]
+
+
+def test_search_passes_other_errors_on_and_gives_up_in_a_sentence() -> None:
+    def broken(size: int) -> None:
+        raise RuntimeError("size mismatch")
+
+    def full(size: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        largest_batch_size(broken, 31, CPU)
+    with pytest.raises(UserError, match="out of memory with batch_size 1"):
+        largest_batch_size(full, 31, CPU)
+
+
+def test_auto_batch_size_trains_with_what_it_found(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allocator_that_holds(11, monkeypatch)
+    run = tmp_path / "run"
+    changes = {"dataset_dir": str(dataset), "output_dir": str(run), "num_epochs": 1, "val_split": 0.0}
+    ActTrainer(tiny_config(auto_batch_size=True, **changes)).fit()
+    assert "batch_size is 8" in capsys.readouterr().out
+    saved = OmegaConf.load(run / "config.yaml")
+    assert (saved.batch_size, saved.auto_batch_size) == (8, False)
+    # The search leaves nothing behind: the same run with that batch size from the beginning is bit-identical.
+    changes["output_dir"] = str(tmp_path / "given")
+    given = ActTrainer(tiny_config(batch_size=8, **changes))
+    given.fit()
+    searched = torch.load(run / "checkpoint" / "act-train-1.pth")
+    assert all(torch.equal(value, searched[name]) for name, value in given.policy.state_dict().items())
