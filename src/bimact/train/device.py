@@ -33,7 +33,8 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if count == 0:
             raise UserError(
-                f"--device {name}: PyTorch finds no CUDA GPU here; use --device auto or --device cpu (`bimact doctor` tells why there is none)"
+                f"--device {name}: PyTorch finds no CUDA GPU here; use --device auto or --device cpu (`bimact doctor` "
+                "tells why there is none)"
             )
         if (device.index or 0) >= count:
             raise UserError(f"--device {name}: there are only {count} GPUs, cuda:0 to cuda:{count - 1}")

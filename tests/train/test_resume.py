@@ -1,0 +1,157 @@
+"""Going on with a run under other settings, with other data, elsewhere: said, or refused, and nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config, write_dataset
+from omegaconf import OmegaConf
+
+from bimact.config import Config, setting_names
+from bimact.errors import UserError
+from bimact.files import lock_file
+from bimact.train.act_trainer import ActTrainer
+from bimact.train.resume import FREE, NETWORK, open_checkpoint, run_of
+from bimact.train.tracking import read_metrics
+
+
+@pytest.fixture
+def run(dataset: Path, tmp_path: Path) -> Path:
+    """A finished run of two epochs."""
+    ActTrainer(config_of(dataset, tmp_path / "run")).fit()
+    return tmp_path / "run"
+
+
+def config_of(dataset: Path, run: Path, **changes: Any) -> Config:
+    return tiny_config(dataset_dir=str(dataset), output_dir=str(run), **changes)
+
+
+def test_the_groups_of_settings_are_settings() -> None:
+    assert set(setting_names()) >= NETWORK | FREE
+    assert not NETWORK & FREE
+
+
+def test_another_network_is_refused_even_with_override(dataset: Path, run: Path) -> None:
+    for override in (False, True):
+        with pytest.raises(UserError, match=r"another network .*hidden_dim: 16 → 32.*or begin a new run"):
+            ActTrainer(config_of(dataset, run, hidden_dim=32), run, override_config=override)
+
+
+def test_what_changes_learning_needs_override(
+    dataset: Path, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = (run / "config.yaml").read_bytes()
+    changed = config_of(dataset, run, lr=5e-4, dropout=0.3, num_epochs=3)
+    with pytest.raises(UserError, match=r"dropout: 0.1 → 0.3; lr: 0.001 → 0.0005\).*--override_config"):
+        ActTrainer(changed, run)
+    assert (run / "config.yaml").read_bytes() == before
+    trainer = ActTrainer(changed, run, override_config=True)
+    trainer.fit()
+    assert "Changed since: lr: 0.001 → 0.0005\n" in capsys.readouterr().out
+    assert trainer.optimizer.param_groups[0]["lr"] == 5e-4
+    assert (OmegaConf.load(run / "config.yaml").lr, trainer.step) == (5e-4, 24)
+
+
+def test_what_changes_nothing_is_free_and_said(dataset: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ActTrainer(config_of(dataset, run, num_epochs=3, log_frequency=4), run).fit()
+    printed = capsys.readouterr().out
+    assert "Changed since: num_epochs: 2 → 3" in printed and "Changed since: log_frequency: 2 → 4" in printed
+    with pytest.raises(UserError, match="num_epochs: 3 → 4.*--override_config"):  # earlier rates would be others
+        ActTrainer(config_of(dataset, run, num_epochs=4, lr_schedule="cosine"), run)
+
+
+def test_other_demonstrations_need_override(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_dataset(tmp_path / "other", [9, 12, 7, 10, 8])
+    with pytest.raises(UserError, match="is not the dataset that .* was trained with.*--override_config"):
+        ActTrainer(config_of(other, run), run)
+    ActTrainer(config_of(other, run, num_epochs=3), run, override_config=True).fit()
+    assert "the demonstrations have changed" in capsys.readouterr().out
+
+
+def test_moved_demonstrations_are_the_same(dataset: Path, run: Path, tmp_path: Path) -> None:
+    dataset.rename(tmp_path / "moved")
+    assert ActTrainer(config_of(tmp_path / "moved", run, num_epochs=3), run).step == 16
+
+
+def test_statistics_of_the_run_stay(run: Path, tmp_path: Path) -> None:
+    """Actions in the robot's units keep their meaning if training goes on with other data."""
+    other = write_dataset(tmp_path / "other", [9, 12, 7, 10, 8])
+    np.save(other / "actions.npy", 100 + np.load(other / "actions.npy"))
+    trainer = ActTrainer(config_of(other, run), run, override_config=True)
+    saved = torch.load(run / "checkpoint" / "act-train-2.pth")
+    assert torch.equal(trainer.policy.action_normalizer.mean, saved["action_normalizer.mean"])
+
+
+def test_a_fork_takes_the_metrics_along_and_leaves_the_run_alone(dataset: Path, run: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    ActTrainer(config_of(dataset, tmp_path / "fork", num_epochs=3), run / "checkpoint" / "act-train-1.pth").fit()
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    steps = [record["step"] for record in read_metrics(tmp_path / "fork" / "metrics.jsonl") if "lr" in record]
+    assert steps == list(range(2, 25, 2))
+    with pytest.raises(UserError, match="holds a run already"):
+        ActTrainer(config_of(dataset, tmp_path / "fork"), run)
+
+
+def test_weights_alone_go_on_after_their_epoch(
+    dataset: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "checkpoint" / "act-train-1.pth"
+    path.with_suffix(".state").unlink()
+    trainer = ActTrainer(config_of(dataset, run), path)
+    assert (trainer.step, trainer.order.epoch, trainer.total_steps) == (8, 1, 16)
+    assert "only its weights are taken, and training goes on after epoch 1 with a new optimizer" in (
+        capsys.readouterr().out
+    )
+    weights = torch.load(path)
+    torch.save(weights, tmp_path / "alone.pth")
+    trainer = ActTrainer(config_of(dataset, tmp_path / "new"), tmp_path / "alone.pth")
+    assert trainer.step == 0
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.policy.state_dict().items())
+
+
+def test_metrics_of_a_run_that_begins_anew_are_kept(dataset: Path, run: Path) -> None:
+    metrics = (run / "metrics.jsonl").read_bytes()
+    best = run / "checkpoint" / "act-train-best.pth"
+    best.with_suffix(".state").unlink()
+    ActTrainer(config_of(dataset, run, num_epochs=1), best).fit()
+    assert (run / "metrics.before-1.jsonl").read_bytes() == metrics
+    assert read_metrics(run / "metrics.jsonl")[0]["step"] == 2
+
+
+def test_an_encoder_that_thaws_gets_a_new_optimizer(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = config_of(dataset, tmp_path / "run", encoder={"freeze": True})
+    ActTrainer(frozen).fit()
+    thawed = config_of(dataset, tmp_path / "run", num_epochs=3)
+    trainer = ActTrainer(thawed, tmp_path / "run", override_config=True)
+    assert "Other parameters are trained than before: the optimizer starts anew" in capsys.readouterr().out
+    before = trainer.policy.image_encoder.stages[0].conv1.weight.clone()
+    trainer.fit()
+    assert not torch.equal(before, trainer.policy.image_encoder.stages[0].conv1.weight)
+
+
+def test_two_processes_do_not_train_into_one_folder(dataset: Path, run: Path) -> None:
+    with lock_file(run / ".lock") as lock:
+        assert lock is not None
+        with pytest.raises(UserError, match="another process is training into"):
+            ActTrainer(config_of(dataset, run, num_epochs=3), run).fit()
+
+
+def test_a_finished_run_stays_as_it_is(dataset: Path, run: Path) -> None:
+    before = torch.load(run / "checkpoint" / "act-train-last.pth")
+    trainer = ActTrainer(config_of(dataset, run), run)
+    trainer.fit()
+    assert trainer.step == trainer.total_steps == 16
+    assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())
+
+
+def test_where_checkpoints_belong(run: Path) -> None:
+    assert run_of(run) == run == run_of(run / "checkpoint" / "act-train-1.pth")
+    assert open_checkpoint(run).path.name == "act-train-last.pth"
+    with pytest.raises(UserError, match="checkpoint not found: .*act-train-7.pth"):
+        open_checkpoint(run / "checkpoint" / "act-train-7.pth")
