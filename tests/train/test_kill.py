@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_config, write_dataset
+from processes import in_child
 
 from bimact.config import Config, save_config
 from bimact.train.act_trainer import ActTrainer
@@ -35,21 +36,6 @@ def config_of(folder: Path, name: str, **changes: Any) -> Config:
         "mixed_precision": "no",
     }
     return tiny_config(dataset_dir=str(folder / "dataset"), output_dir=str(folder / name), **{**settings, **changes})
-
-
-def in_child(work: Callable[[], object]) -> int:
-    """Run something in a process of its own that has all modules loaded; gives its number."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1)
-        work()
-        status = 0
-    finally:
-        os._exit(status)
 
 
 def go_on(config: Config) -> None:

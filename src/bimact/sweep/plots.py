@@ -17,7 +17,7 @@ from bimact.evaluate.plots import COLORS, _plain, _plain_numbers, _plot, _shorte
 from bimact.sweep.summary import best_trial, last_value, short
 from bimact.sweep.sweep_file import Sweep
 
-FINISHED, BEST, PRUNED, FAILED = "policy", "val", "demo", "hold"  # names of colours
+FINISHED, BEST, PRUNED, FAILED = "policy", "val", "mean", "hold"  # names of colours
 
 _MOST_POINTS = 120  # of one trial's curve
 _WIDE = 8  # largest / smallest value, from where on an axis is logarithmic
