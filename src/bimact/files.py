@@ -66,14 +66,16 @@ def write_json(path: str | Path, content: Any, default: Callable[[Any], Any] | N
 def lock_file(path: Path) -> BinaryIO | None:
     """Take a file's lock, which the system takes back when the handle is closed or this process ends.
 
+    It is this process's alone: a loader's process that outlives a killed training does not keep it.
+
     Returns:
         the handle; None if another process has the lock. Where the file system has no locks, nobody has.
     """
     file = path.open("ab")
     if fcntl is not None:
         try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             file.close()
             return None
         except OSError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from conftest import tiny_config, write_dataset
 from omegaconf import OmegaConf
+from processes import in_child
 
 from bimact.config import Config, setting_names
 from bimact.errors import UserError
@@ -136,10 +140,19 @@ def test_an_encoder_that_thaws_gets_a_new_optimizer(
 
 
 def test_two_processes_do_not_train_into_one_folder(dataset: Path, run: Path) -> None:
-    with lock_file(run / ".lock") as lock:
-        assert lock is not None
-        with pytest.raises(UserError, match="another process is training into"):
-            ActTrainer(config_of(dataset, run, num_epochs=3), run).fit()
+    def hold() -> None:
+        with lock_file(run / ".lock"):  # type: ignore[union-attr]
+            (run / "held").touch()
+            time.sleep(60)
+
+    child = in_child(hold)
+    while not (run / "held").exists():
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="another process is training into"):
+        ActTrainer(config_of(dataset, run, num_epochs=3), run).fit()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    ActTrainer(config_of(dataset, run, num_epochs=3), run).fit()
 
 
 def test_a_finished_run_stays_as_it_is(dataset: Path, run: Path) -> None:
