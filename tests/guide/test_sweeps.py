@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from conftest import tiny_config, write_dataset
@@ -118,9 +119,14 @@ def test_it_runs_without_an_account(project: Path) -> None:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2 trials: 2 finished" in result.stdout
-    for number in (0, 1):
-        run = project / "sweeps" / "sweep" / f"trial-000{number}"
-        assert len([record for record in read_metrics(run / "metrics.jsonl") if "val_loss" in record]) == 2
-    assert (project / "sweeps" / "sweep" / "report.html").is_file()
+    folder = project / "sweeps" / "sweep"
+    for trial in optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}").trials:
+        run = folder / f"trial-000{trial.number}"
+        logged = [record["val_loss"] for record in read_metrics(run / "metrics.jsonl") if "val_loss" in record]
+        assert trial.value == min(logged) and trial.intermediate_values == {1: logged[0], 2: logged[1]}
+        config = OmegaConf.load(run / "config.yaml")
+        assert {name: config[name] for name in GUIDE} == trial.params
+        assert (run / "checkpoint" / "act-train-best.pth").is_file()
+    assert (folder / "report.html").is_file()
     best = result.stdout.splitlines()[-1].strip()
     assert best.startswith("python scripts/train_act.py --config configs/policy_act.yaml --output_dir runs/sweep-best")

@@ -63,7 +63,9 @@ def test_log_uniform_takes_exponents(exponents: tuple[float, float]) -> None:
 @settings(max_examples=40, deadline=None)
 @given(ranges(st.integers(0, 60)), st.integers(1, 12), st.sampled_from([1, 0.5, 0.1]))
 def test_q_uniform_takes_the_multiples_of_q_within_the_bounds(bounds: tuple[int, int], q: int, unit: float) -> None:
-    low, high, step = bounds[0] * unit, bounds[1] * unit, q * unit
+    low, high, step = (round(number * unit, 1) for number in (*bounds, q))  # as a file has them
+    if unit == 1:
+        low, high, step = int(low), int(high), int(step)
     wanted = [k * step for k in range(1000) if low - 1e-9 <= k * step <= high + 1e-9]
     spec = {"distribution": "q_uniform", "min": low, "max": high, "q": step}
     if not wanted:

@@ -13,9 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
-from conftest import tiny_config, write_dataset
-from omegaconf import OmegaConf
+from conftest import write_dataset
 from optuna.trial import TrialState
 from sweep_helpers import trials_in, write_sweep
 
@@ -116,27 +114,3 @@ def test_faults_end_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert fails("none.yaml").startswith("sweep: sweep file not found: ")
     assert "no setting named 'num_epoch'" in fails(path, "--num_epoch", "3", "--trials", "1")
     assert "'3' belongs to no setting" in fails(path, "3")
-
-
-def test_the_real_training(tmp_path: Path, dataset: Path) -> None:
-    config = {key: value for key, value in OmegaConf.to_container(OmegaConf.structured(tiny_config())).items() if value}  # type: ignore[union-attr]
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
-    parameters = {"lr": {"values": [1.0e-3, 1.0e-2]}, "encoder.fuse": {"values": ["mean", "tokens"]}}
-    write_sweep(tmp_path / "s.yaml", program=None, method="random", parameters=parameters)
-    command = ["sweep", "s.yaml", "--dataset_dir", str(dataset), "--config", "tiny.yaml", "--trials", "2"]
-    result = subprocess.run(
-        [sys.executable, "-m", "bimact", *command, "--num_epochs", "3"],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    folder = tmp_path / "sweeps" / "s"
-    for trial in trials_in(folder):
-        run = folder / f"trial-000{trial.number}"
-        logged = [record["val_loss"] for record in read_metrics(run / "metrics.jsonl") if "val_loss" in record]
-        assert trial.value == min(logged) and list(trial.intermediate_values.values()) == logged and len(logged) == 3
-        assert (run / "checkpoint" / "act-train-best.pth").is_file()
-        assert OmegaConf.load(run / "config.yaml").encoder.fuse == trial.params["encoder.fuse"]
-    assert "To train with its settings:\n  bimact train --config tiny.yaml" in result.stdout

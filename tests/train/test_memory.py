@@ -90,3 +90,6 @@ def test_auto_batch_size_trains_with_what_it_found(
     given.fit()
     searched = torch.load(run / "checkpoint" / "act-train-1.pth")
     assert all(torch.equal(value, searched[name]) for name, value in given.policy.state_dict().items())
+    # Going on keeps what was found, whatever the config says of the batch.
+    changes["output_dir"] = str(run)
+    assert ActTrainer(tiny_config(auto_batch_size=True, **{**changes, "num_epochs": 2}), run).config.batch_size == 8

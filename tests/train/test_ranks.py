@@ -109,7 +109,7 @@ def test_a_process_that_dies_ends_the_run_and_it_goes_on(folder: Path) -> None:
 
     train(folder, TORCHRUN, "whole", *settings)
     output = train(folder, [sys.executable], "alone", *settings, "--resume_from", str(folder / "killed"))
-    assert "3 samples in 1 processes, it took 6 in 2: each sample is still seen once an epoch" in output
+    assert "3 samples in 1 process, it took 6 in 2: each sample is still seen once an epoch" in output
     train(folder, TORCHRUN, "killed", *settings, "--resume_from", str(folder / "killed"))
     first, second = (torch.load(folder / name / "checkpoint" / "act-train-6.pth") for name in ("whole", "killed"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -131,7 +131,7 @@ def test_request_to_stop_is_agreed_on(folder: Path) -> None:
     assert "To go on: --resume_from" in output and output.count("interrupted") == 2
     stopped = int(output.partition("Interrupted at step ")[2].partition(".")[0])
     state = torch.load(folder / "run" / "checkpoint" / "act-train-last.state")
-    assert state["step"] == stopped and state["ranks"] == 2
+    assert state["step"] == stopped and state["order"]["ranks"] == 2
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_other_demonstrations_need_override(run: Path, tmp_path: Path, capsys: p
     with pytest.raises(UserError, match="is not the dataset that .* was trained with.*--override_config"):
         ActTrainer(config_of(other, run), run)
     ActTrainer(config_of(other, run, num_epochs=3), run, override_config=True).fit()
-    assert "the demonstrations have changed" in capsys.readouterr().out
+    assert "Changed since: the demonstrations" in capsys.readouterr().out
 
 
 def test_moved_demonstrations_are_the_same(dataset: Path, run: Path, tmp_path: Path) -> None:

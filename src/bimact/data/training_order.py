@@ -82,6 +82,34 @@ class TrainingOrder(Sampler[list[int]]):
     def steps_an_epoch(self) -> int:
         return -(-self.num_windows // self.windows_a_step)
 
+    def length_of_run(self, step: int, num_epochs: int, num_steps: int | None) -> tuple[int, int]:
+        """Optimizer steps and epochs of a whole run that has done `step` steps; `num_steps` counts if it is given."""
+        if num_steps is None:
+            after = num_epochs - self.epoch - 1
+            return step + (self.steps_left + after * self.steps_an_epoch if after >= 0 else 0), num_epochs
+        left = max(0, num_steps - step - self.steps_left)
+        return num_steps, self.epoch + 1 + -(-left // self.steps_an_epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, and how windows are divided."""
+        division = {"windows_a_step": self.windows_a_step, "ranks": self._ranks}
+        return {"epoch": self.epoch, "done": self.done, **division}
+
+    def load_state_dict(self, state: dict[str, int]) -> str | None:
+        """Take over a position.
+
+        Returns:
+            what it means that windows were divided otherwise, if they were.
+        """
+        self.epoch, self.done = state["epoch"], state["done"]
+        if (state["windows_a_step"], state["ranks"]) == (self.windows_a_step, self._ranks):
+            return None
+        return (
+            f"A step takes {self.windows_a_step} samples in {_processes(self._ranks)}, it took "
+            f"{state['windows_a_step']} in {_processes(state['ranks'])}: each sample is still seen once an epoch, but "
+            "the losses are not those of a run without the change"
+        )
+
     def steps(self) -> Iterator[Step]:
         """The steps of the epoch that are not done yet."""
         order = np.random.default_rng((self._seed, self.epoch)).permutation(self.num_windows)
@@ -101,3 +129,7 @@ class TrainingOrder(Sampler[list[int]]):
             action_weight = self._ranks * self._real_steps[own].sum() / real_steps
             parts.append(Part(own, samples, float(action_weight), self._ranks * len(own) / count))
         return Step(count, tuple(parts))
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from bimact.config import Config, save_config
 from bimact.data.checks import refuse_nonfinite
-from bimact.data.episodes import Episodes
 from bimact.data.formats import open_dataset
-from bimact.data.normalize import compute_statistics
 from bimact.data.training_order import Part, Step
 from bimact.data.windows import Batch
 from bimact.errors import UserError
@@ -29,14 +27,14 @@ from bimact.train.hints import Hints
 from bimact.train.loaders import Demonstrations, Loaders, fill_from_dataset
 from bimact.train.memory import is_out_of_memory, out_of_memory, with_largest_batch
 from bimact.train.optimizer import load_optimizer_state, make_optimizer, set_learning_rates
-from bimact.train.prediction_plot import prediction_figure
+from bimact.train.prediction_plot import predict, prediction_figure
 from bimact.train.randomness import latent_noise, seed_step
 from bimact.train.ranks import Ranks
 from bimact.train.resume import (
     RUN_CONFIG,
     Checkpoint,
-    check_dataset,
     fingerprint,
+    keep_batch_size,
     new_run_settings,
     open_checkpoint,
     refuse_other_run,
@@ -83,9 +81,11 @@ class ActTrainer:
         refuse_nonfinite(episodes)
         config = fill_from_dataset(config, episodes)
         if self.checkpoint is not None:
-            config = self._settle(config, self.checkpoint, episodes, override_config)
+            config = keep_batch_size(config, self.checkpoint)
+            for change in settle_changes(config, self.checkpoint, episodes, override_config):
+                self._print(f"Changed since: {change}")
         data = Demonstrations.split(episodes, config)
-        if config.auto_batch_size and self.checkpoint is None:
+        if config.auto_batch_size:
             config = with_largest_batch(config, data.training, self.accelerator, self.ranks)
         self.config = config
         self.step = 0  # optimizer steps done
@@ -95,19 +95,15 @@ class ActTrainer:
         self._build(data)
         if self.checkpoint is not None:
             self._resume(self.checkpoint)
-        self.total_steps, self.total_epochs = self._plan_length()
+        self.total_steps, self.total_epochs = self.order.length_of_run(self.step, config.num_epochs, config.num_steps)
 
     def _build(self, data: Demonstrations) -> None:
         """Make the policy, the loaders and the optimizer."""
-        config, episodes = self.config, data.episodes
+        config = self.config
         set_seed(config.seed)
         self._print("Building ACT policy...")
         policy = ActPolicy(config if self.checkpoint is None else new_run_settings(config))
-        for normalizer, rows in (
-            (policy.state_normalizer, episodes.state),
-            (policy.action_normalizer, episodes.actions),
-        ):
-            normalizer.fit(compute_statistics(rows[episodes.rows_of(number)] for number in data.train_episodes))
+        data.fit_normalizers(policy)
         self._print(f"Total parameters: {sum(p.numel() for p in policy.parameters()):,}")
         self._print(f"Trainable parameters: {sum(p.numel() for p in policy.parameters() if p.requires_grad):,}\n")
 
@@ -342,32 +338,21 @@ class ActTrainer:
                 self._log_prediction()
         self.metrics.log_checkpoint(path, is_best=is_best)
 
-    @torch.no_grad()
     def _log_prediction(self) -> None:
         """A chunk in the middle of the demonstrations that are held out, beside what was demonstrated."""
         windows = self.data.validation or self.data.training
-        obs, actions = to_device(windows.__getitems__([len(windows) // 2]), self.accelerator.device)
-        self.bare_policy.eval()
+        batch = to_device(windows.__getitems__([len(windows) // 2]), self.accelerator.device)
         with self.accelerator.autocast():
-            predicted, _ = self.bare_policy(obs)
-        self.bare_policy.train()
-        figure = prediction_figure(
-            predicted[0].float().cpu().numpy(),
-            actions[0].cpu().numpy(),
-            obs["action_is_pad"][0].cpu().numpy(),
-            self.data.episodes.joint_names,
-            f"Step {self.step}: predicted and demonstrated chunk",
-        )
+            predicted = predict(self.bare_policy, batch)
+        title = f"Step {self.step}: predicted and demonstrated chunk"
+        figure = prediction_figure(*predicted, self.data.episodes.joint_names, title)
         self.metrics.log_figure("predictions", figure, self.step)
 
     def _save(self, name: str | int) -> Path:
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
-            "epoch": self.order.epoch,
-            "windows_done": self.order.done,
-            "windows_a_step": self.order.windows_a_step,
-            "ranks": self.ranks.count,
+            "order": self.order.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "best_val_loss": self.best_val_loss,
@@ -377,13 +362,6 @@ class ActTrainer:
             "dataset": fingerprint(self.data.episodes),
         }
         return save_checkpoint(self.run, name, self.bare_policy.state_dict(), state)
-
-    def _settle(self, config: Config, checkpoint: Checkpoint, episodes: Episodes, override: bool) -> Config:
-        """Say what differs from the run that goes on, or refuse it."""
-        changes = settle_changes(config, checkpoint, override) + check_dataset(checkpoint, episodes, override)
-        for line in changes:
-            self._print(f"Changed since: {line}")
-        return config
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         try:
@@ -406,28 +384,13 @@ class ActTrainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        self.order.epoch, self.order.done = state["epoch"], state["windows_done"]
+        change = self.order.load_state_dict(state["order"])
         self.best_val_loss = state["best_val_loss"]
         self.watch.load_state_dict(state["loss_watch"])
         self.pending = [losses.to(self.accelerator.device) for losses in state["pending_losses"]]
         self._print(f"Resuming from {checkpoint.path}: step {self.step}, epoch {self.order.epoch + 1}")
-        if state["windows_a_step"] != self.order.windows_a_step or state["ranks"] != self.ranks.count:
-            self._print(
-                f"A step takes {self.order.windows_a_step} samples in {self.ranks.count} processes, it took "
-                f"{state['windows_a_step']} in {state['ranks']}: each sample is still seen once an epoch, but the "
-                "losses are not those of a run without the change"
-            )
-
-    def _plan_length(self) -> tuple[int, int]:
-        """Optimizer steps and epochs of the whole run."""
-        order, config = self.order, self.config
-        left = order.steps_left
-        if config.num_steps is None:
-            epochs_after = config.num_epochs - order.epoch - 1
-            steps = self.step + left + epochs_after * order.steps_an_epoch if epochs_after >= 0 else self.step
-            return steps, config.num_epochs
-        after = max(0, config.num_steps - self.step - left)
-        return config.num_steps, order.epoch + 1 + -(-after // order.steps_an_epoch)
+        if change is not None:
+            self._print(change)
 
     def _print(self, line: str) -> None:
         if self.ranks.is_main:

@@ -10,9 +10,11 @@ from torch.utils.data import DataLoader
 
 from bimact.config import Config
 from bimact.data.episodes import Episodes
+from bimact.data.normalize import compute_statistics
 from bimact.data.training_order import TrainingOrder
 from bimact.data.windows import Batch, WindowDataset, WindowIndex, in_batches, make_loader, split_episodes
 from bimact.errors import UserError
+from bimact.policy.act import ActPolicy
 from bimact.train.ranks import Ranks
 
 
@@ -63,6 +65,15 @@ class Demonstrations:
 
         train_episodes, held_out = split_episodes(episodes.lengths, config.val_split, config.seed)
         return cls(episodes, train_episodes, windows(train_episodes), windows(held_out) if len(held_out) else None)
+
+    def fit_normalizers(self, policy: ActPolicy) -> None:
+        """Give a policy the statistics of the training episodes."""
+        for normalizer, rows in (
+            (policy.state_normalizer, self.episodes.state),
+            (policy.action_normalizer, self.episodes.actions),
+        ):
+            parts = (rows[self.episodes.rows_of(number)] for number in self.train_episodes)
+            normalizer.fit(compute_statistics(parts))
 
 
 @dataclass

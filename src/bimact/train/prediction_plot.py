@@ -6,9 +6,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from bimact.data.windows import Batch
+from bimact.policy.act import ActPolicy
 
 # The colours of the report.
 _INK, _GRID, _PREDICTED, _DEMONSTRATED, _PAD = "#23272e", "#dde1e7", "#1d5fc2", "#9aa1ab", "#eaedf2"
@@ -17,6 +21,16 @@ _PANEL_WIDTH, _PANEL_HEIGHT = 2.0, 1.85  # inches
 _LEAST_WIDTH = 9.0  # inches: title and legend side by side
 _LONGEST_NAME = 22  # characters that fit over a panel, beside the unit
 _LEAST_RANGE = 0.05  # of a panel, or noise of a joint that stands still would fill it
+
+
+@torch.no_grad()
+def predict(policy: ActPolicy, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `prediction_figure` draws of the first sample of a batch; the policy is in training mode afterwards."""
+    obs, actions = batch
+    policy.eval()
+    predicted, _ = policy(obs)
+    policy.train()
+    return predicted[0].float().cpu().numpy(), actions[0].cpu().numpy(), obs["action_is_pad"][0].cpu().numpy()
 
 
 def prediction_figure(

@@ -119,23 +119,34 @@ def run_of(path: str | Path) -> Path:
     return path.parent.parent if path.absolute().parent.name == FOLDER else path.parent
 
 
-def settle_changes(config: Config, checkpoint: Checkpoint, override: bool) -> list[str]:
-    """Compare the settings of a resumed run with those that it had.
+def keep_batch_size(config: Config, checkpoint: Checkpoint) -> Config:
+    """What `auto_batch_size` has found for a run stays."""
+    if not config.auto_batch_size or checkpoint.config is None:
+        return config
+    return dataclasses.replace(config, auto_batch_size=False, batch_size=checkpoint.config.batch_size)
+
+
+def settle_changes(config: Config, checkpoint: Checkpoint, episodes: Episodes, override: bool) -> list[str]:
+    """Compare the settings and the demonstrations of a resumed run with those that it had.
 
     Args:
         config: of this call, with the dataset's sizes filled in.
         checkpoint: of the run.
-        override: whether settings that change what is learned may differ.
+        episodes: the demonstrations.
+        override: whether settings that change what is learned, and the demonstrations, may differ.
 
     Returns:
-        a line for each setting that differs.
+        a line for each thing that differs.
 
     Raises:
         UserError: if the network would be another, or `override` is needed and not given.
     """
-    if checkpoint.config is None:
-        return []
-    changed = _differences(checkpoint.config, config)
+    changes = [] if checkpoint.config is None else _settings_changes(config, checkpoint, checkpoint.config, override)
+    return changes + _dataset_changes(checkpoint, episodes, override)
+
+
+def _settings_changes(config: Config, checkpoint: Checkpoint, before: Config, override: bool) -> list[str]:
+    changed = _differences(before, config)
     lines = [f"{name}: {_shown(old)} → {_shown(new)}" for name, (old, new) in changed.items()]
     impossible = sorted(changed.keys() & NETWORK)
     if impossible:
@@ -176,15 +187,7 @@ def fingerprint(episodes: Episodes) -> str:
     return hashlib.sha256(repr((episodes.lengths.tolist(), sizes)).encode()).hexdigest()
 
 
-def check_dataset(checkpoint: Checkpoint, episodes: Episodes, override: bool) -> list[str]:
-    """See that a run goes on with its own demonstrations.
-
-    Returns:
-        a line, if they differ.
-
-    Raises:
-        UserError: if they differ and `override` is not given.
-    """
+def _dataset_changes(checkpoint: Checkpoint, episodes: Episodes, override: bool) -> list[str]:
     if checkpoint.state is None or checkpoint.state["dataset"] == fingerprint(episodes):
         return []
     if not override:
@@ -192,7 +195,7 @@ def check_dataset(checkpoint: Checkpoint, episodes: Episodes, override: bool) ->
             f"{episodes.path} is not the dataset that {checkpoint.run} was trained with: other episodes would be held "
             "out for validation; give the same one, or say --override_config to go on with this one"
         )
-    return ["the demonstrations have changed: other episodes are held out for validation"]
+    return ["the demonstrations: other episodes are held out for validation"]
 
 
 def refuse_other_run(run: Path, checkpoint: Checkpoint | None) -> None:
