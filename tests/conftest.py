@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from browser import Browser, find_chromium
 
 from bimact.config import Config, to_config
 from bimact.data.guide_npy import observation_dtype
@@ -65,3 +67,15 @@ def tiny_config(**changes: Any) -> Config:
         "encoder": {**encoder, **changes.pop("encoder", {})},
     }
     return to_config({**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
+    browser = Browser(executable, tmp_path_factory.mktemp("profile"))
+    try:
+        yield browser
+    finally:
+        browser.close()

@@ -27,7 +27,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["record", "train", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["record", "check", "train", "sweep", "evaluate", "report", "doctor"])
 def test_help_is_quick_and_complete(command: str) -> None:
     code = f"import sys; sys.argv = ['bimact', '{command}', '--help']; from bimact.cli import main\n"
     code += "try: main()\nexcept SystemExit: assert 'torch' not in sys.modules"
@@ -42,7 +42,7 @@ def test_faults_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: P
     )
     assert "no setting named 'batchsize'; did you mean 'batch_size'?" in fails(capsys, "train", "--batchsize", "4")
     assert "'4' belongs to no setting" in fails(capsys, "train", "4")
-    assert "needs --dataset_dir and --output_dir" in fails(capsys, "train")
+    assert "needs --dataset_dir (or ACT_DATASET_DIR)" in fails(capsys, "train")
     near = tmp_path / "my_dataset"
     near.mkdir()
     message = fails(capsys, "train", "--dataset_dir", str(tmp_path / "my_datset"), "--output_dir", str(tmp_path / "r"))

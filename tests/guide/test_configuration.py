@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import open_clip
 import pytest
 import torch
 import torchvision
-from accelerate.state import AcceleratorState
 from conftest import tiny_config, write_dataset
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -46,14 +44,6 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> None:
     text = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 2, "layers": 1}
     (folder / "small-clip.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
     open_clip.add_model_config(folder)
-
-
-@pytest.fixture(autouse=True)
-def own_precision() -> Iterator[None]:
-    """accelerate keeps the precision of the first training of a process; these run in full precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_policy(seed: int = 0, **changes: Any) -> ActPolicy:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import tiny_config, write_dataset
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -80,11 +79,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that has learned something: about 200 steps."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the precision of a process
     run = tmp_path_factory.mktemp("guide") / "run"
     settings = {"num_epochs": EPOCHS, "checkpoint_frequency": EPOCHS, "lr": 3e-3, "val_split": 0.3}
     ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(run), **settings)).fit()
-    AcceleratorState._reset_state(reset_partial_state=True)
     return run
 
 

@@ -114,3 +114,11 @@ def test_faults_end_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert fails("none.yaml").startswith("sweep: sweep file not found: ")
     assert "no setting named 'num_epoch'" in fails(path, "--num_epoch", "3", "--trials", "1")
     assert "'3' belongs to no setting" in fails(path, "3")
+
+
+def test_help_is_quick() -> None:
+    code = "import sys; from bimact.cli import main\ntry: main(['sweep', '--help'])\n"
+    code += "except SystemExit: assert not {'torch', 'optuna'} & sys.modules.keys()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "usage: bimact sweep" in result.stdout

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from evaluate.test_report import CONTRAST, Browser, browser  # noqa: F401
+from browser import CONTRAST, Browser
 from optuna.trial import TrialState
 from sweep_helpers import LR, make_sweep
 
@@ -52,7 +52,7 @@ def make_study(folder: Path, **changes: Any) -> tuple[SweepPlan, SweepStudy]:
         pruning=True,
         command="bimact sweep configs/sweep.yaml --dataset_dir /data/cube --trials 20",
     )
-    return plan, SweepStudy(sweep, plan.folder, None, {}, seed=0, warm_up=plan.warm_up)
+    return plan, SweepStudy(sweep, plan.folder, "sqlite:///:memory:", {}, seed=0, warm_up=plan.warm_up)
 
 
 def add_trials(study: SweepStudy, count: int, loss: Callable[[dict[str, Any]], float], error: str = "boom") -> None:
@@ -195,7 +195,7 @@ def test_values_that_are_no_numbers_do_not_break_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it_without_scrolling_sideways(
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     full: tuple[SweepPlan, SweepStudy],
     width: int,
     dark: bool,

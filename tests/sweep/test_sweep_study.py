@@ -94,14 +94,21 @@ def test_a_trial_of_a_killed_process_is_repeated(tmp_path: Path) -> None:
     assert study.next_trial(1) is None
 
 
-def test_its_training_is_ended_first(tmp_path: Path) -> None:
+def test_its_training_is_asked_to_end_first(tmp_path: Path) -> None:
     study = open_study(tmp_path / "s")
     trial = begin(study)
-    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit()))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    orphan = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert orphan.stdout is not None and orphan.stdout.readline() == "ready\n"
     trial.set_user_attr("process", process_mark(psutil.Process(orphan.pid)))
     trial.set_user_attr("owner", GONE)
     assert begin(study).params == trial.params
-    orphan.wait(10)  # or this raises
+    assert orphan.stdout.read() == "saved\n"
+    orphan.wait()
 
 
 def test_another_process_with_the_same_number_is_left_alone(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_process_that_dies_ends_the_run_and_it_goes_on(folder: Path) -> None:
 
     train(folder, TORCHRUN, "whole", *settings)
     output = train(folder, [sys.executable], "alone", *settings, "--resume_from", str(folder / "killed"))
-    assert "3 samples in 1 process, it took 6 in 2: each sample is still seen once an epoch" in output
+    assert "3 samples in 1 process, it took 6 in 2 processes: each sample is still seen once an epoch" in output
     train(folder, TORCHRUN, "killed", *settings, "--resume_from", str(folder / "killed"))
     first, second = (torch.load(folder / name / "checkpoint" / "act-train-6.pth") for name in ("whole", "killed"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -5,108 +5,25 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from markupsafe import Markup, escape
-from matplotlib import rc_context
+from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from bimact.data.episodes import Episodes
+from bimact.evaluate.page import COLORS, plain, plain_numbers, shorten, svg_plot
 
 Record = Mapping[str, Any]
 
-# On the page each of these becomes the CSS variable --plot-NAME, so that dark mode has its own colours; the
-# value here is what a plot falls back to when it is taken out of the page.
-COLORS = {
-    "ink": "#23272e",
-    "grid": "#dde1e7",
-    "policy": "#1d5fc2",
-    "hold": "#b8590b",
-    "mean": "#7b818b",
-    "demo": "#9aa1ab",
-    "val": "#0b7a5d",
-    "kl": "#8a4bb0",
-}
 BASELINE_STYLES = (("hold", (0, (5, 2))), ("mean", (0, (1, 1.5))))
 
-_WIDTH = 5.0  # inches: 360 units of the SVG, so that 9 points can be read on a phone and in two columns
 _MAX_POINTS = 600
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a joint's name may have a $ in it
-    "font.size": 9.2,
-    "axes.titlesize": 9.6,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9.2,
-    "legend.fontsize": 9.2,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.linewidth": 0.7,
-    "grid.linewidth": 0.6,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "lines.linewidth": 1.5,
-    "text.color": COLORS["ink"],
-    "axes.labelcolor": COLORS["ink"],
-    "axes.edgecolor": COLORS["ink"],
-    "xtick.color": COLORS["ink"],
-    "ytick.color": COLORS["ink"],
-    "grid.color": COLORS["grid"],
-}
-
-
-def _plot(
-    name: str,
-    label: str,
-    height: float,
-    draw: Callable[[Axes], None],
-    width: float = _WIDTH,
-    left: float | None = None,
-) -> Markup:
-    """Draw on fresh axes and return the SVG element.
-
-    Args:
-        name: unique on the page; it begins every id in the SVG.
-        label: what a screen reader says of it.
-        height: in inches.
-        draw: puts the data on the axes.
-        width: in inches.
-        left: inches for the labels of the vertical axis, so that plots one below the other line up; None: as
-            much as it takes.
-    """
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(width, height), layout="constrained" if left is None else None)
-        if left is not None:
-            figure.subplots_adjust(left / width, 0.26 / height, 1 - 0.06 / width, 1 - 0.24 / height)
-        draw(figure.subplots())
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Markup(_for_page(file.getvalue(), name, label))
-
-
-def _for_page(svg: str, name: str, label: str) -> str:
-    """A file's SVG → an element for a page with others: own ids, the page's fonts and colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
-    svg = re.sub(r"; font-family: [^;\"]*|font-family: [^;\"]*; ", "", svg)
-    for color, value in COLORS.items():
-        svg = svg.replace(value, f"var(--plot-{color}, {value})")
-    view_box = re.search(r'viewBox="[^"]*"', svg)
-    head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{escape(label)}" '
-    return head + (view_box[0] if view_box else "") + svg[svg.index(">") :]
 
 
 def learning_curves(records: Sequence[Record]) -> dict[str, Markup]:
@@ -142,7 +59,7 @@ def _loss_plot(steps: Sequence[Record], validations: Sequence[Record]) -> Markup
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 500 * low else (1.0,)))
         axes.yaxis.set_minor_locator(NullLocator())
-        _plain_numbers(axes)
+        plain_numbers(axes)
         axes.set(title="loss of normalised actions, logarithmic scale", xlabel="optimizer step")
         axes.legend(loc="best")
 
@@ -152,7 +69,7 @@ def _loss_plot(steps: Sequence[Record], validations: Sequence[Record]) -> Markup
         label = f"Training action loss from {first} to {last}"
     if validations:
         label += f"; the last validation loss is {validations[-1]['val_loss']:.3g}"
-    return _plot("loss", label, 3.9, draw)
+    return svg_plot("loss", label, 3.9, draw)
 
 
 def _small_curve(name: str, title: str, x: np.ndarray, y: np.ndarray) -> Markup:
@@ -160,10 +77,10 @@ def _small_curve(name: str, title: str, x: np.ndarray, y: np.ndarray) -> Markup:
         axes.plot(x, y, color=COLORS["policy"])
         axes.set_ylim(0, max(1e-12, 1.15 * float(np.nanmax(y))))
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        _plain_numbers(axes)
+        plain_numbers(axes)
         axes.set_title(title)
 
-    return _plot(name, f"{title}: last value {y[-1]:.3g}", 1.3, draw, left=0.6)
+    return svg_plot(name, f"{title}: last value {y[-1]:.3g}", 1.3, draw, left=0.6)
 
 
 def error_plots(offline: Record) -> dict[str, Any]:
@@ -219,16 +136,16 @@ def _joint_errors(title: str, unit: str, names: Sequence[str], errors: Mapping[s
             top = top + height
         for row, value in enumerate(errors["policy"]):
             axes.annotate(f"{value:.3g}", (value, row - 0.2), (3, 0), textcoords="offset points", va="center", size=7.8)
-        axes.set_yticks(range(len(names)), [_shorten(name) for name in names])
+        axes.set_yticks(range(len(names)), [shorten(name) for name in names])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(_plain)
+        axes.xaxis.set_major_formatter(plain)
         axes.set(title=title, xlabel=f"mean absolute error, {unit}")
 
     values = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, errors["policy"]))
-    return _plot(
+    return svg_plot(
         f"errors-{'joints' if title == 'by joint' else title}",
         f"Policy's error by joint in {unit}: {values}",
         0.75 + 0.3 * len(names),
@@ -246,7 +163,7 @@ def _horizon_errors(errors: Mapping[str, Sequence[float]]) -> Markup:
         axes.plot(*_thin(np.arange(1, len(policy) + 1), policy), color=COLORS["policy"], lw=1.8)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        _plain_numbers(axes)
+        plain_numbers(axes)
         axes.set(
             title="by step of the chunk, all joints together",
             xlabel="steps ahead",
@@ -254,7 +171,7 @@ def _horizon_errors(errors: Mapping[str, Sequence[float]]) -> Markup:
         )
 
     label = f"Policy's error by step of the chunk: {policy[0]:.3g} at the first, {policy[-1]:.3g} at the last"
-    return _plot("errors-horizon", label, 2.55, draw)
+    return svg_plot("errors-horizon", label, 2.55, draw)
 
 
 def _trajectory(index: int, title: str, trajectory: Record, fps: float | None) -> Markup:
@@ -274,12 +191,12 @@ def _trajectory(index: int, title: str, trajectory: Record, fps: float | None) -
         axes.margins(x=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        _plain_numbers(axes)
-        axes.set_title(_shorten(title))
+        plain_numbers(axes)
+        axes.set_title(shorten(title))
 
     error = float(np.mean(np.abs(predicted - demonstrated)))
     label = f"{title}: predicted against demonstrated, mean difference {error:.3g}"
-    return _plot(f"trajectory-{index}", label, 1.45, draw, width=3.05, left=0.48)
+    return svg_plot(f"trajectory-{index}", label, 1.45, draw, width=3.05, left=0.48)
 
 
 def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -296,20 +213,6 @@ def _thin(x: np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[np.ndarray, n
         return x, y
     parts = np.array_split(np.arange(len(x)), _MAX_POINTS)
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
-
-
-def _plain(value: float, _: Any = None) -> str:
-    return f"{value:.10g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2g}"
-
-
-def _plain_numbers(axes: Axes) -> None:
-    """Ticks as plain numbers: matplotlib's own are in its mathematical notation, or hide a factor."""
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axes.yaxis.set_major_formatter(_plain)
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= 26 else f"{name[:12]}…{name[-13:]}"
 
 
 # Frames --------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +24,7 @@ from bimact.data.formats import open_dataset
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.evaluate import plots
+from bimact.evaluate.page import page_environment
 from bimact.evaluate.results import read_results
 from bimact.evaluate.run import RUN_CONFIG
 from bimact.files import write_text
@@ -129,14 +129,9 @@ def write_report(run_dir: str | Path) -> Path:
         UserError: if the folder is no run, or one of its files cannot be read.
     """
     run = _open_run(run_dir)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    environment = page_environment(
+        Path(__file__).parent, percent=_percent, duration=_duration, words=_words, quote=_quote
     )
-    environment.filters.update(percent=_percent, duration=_duration, words=_words, quote=_quote)
     path = run.path / REPORT
     write_text(path, environment.get_template(TEMPLATE).render(_content(run)))
     return path

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from bimact.evaluate.plots import COLORS, _plain, _plain_numbers, _plot, _shorten
+from bimact.evaluate.page import COLORS, plain, plain_numbers, shorten, svg_plot
 from bimact.sweep.summary import best_trial, last_value, short
 from bimact.sweep.sweep_file import Sweep
 
@@ -41,7 +41,7 @@ def history(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Markup:
     label = f"{sweep.metric} of {len(finished)} finished trials"
     if finished:
         label += f"; the best is {sweep.best(values):.4g}"
-    return _plot("history", label, 3.0, draw)
+    return svg_plot("history", label, 3.0, draw)
 
 
 def curves(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Markup:
@@ -68,7 +68,7 @@ def curves(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Markup:
         unit = "epoch" if sweep.metric == "val_loss" else f"times that {sweep.metric} was logged"
         axes.set(title=f"{sweep.metric} while training", xlabel=unit)
 
-    return _plot("curves", f"Learning curves of {len(logged)} trials", 3.0, draw)
+    return svg_plot("curves", f"Learning curves of {len(logged)} trials", 3.0, draw)
 
 
 def importance(shares: Mapping[str, float]) -> Markup:
@@ -81,17 +81,17 @@ def importance(shares: Mapping[str, float]) -> Markup:
             axes.annotate(
                 f"{shares[name]:.0%}", (100 * shares[name], row), (4, 0), textcoords="offset points", va="center"
             )
-        axes.set_yticks(range(len(names)), [_shorten(name) for name in names])
+        axes.set_yticks(range(len(names)), [shorten(name) for name in names])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, 112 * max(shares.values()) or 1)
         axes.grid(False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(_plain)
+        axes.xaxis.set_major_formatter(plain)
         axes.set_xlabel("share of what the parameters decide, %")
 
     values = ", ".join(f"{name} {shares[name]:.0%}" for name in names)
-    return _plot("importance", f"Importance of the parameters: {values}", 0.75 + 0.34 * len(names), draw)
+    return svg_plot("importance", f"Importance of the parameters: {values}", 0.75 + 0.34 * len(names), draw)
 
 
 def slices(sweep: Sweep, trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[Markup]:
@@ -110,15 +110,15 @@ def _slice(sweep: Sweep, trials: Sequence[FrozenTrial], name: str, distribution:
     def draw(axes: Axes) -> None:
         _scatter(axes, sweep, trials, places)
         if isinstance(distribution, CategoricalDistribution):
-            texts = [_shorten(short(choice)) for choice in distribution.choices]
+            texts = [shorten(short(choice)) for choice in distribution.choices]
             axes.set_xticks(range(len(texts)), texts, rotation=30 if max(map(len, texts)) > 7 else 0)
             axes.set_xlim(-0.5, len(texts) - 0.5)
             axes.grid(False, axis="x")
         elif isinstance(distribution, (FloatDistribution, IntDistribution)):
             _range_axis(axes, distribution)
-        axes.set_title(_shorten(name))
+        axes.set_title(shorten(name))
 
-    return _plot(f"slice-{name.replace('.', '-')}", f"{sweep.metric} over {name}", 1.9, draw, width=3.05)
+    return svg_plot(f"slice-{name.replace('.', '-')}", f"{sweep.metric} over {name}", 1.9, draw, width=3.05)
 
 
 def _range_axis(axes: Axes, distribution: FloatDistribution | IntDistribution) -> None:
@@ -129,7 +129,7 @@ def _range_axis(axes: Axes, distribution: FloatDistribution | IntDistribution) -
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=isinstance(distribution, IntDistribution)))
-    axes.xaxis.set_major_formatter(_plain)
+    axes.xaxis.set_major_formatter(plain)
     axes.set_xlim(*with_margin(distribution.low, distribution.high, distribution.log))
 
 
@@ -159,7 +159,7 @@ def _scatter(axes: Axes, sweep: Sweep, trials: Sequence[FrozenTrial], places: Ma
 def _scale(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic axis where values are of several sizes; plain numbers on any."""
     finite = [value for value in values if math.isfinite(value)]
-    _plain_numbers(axes)
+    plain_numbers(axes)
     if not finite:
         axes.set_yticks([])
         return
@@ -168,7 +168,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 500 * low else (1.0,)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(_plain)
+        axes.yaxis.set_major_formatter(plain)
         axes.set_ylim(*with_margin(low, high, log=True))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 import bimact
-from bimact import evaluate
+from bimact.evaluate.page import page_environment
 from bimact.files import write_text
 from bimact.sweep import plots
 from bimact.sweep.plan import SweepPlan
@@ -53,14 +52,7 @@ def write_report(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> Path:
     Returns:
         the page's path.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(short=short, duration=duration, options=_options)
+    environment = page_environment(Path(__file__).parent, short=short, duration=duration, options=_options)
     page = plan.folder / PAGE
     write_text(page, environment.get_template(TEMPLATE).render(_content(plan, trials)))
     return page
@@ -121,7 +113,6 @@ def _content(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
         "plan": plan,
         "sweep": sweep,
         "written": f"{datetime.now():%d %B %Y, %H:%M}",
-        "style": _style(),
         "best": best,
         "best_folder": best and folder_of(plan, best),
         "best_command": best and best_command(plan, best),
@@ -183,9 +174,3 @@ def _words(distribution: BaseDistribution) -> str:
     elif distribution.step is not None:
         words += f" in steps of {short(distribution.step)}"
     return words + (", logarithmic" if distribution.log else "")
-
-
-def _style() -> str:
-    """The style of a run's page, so that both look alike."""
-    template = Path(evaluate.__path__[0], "report_template.html").read_text()
-    return template.split("<style>")[1].split("</style>")[0]

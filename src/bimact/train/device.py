@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from bimact.config import Config
@@ -81,6 +82,9 @@ def make_accelerator(config: Config) -> Accelerator:
         problem = missing_kernels(local_rank if device.index is None else device.index)
         if problem is not None:
             raise UserError(problem)
+    if AcceleratorState._shared_state:
+        # accelerate keeps the first precision and device of a process; a notebook's next training may want others.
+        AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", 1)) == 1)
     # Others wait so long while one converts a dataset; a process that dies is noticed at once.
     waiting = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     return Accelerator(

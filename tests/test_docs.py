@@ -1,0 +1,399 @@
+"""README.md and docs/: every command is run, every config loads, every link leads somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_dataset
+from omegaconf import OmegaConf
+from warm_python import WarmPython
+
+from bimact.config import load_config, save_config
+from bimact.sweep.sweep_file import read_sweep
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITHOUT_FOOTER = {"configuration.md", "dependencies.md", "log.md", "recipes.md"}  # generated, or outside the order
+
+# Commands that cannot be run here, by how they begin, and why. They have to be valid bash.
+NOT_RUN = {
+    r"make ": "sets a whole environment up, or trains for minutes; tests/test_cli.py runs `make demo QUICK=1`",
+    r"mamba ": "makes an environment",
+    r"pip install ": "changes the environment that the tests run in",
+    r"source \.venv/bin/activate": "the tests run in an environment already",
+    r"sudo apt-get ": "changes the system",
+    r"tensorboard ": "serves until it is stopped",
+    r"watch -n 1 nvidia-smi": "runs until it is stopped",
+    r"wandb (login|sweep|agent)": "needs an account",
+    r"torchrun --nnodes=2 ": "needs two machines",
+    r"sbatch ": "needs SLURM; the script is run with stand-ins for SLURM's commands",
+}
+
+# What is put in the place of text in commands, so that they run here, and in seconds.
+SUBSTITUTIONS = {
+    r"--device cuda": "--device cpu",
+    r"torch\.device\(\"cuda\"\)": 'torch.device("cpu")',
+    r"--episodes \d+": "--episodes 1 --image_size 24x32",
+    r"--rollouts \d+": "--rollouts 1 --parallel 1",
+    r"--video \d+": "--video 1",
+    r"--trials \d+": "--trials 1",
+    r"--num_epochs \d+": "--num_epochs 3",
+    r"--num_steps 60": "--num_steps 2",
+    r"ViT-B-32(-quickgelu)?": "ViT-S-32",  # a quarter of the size
+    r"pretrained=True": "pretrained=None",  # no download
+    r"--encoder.image_size 224,224": "--encoder.image_size 28,28",
+}
+
+SMALL = {
+    "temporal_context": 2,
+    "hidden_dim": 16,
+    "nheads": 2,
+    "dim_feedforward": 32,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "n_vae_encoder_layers": 1,
+    "latent_dim": 4,
+    "chunk_size": 100,
+    "batch_size": 8,
+    "val_split": 0.25,
+    "num_epochs": 2,
+    "num_steps": None,
+    "num_workers": 0,
+    "device": "cpu",
+    "encoder": {"name": "conv", "pretrained": None, "freeze": False, "channels": [8, 8]},
+}
+
+
+# Reading the pages -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    begin, lines = 0, page.read_text().splitlines()
+    language = ""
+    for number, line in enumerate(lines, start=1):
+        if not line.lstrip().startswith("```"):
+            continue
+        assert line == line.lstrip(), f"{page.name}:{number}: a fence is indented"
+        if begin:
+            yield Block(page, begin, language, "\n".join(lines[begin : number - 1]) + "\n")
+            begin = 0
+        else:
+            begin, language = number, line[3:].strip()
+    assert not begin, f"{page.name}:{begin}: a fence is not closed"
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+SCRIPTS = [block for block in BLOCKS if block.language == "bash" and block.text.startswith("#!")]
+SHELL = [block for block in BLOCKS if block.language == "bash" and block not in SCRIPTS]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+YAML = [block for block in BLOCKS if block.language == "yaml"]
+
+
+def commands_of(script: str) -> Iterator[str]:
+    """The commands of a script, one after the other, with all of their lines; comments between them are left out."""
+    command = ""
+    for line in script.splitlines():
+        if not command and (not line or line.startswith("#")):
+            continue
+        command += line + "\n"
+        if not line.endswith("\\") and bash_error(command) == "":
+            yield command
+            command = ""
+    assert not command, f"no end of: {command}"
+
+
+def bash_error(script: str) -> str:
+    result = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+    return result.stderr if result.returncode == 0 else result.stderr or "failed"
+
+
+def is_run(command: str) -> bool:
+    return not any(re.match(start, command) for start in NOT_RUN)
+
+
+def substituted(text: str, dataset: Path) -> str:
+    for pattern, replacement in SUBSTITUTIONS.items():
+        text = re.sub(pattern, replacement, text)
+    return text.replace("/path/to/your/dataset", str(dataset))
+
+
+RUN = [block for block in SHELL if any(map(is_run, commands_of(block.text)))]
+
+
+# The sandbox -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
+    python = WarmPython(tmp_path_factory.mktemp("warm"))
+    yield python
+    python.close()
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A folder like the project's root, with small configs."""
+
+    root: Path
+    prepared: Path
+    warm: WarmPython
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {name: value for name, value in os.environ.items() if not re.match("ACT_|WANDB_|SLURM_|DISPLAY", name)}
+        return {
+            **own,
+            "PATH": f"{self.warm.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self.root),  # where nobody is logged in
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHON_EXEC": str(self.warm.bin / "python"),  # what torchrun starts
+            "PET_STANDALONE": "1",  # torchrun's default port may be taken
+        }
+
+    def run(self, *command: str, stdin: str = "", **variables: str) -> str:
+        result = subprocess.run(
+            command,
+            cwd=self.root,
+            env={**self.environment, **variables},
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stdout
+        return result.stdout
+
+    def place_runs(self, text: str) -> None:
+        """Put a run wherever some commands name one that they do not make."""
+        made = {
+            name
+            for command in text.replace("\\\n", " ").splitlines()
+            for name in re.findall(r"(?:--output_dir |demo_training.sh \S+ )runs/([\w-]+)", command)
+            if f"--resume_from runs/{name}" not in command
+        }
+        for name in set(re.findall(r"runs/([\w-]+)", text)) - made:
+            source = "simulated" if name in ("cube", "demo-transfer_cube") else "trained"
+            shutil.copytree(self.prepared / source, self.root / "runs" / name)
+
+
+def small_configs(folder: Path) -> None:
+    """The project's configs with a small policy, which trains for two epochs."""
+    folder.mkdir()
+    for path in (ROOT / "configs").glob("*.yaml"):
+        content = OmegaConf.load(path)
+        if "parameters" not in content:  # else a sweep
+            content = OmegaConf.merge(content, SMALL)
+            content.encoder.pop("model_name", None)
+            content.pop("execute_steps", None)
+        OmegaConf.save(content, folder / path.name)
+
+
+def prepare_run(sandbox: Sandbox, dataset: Path, name: str) -> None:
+    """A run that has one of two epochs behind it, under the names that a long one has."""
+    sandbox.run("bimact", "train", "--dataset_dir", str(dataset), "--output_dir", name, "--num_epochs", "1")
+    run = sandbox.root / name
+    save_config(load_config(run / "config.yaml", ["num_epochs=2"]), run / "config.yaml")
+    for suffix in (".pth", ".state"):
+        shutil.copy(run / "checkpoint" / f"act-train-1{suffix}", run / "checkpoint" / f"act-train-100{suffix}")
+    shutil.move(run, sandbox.prepared / name)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython) -> Path:
+    """What sandboxes are made of."""
+    folder = tmp_path_factory.mktemp("prepared")
+    root = folder / "root"
+    for name in ("scripts", "policy", "train"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "demo_training.sh", root)
+    small_configs(root / "configs")
+    sandbox = Sandbox(root, folder, warm)
+    prepare_run(sandbox, write_dataset(folder / "dataset", [9, 12, 7, 10]), "trained")
+    simulated = write_dataset(folder / "simulated-dataset", [9, 12, 7, 10])
+    observations = np.load(simulated / "observations.npy")
+    observations.dtype.names = ("image_top", "image_left_wrist", "state")
+    np.save(simulated / "observations.npy", observations)
+    prepare_run(sandbox, simulated, "simulated")
+    return folder
+
+
+@pytest.fixture
+def sandbox(prepared: Path, warm: WarmPython, tmp_path: Path) -> Sandbox:
+    return Sandbox(Path(shutil.copytree(prepared / "root", tmp_path / "root")), prepared, warm)
+
+
+@pytest.fixture(scope="module")
+def weights(prepared: Path, warm: WarmPython) -> Path:
+    """What the page on encoders saves on a machine with internet."""
+    [block] = [block for block in PYTHON if "weights/" in block.text]
+    folder = prepared / "with-internet"
+    folder.mkdir()
+    Sandbox(folder, prepared, warm).run("python", "-", stdin=substituted(block.text, prepared / "dataset"))
+    return folder / "weights"
+
+
+# What the pages say ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", RUN, ids=str)
+def test_commands_run(block: Block, sandbox: Sandbox, request: pytest.FixtureRequest) -> None:
+    sandbox.place_runs(block.text)
+    if "weights/" in block.text:
+        (sandbox.root / "weights").symlink_to(request.getfixturevalue("weights"))
+    commands = [command for command in commands_of(block.text) if is_run(command)]
+    script = substituted("".join(commands), sandbox.prepared / "dataset")
+    print(sandbox.run("bash", "-eo", "pipefail", "-c", f"trap 'echo \"failed: $BASH_COMMAND\"' ERR\n{script}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_runs(block: Block, sandbox: Sandbox) -> None:
+    sandbox.place_runs(block.text)
+    print(sandbox.run("python", "-", stdin=substituted(block.text, sandbox.prepared / "dataset")))
+
+
+@pytest.mark.slow
+def test_slurm_script_saves_when_its_time_is_up_and_goes_on(sandbox: Sandbox) -> None:
+    """With stand-ins for SLURM's commands that know one node."""
+    [block] = SCRIPTS
+    root = sandbox.root
+    script = root / "act.sbatch"
+    script.write_text(substituted(block.text, sandbox.prepared / "dataset"))
+    (root / ".venv" / "bin").mkdir(parents=True)
+    (root / ".venv" / "bin" / "activate").touch()
+    stand_ins = {
+        "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+        "scontrol": 'if [[ $1 == show ]]; then echo localhost; else echo "$@" >>requeued; fi',
+    }
+    for name, text in stand_ins.items():
+        (root / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (root / name).chmod(0o755)
+    own = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-0", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
+    environment = {**sandbox.environment, **own, "SLURM_SUBMIT_DIR": str(root)}
+    environment["PATH"] = f"{root}:{environment['PATH']}"
+
+    def start(epochs: int) -> subprocess.Popen[str]:
+        config = root / "configs" / "policy_act.yaml"
+        save_config(load_config(config, [f"num_epochs={epochs}"]), config)
+        command = ["bash", str(script)]
+        return subprocess.Popen(
+            command, cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    (root / "runs" / "my_experiment").mkdir(parents=True)  # of a job that was killed before its first checkpoint
+    first = start(epochs=10**6)
+    said = ""
+    for line in first.stdout or ():
+        said += line
+        if line.startswith("Epoch 3/"):
+            first.terminate()
+    assert first.wait(timeout=120) == 0, said
+    assert (root / "requeued").read_text() == "requeue 7\n"
+    checkpoint = root / "runs" / "my_experiment" / "checkpoint"
+    assert (checkpoint / "act-train-last.pth").exists(), said
+    assert len(list((root / "runs").glob("my_experiment-killed-*"))) == 1
+    (step,) = re.findall(r"Interrupted at step (\d+)", said)
+    second = start(epochs=int(step) // 2 + 3)
+    said, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    assert f"act-train-last.pth: step {step}, epoch" in said
+
+
+@pytest.mark.parametrize("block", YAML, ids=str)
+def test_configs_load(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(block.text)
+    if "parameters" in OmegaConf.load(path):
+        assert read_sweep(path).space == read_sweep(ROOT / "configs" / "sweep.yaml").space
+    else:
+        load_config(path)
+
+
+def test_all_blocks_are_of_a_language_that_is_tested() -> None:
+    checked_elsewhere = {"toml", "mermaid"}  # of the page for developers
+    assert {block.language for block in BLOCKS} <= {"bash", "python", "yaml", "text", ""} | checked_elsewhere
+    for block in [*SHELL, *SCRIPTS]:
+        assert bash_error(block.text) == "", block
+    for block in PYTHON:
+        compile(block.text, str(block), "exec")
+
+
+def test_each_exception_and_substitution_is_needed() -> None:
+    commands = [command for block in SHELL for command in commands_of(block.text)]
+    for start in NOT_RUN:
+        assert any(re.match(start, command) for command in commands), f"no command begins with: {start}"
+    text = "".join(block.text for block in [*SHELL, *PYTHON])
+    for pattern in SUBSTITUTIONS:
+        assert re.search(pattern, text), f"nothing to substitute: {pattern}"
+
+
+def test_make_has_the_targets() -> None:
+    commands = [command for block in SHELL for command in commands_of(block.text) if command.startswith("make ")]
+    for command in commands:
+        arguments = command.split("#")[0].split()[1:]
+        result = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, command + result.stderr
+
+
+# Links -------------------------------------------------------------------------------------------------
+
+
+def anchors_of(page: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links_of(page: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?:", link)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links_of(page):
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in anchors_of(target), f"{page.name}: {link}"
+
+
+def test_pages_follow_each_other_as_the_readme_lists_them() -> None:
+    text = (ROOT / "README.md").read_text()
+    section = text[text.index("## Documentation") : text.index("Besides:")]
+    listed = re.findall(r"\(docs/([\w-]+\.md)\)", section)
+    assert set(listed) | WITHOUT_FOOTER == {page.name for page in PAGES[1:]}
+    for page, following in zip(listed, listed[1:]):
+        if page not in WITHOUT_FOOTER:
+            footer = (ROOT / "docs" / page).read_text().rpartition("\n---\n")[2]
+            assert f"({following})" in footer.partition("next:")[2], page
+        if following not in WITHOUT_FOOTER:
+            footer = (ROOT / "docs" / following).read_text().rpartition("\n---\n")[2]
+            assert f"({page})" in footer.partition("next:")[0], following

@@ -1,0 +1,159 @@
+"""A Python that has PyTorch and bimact loaded: what would take seconds to start is forked from it in a moment.
+
+`WarmPython` serves a folder with the commands `python`, `bimact`, `torchrun` and `accelerate`. They pass their
+arguments, environment, working directory and open files on to a process that is forked for them, and end with its
+status.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_COMMANDS = {
+    "bimact": "bimact.cli",
+    "torchrun": "torch.distributed.run",
+    "accelerate": "accelerate.commands.accelerate_cli",
+}
+_PRELOADED = (
+    *_COMMANDS.values(),
+    "bimact.cli.train",
+    "bimact.encoder.clip_vit",
+    "bimact.encoder.conv",
+    "bimact.encoder.pri3d",
+    "bimact.encoder.timm_backbone",
+    "bimact.evaluate.report",
+    "bimact.evaluate.rollout",
+    "bimact.sweep.run",
+    "bimact.train.act_trainer",
+    "torch.utils.tensorboard",
+)
+
+_CLIENT = """#!{python} -IS
+import json, os, signal, socket, sys
+arguments = sys.argv[1:]
+if sys.argv[0].endswith("python"):
+    while arguments[:1] == ["-u"]:
+        arguments = arguments[1:]
+    known = arguments and (arguments[0] in ("-c", "-m", "-") or not arguments[0].startswith("-"))
+    if not known:
+        os.execv("{python}", ["{python}", *arguments])
+server = socket.socket(socket.AF_UNIX)
+server.connect("\\0{address}")
+request = dict(name=os.path.basename(sys.argv[0]), arguments=arguments, cwd=os.getcwd(), environment=dict(os.environ))
+socket.send_fds(server, [b"."], [0, 1, 2])
+server.sendall(json.dumps(request).encode())
+server.shutdown(socket.SHUT_WR)
+pid = int.from_bytes(server.recv(4), "big")
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: os.kill(pid, number))
+status = server.recv(1)
+sys.exit(status[0] if status else 1)
+"""
+
+
+class WarmPython:
+    """Starts the process that is forked from, and writes the commands.
+
+    Args:
+        folder: gets `bin` with the commands.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.bin = folder / "bin"
+        self.bin.mkdir(parents=True)
+        address = f"warm-python-{os.getpid()}-{id(self)}"  # abstract: the length of a path would be limited
+        for name in ("python", *_COMMANDS):
+            (self.bin / name).write_text(_CLIENT.format(python=sys.executable, address=address))
+            (self.bin / name).chmod(0o755)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"\0{address}")
+        listener.listen()  # who comes early waits
+        self._server = subprocess.Popen(
+            [sys.executable, __file__, str(listener.fileno()), str(self.bin / "python")],
+            pass_fds=[listener.fileno()],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        listener.close()
+
+    def close(self) -> None:
+        self._server.terminate()
+        self._server.wait()
+
+
+def _serve(listener: socket.socket, shim: str) -> None:
+    """Fork for each request; returns in the processes that carry one out."""
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            with connection:
+                _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
+                request = json.loads(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
+                worker = os.fork()
+                if worker == 0:
+                    return _become(request, descriptors, shim)
+                connection.sendall(worker.to_bytes(4, "big"))
+                status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+                connection.sendall(bytes([status if status >= 0 else 128 - status]))
+            os._exit(0)
+        connection.close()
+        _reap()
+
+
+def _reap() -> None:
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                return
+        except ChildProcessError:
+            return
+
+
+def _become(request: dict[str, Any], descriptors: list[int], shim: str) -> None:
+    """Take over what belongs to the command, and run it as Python would; its end is this process's."""
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    sys.executable = shim  # what the command starts is warm too; multiprocessing keeps the real one
+    name, arguments = request["name"], request["arguments"]
+    sys.path[0] = str(Path(shim).parent)
+    if name in _COMMANDS:
+        sys.argv = [name, *arguments]
+        sys.exit(importlib.import_module(_COMMANDS[name]).main())
+    form, rest = arguments[0], arguments[1:]
+    if form == "-m":
+        sys.argv, sys.path[0] = rest, os.getcwd()
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif form in ("-c", "-"):
+        code = rest.pop(0) if form == "-c" else sys.stdin.read()
+        sys.argv, sys.path[0] = [form, *rest], os.getcwd()
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv, sys.path[0] = arguments, str(Path(form).resolve().parent)
+        runpy.run_path(form, run_name="__main__")
+
+
+def _main() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
+
+
+if __name__ == "__main__":
+    _main()
