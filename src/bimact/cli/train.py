@@ -63,6 +63,7 @@ def _train(options: argparse.Namespace) -> None:
     from bimact.train.act_trainer import ActTrainer
 
     ActTrainer(config, options.resume_from, override_config=options.override_config, accelerator=accelerator).fit()
+    accelerator.end_training()  # the processes part
 
 
 def _config_path(given: str | None, run: Path | None) -> Path:

@@ -21,6 +21,7 @@ from bimact.data.windows import Batch
 from bimact.errors import UserError
 from bimact.files import lock_file
 from bimact.policy.act import ActPolicy, Losses, act_losses
+from bimact.train import resume
 from bimact.train.checkpoint import copy_checkpoint, finish_interrupted_saves, save_checkpoint
 from bimact.train.device import make_accelerator, to_device
 from bimact.train.hints import Hints
@@ -30,17 +31,6 @@ from bimact.train.optimizer import load_optimizer_state, make_optimizer, set_lea
 from bimact.train.prediction_plot import predict, prediction_figure
 from bimact.train.randomness import latent_noise, seed_step
 from bimact.train.ranks import Ranks
-from bimact.train.resume import (
-    RUN_CONFIG,
-    Checkpoint,
-    fingerprint,
-    keep_batch_size,
-    new_run_settings,
-    open_checkpoint,
-    refuse_other_run,
-    settle_changes,
-    take_over_metrics,
-)
 from bimact.train.tracking import MetricsLog
 from bimact.train.watch import LossWatch, StepTimes, TrainingDisplay, stop_at_step_end
 
@@ -74,15 +64,15 @@ class ActTrainer:
         self.accelerator = accelerator or make_accelerator(config)
         self.ranks = Ranks(self.accelerator)
         self.run = Path(config.output_dir)
-        self.checkpoint = None if resume_from is None else open_checkpoint(resume_from)
-        refuse_other_run(self.run, self.checkpoint)
+        self.checkpoint = None if resume_from is None else resume.open_checkpoint(resume_from)
+        resume.refuse_other_run(self.run, self.checkpoint)
         with self.accelerator.main_process_first(), self.accelerator.local_main_process_first():
             episodes = open_dataset(config.dataset_dir, cache_dir=config.cache_dir)
         refuse_nonfinite(episodes)
         config = fill_from_dataset(config, episodes)
         if self.checkpoint is not None:
-            config = keep_batch_size(config, self.checkpoint)
-            for change in settle_changes(config, self.checkpoint, episodes, override_config):
+            config = resume.keep_batch_size(config, self.checkpoint)
+            for change in resume.settle_changes(config, self.checkpoint, episodes, override_config):
                 self._print(f"Changed since: {change}")
         data = Demonstrations.split(episodes, config)
         if config.auto_batch_size:
@@ -102,7 +92,7 @@ class ActTrainer:
         config = self.config
         set_seed(config.seed)
         self._print("Building ACT policy...")
-        policy = ActPolicy(config if self.checkpoint is None else new_run_settings(config))
+        policy = ActPolicy(config if self.checkpoint is None else resume.new_run_settings(config))
         data.fit_normalizers(policy)
         self._print(f"Total parameters: {sum(p.numel() for p in policy.parameters()):,}")
         self._print(f"Trainable parameters: {sum(p.numel() for p in policy.parameters() if p.requires_grad):,}\n")
@@ -173,7 +163,7 @@ class ActTrainer:
         with lock:
             finish_interrupted_saves(self.run)
             self.metrics = MetricsLog(self.config, self.run, step=self.step, wandb_id=self._prepare_metrics())
-            save_config(new_run_settings(self.config), self.run / RUN_CONFIG)
+            save_config(resume.new_run_settings(self.config), self.run / resume.RUN_CONFIG)
             self.hints = Hints(self.config, self.loaders.training.num_workers)
             exit_code = 1
             try:
@@ -186,9 +176,11 @@ class ActTrainer:
         """Take over what a resumed run has logged; gives its W&B run's id, if that goes on."""
         if self.checkpoint is None:
             return None
-        take_over_metrics(self.checkpoint, self.run, self.step)
-        goes_on = self.checkpoint.state is not None and self.checkpoint.run.resolve() == self.run.resolve()
-        return self.checkpoint.state["wandb_id"] if goes_on and self.checkpoint.state else None
+        resume.take_over_metrics(self.checkpoint, self.run, self.step)
+        state = self.checkpoint.state
+        if state is None or self.checkpoint.run.resolve() != self.run.resolve():
+            return None
+        return state["wandb_id"]
 
     def _train_epoch(self) -> None:
         """Train on what is left of an epoch, then validate and save; a request to stop leaves it at a step's end."""
@@ -359,11 +351,11 @@ class ActTrainer:
             "loss_watch": self.watch.state_dict(),
             "pending_losses": [losses.cpu() for losses in self.pending],
             "wandb_id": self.metrics.wandb_id,
-            "dataset": fingerprint(self.data.episodes),
+            "dataset": resume.fingerprint(self.data.episodes),
         }
         return save_checkpoint(self.run, name, self.bare_policy.state_dict(), state)
 
-    def _resume(self, checkpoint: Checkpoint) -> None:
+    def _resume(self, checkpoint: resume.Checkpoint) -> None:
         try:
             self.bare_policy.load_state_dict(checkpoint.weights)
         except RuntimeError as error:
