@@ -321,11 +321,11 @@ class ActTrainer:
         if not self.ranks.is_main or not (numbered or is_best):
             return
         path = self._save(epoch if numbered else "best")
+        if numbered and is_best:
+            copy_checkpoint(path, "best")
+        copy_checkpoint(path, "last")  # at the end: a run that goes on from here has the rest behind it
         if numbered:
             self._print(f"Checkpoint saved: {path}")
-            if is_best:
-                copy_checkpoint(path, "best")
-            copy_checkpoint(path, "last")  # at the end: a run that goes on from here has the rest behind it
             if self.metrics.shows_figures:
                 self._log_prediction()
         self.metrics.log_checkpoint(path, is_best=is_best)
