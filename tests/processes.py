@@ -42,10 +42,17 @@ def in_child(work: Callable[[], object], output: Path | None = None) -> int:
         os._exit(status)
 
 
-def start_script(arguments: list[str], cwd: Path, output: Path, environment: dict[str, str] | None = None) -> int:
-    """Start `python scripts/train_act.py arguments…`, or another script, from a folder, as a child process."""
+def start_script(
+    arguments: list[str], cwd: Path, output: Path, environment: dict[str, str] | None = None, group: bool = False
+) -> int:
+    """Start `python scripts/train_act.py arguments…`, or another script, from a folder, as a child process.
+
+    With `group` it leads a process group of its own.
+    """
 
     def work() -> None:
+        if group:
+            os.setpgid(0, 0)
         os.chdir(cwd)
         os.environ.update(environment or {})
         sys.argv = arguments

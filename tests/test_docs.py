@@ -9,19 +9,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_dataset
 from omegaconf import OmegaConf
+from pages import PAGES, ROOT, Block, anchors_of, bash_error, blocks_of, commands_of, links_of
 from warm_python import WarmPython
 
 from bimact.config import load_config, save_config
 from bimact.sweep.sweep_file import read_sweep
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITHOUT_FOOTER = {"configuration.md", "dependencies.md", "log.md", "recipes.md"}  # generated, or outside the order
 
 # Commands that cannot be run here, by how they begin, and why. They have to be valid bash.
@@ -44,7 +44,7 @@ SUBSTITUTIONS = {
     r"torch\.device\(\"cuda\"\)": 'torch.device("cpu")',
     r"--episodes \d+": "--episodes 1 --image_size 24x32",
     r"--rollouts \d+": "--rollouts 1 --parallel 1",
-    r"--video \d+": "--video 1",
+    r"--video \d+": "--video 0",
     r"--trials \d+": "--trials 1",
     r"--num_epochs \d+": "--num_epochs 3",
     r"--num_steps 60": "--num_steps 2",
@@ -69,64 +69,17 @@ SMALL = {
     "num_steps": None,
     "num_workers": 0,
     "device": "cpu",
-    "encoder": {"name": "conv", "pretrained": None, "freeze": False, "channels": [8, 8]},
 }
+SMALL_ENCODER = {"name": "conv", "model_name": None, "pretrained": None, "freeze": False, "channels": [8, 8]}
 
 
-# Reading the pages -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def blocks_of(page: Path) -> Iterator[Block]:
-    begin, lines = 0, page.read_text().splitlines()
-    language = ""
-    for number, line in enumerate(lines, start=1):
-        if not line.lstrip().startswith("```"):
-            continue
-        assert line == line.lstrip(), f"{page.name}:{number}: a fence is indented"
-        if begin:
-            yield Block(page, begin, language, "\n".join(lines[begin : number - 1]) + "\n")
-            begin = 0
-        else:
-            begin, language = number, line[3:].strip()
-    assert not begin, f"{page.name}:{begin}: a fence is not closed"
-
+# The blocks ------------------------------------------------------------------------------------------
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 SCRIPTS = [block for block in BLOCKS if block.language == "bash" and block.text.startswith("#!")]
 SHELL = [block for block in BLOCKS if block.language == "bash" and block not in SCRIPTS]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 YAML = [block for block in BLOCKS if block.language == "yaml"]
-
-
-def commands_of(script: str) -> Iterator[str]:
-    """The commands of a script, one after the other, with all of their lines; comments between them are left out."""
-    command = ""
-    for line in script.splitlines():
-        if not command and (not line or line.startswith("#")):
-            continue
-        command += line + "\n"
-        if not line.endswith("\\") and bash_error(command) == "":
-            yield command
-            command = ""
-    assert not command, f"no end of: {command}"
-
-
-def bash_error(script: str) -> str:
-    result = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
-    return result.stderr if result.returncode == 0 else result.stderr or "failed"
 
 
 def is_run(command: str) -> bool:
@@ -169,6 +122,7 @@ class Sandbox:
             "HOME": str(self.root),  # where nobody is logged in
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
+            "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
             "PYTHON_EXEC": str(self.warm.bin / "python"),  # what torchrun starts
             "PET_STANDALONE": "1",  # torchrun's default port may be taken
         }
@@ -197,19 +151,18 @@ class Sandbox:
         }
         for name in set(re.findall(r"runs/([\w-]+)", text)) - made:
             source = "simulated" if name in ("cube", "demo-transfer_cube") else "trained"
-            shutil.copytree(self.prepared / source, self.root / "runs" / name)
+            run = Path(shutil.copytree(self.prepared / source, self.root / "runs" / name))
+            save_config(load_config(run / "config.yaml", [f"output_dir=runs/{name}"]), run / "config.yaml")
 
 
-def small_configs(folder: Path) -> None:
-    """The project's configs with a small policy, which trains for two epochs."""
-    folder.mkdir()
+def small_configs(folder: Path, *, keep_encoder: bool = False) -> None:
+    """The project's configs with a small policy, which trains for two epochs, or with a large encoder for a step."""
+    folder.mkdir(exist_ok=True)
     for path in (ROOT / "configs").glob("*.yaml"):
         content = OmegaConf.load(path)
-        if "parameters" not in content:  # else a sweep
-            content = OmegaConf.merge(content, SMALL)
-            content.encoder.pop("model_name", None)
-            content.pop("execute_steps", None)
-        OmegaConf.save(content, folder / path.name)
+        changes = {**SMALL, **({"num_steps": 1} if keep_encoder else {"encoder": SMALL_ENCODER})}
+        is_sweep = "parameters" in content
+        OmegaConf.save(content if is_sweep else OmegaConf.merge(content, changes), folder / path.name)
 
 
 def prepare_run(sandbox: Sandbox, dataset: Path, name: str) -> None:
@@ -265,6 +218,7 @@ def test_commands_run(block: Block, sandbox: Sandbox, request: pytest.FixtureReq
     sandbox.place_runs(block.text)
     if "weights/" in block.text:
         (sandbox.root / "weights").symlink_to(request.getfixturevalue("weights"))
+        small_configs(sandbox.root / "configs", keep_encoder=True)  # which is what the weights are for
     commands = [command for command in commands_of(block.text) if is_run(command)]
     script = substituted("".join(commands), sandbox.prepared / "dataset")
     print(sandbox.run("bash", "-eo", "pipefail", "-c", f"trap 'echo \"failed: $BASH_COMMAND\"' ERR\n{script}"))
@@ -277,33 +231,38 @@ def test_python_runs(block: Block, sandbox: Sandbox) -> None:
     print(sandbox.run("python", "-", stdin=substituted(block.text, sandbox.prepared / "dataset")))
 
 
-@pytest.mark.slow
-def test_slurm_script_saves_when_its_time_is_up_and_goes_on(sandbox: Sandbox) -> None:
-    """With stand-ins for SLURM's commands that know one node."""
-    [block] = SCRIPTS
+# In the place of SLURM's commands: they know one node.
+STAND_INS = {
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": 'if [[ $1 == show ]]; then echo localhost; else echo "$@" >>requeued; fi',
+}
+NODE = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-0", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
+
+
+def prepare_slurm(sandbox: Sandbox, script: str) -> dict[str, str]:
+    """What the script finds on a node; gives its environment."""
     root = sandbox.root
-    script = root / "act.sbatch"
-    script.write_text(substituted(block.text, sandbox.prepared / "dataset"))
+    (root / "act.sbatch").write_text(substituted(script, sandbox.prepared / "dataset"))
     (root / ".venv" / "bin").mkdir(parents=True)
     (root / ".venv" / "bin" / "activate").touch()
-    stand_ins = {
-        "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-        "scontrol": 'if [[ $1 == show ]]; then echo localhost; else echo "$@" >>requeued; fi',
-    }
-    for name, text in stand_ins.items():
+    for name, text in STAND_INS.items():
         (root / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (root / name).chmod(0o755)
-    own = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-0", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
-    environment = {**sandbox.environment, **own, "SLURM_SUBMIT_DIR": str(root)}
-    environment["PATH"] = f"{root}:{environment['PATH']}"
+    path = f"{root}:{sandbox.environment['PATH']}"
+    return {**sandbox.environment, **NODE, "SLURM_SUBMIT_DIR": str(root), "PATH": path}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_slurm_script_saves_when_its_time_is_up_and_goes_on(sandbox: Sandbox, num_workers: int) -> None:
+    [block] = SCRIPTS
+    root, environment = sandbox.root, prepare_slurm(sandbox, block.text)
 
     def start(epochs: int) -> subprocess.Popen[str]:
         config = root / "configs" / "policy_act.yaml"
-        save_config(load_config(config, [f"num_epochs={epochs}"]), config)
-        command = ["bash", str(script)]
-        return subprocess.Popen(
-            command, cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        save_config(load_config(config, [f"num_epochs={epochs}", f"num_workers={num_workers}"]), config)
+        command, pipe = ["bash", str(root / "act.sbatch")], subprocess.PIPE
+        return subprocess.Popen(command, cwd="/", env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
     (root / "runs" / "my_experiment").mkdir(parents=True)  # of a job that was killed before its first checkpoint
     first = start(epochs=10**6)
@@ -363,18 +322,6 @@ def test_make_has_the_targets() -> None:
 # Links -------------------------------------------------------------------------------------------------
 
 
-def anchors_of(page: Path) -> set[str]:
-    """What GitHub makes of the headings."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def links_of(page: Path) -> list[str]:
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?:", link)]
-
-
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in links_of(page):
@@ -390,7 +337,7 @@ def test_pages_follow_each_other_as_the_readme_lists_them() -> None:
     section = text[text.index("## Documentation") : text.index("Besides:")]
     listed = re.findall(r"\(docs/([\w-]+\.md)\)", section)
     assert set(listed) | WITHOUT_FOOTER == {page.name for page in PAGES[1:]}
-    for page, following in zip(listed, listed[1:]):
+    for page, following in pairwise(listed):
         if page not in WITHOUT_FOOTER:
             footer = (ROOT / "docs" / page).read_text().rpartition("\n---\n")[2]
             assert f"({following})" in footer.partition("next:")[2], page

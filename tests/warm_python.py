@@ -7,16 +7,20 @@ status.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
+import multiprocessing.util
 import os
 import runpy
 import signal
 import socket
 import subprocess
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _COMMANDS = {
     "bimact": "bimact.cli",
@@ -54,7 +58,7 @@ server.sendall(json.dumps(request).encode())
 server.shutdown(socket.SHUT_WR)
 pid = int.from_bytes(server.recv(4), "big")
 for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: os.kill(pid, number))
+    signal.signal(number, lambda number, frame: os.killpg(pid, number))
 status = server.recv(1)
 sys.exit(status[0] if status else 1)
 """
@@ -89,37 +93,58 @@ class WarmPython:
         self._server.wait()
 
 
-def _serve(listener: socket.socket, shim: str) -> None:
-    """Fork for each request; returns in the processes that carry one out."""
+def _serve(listener: socket.socket, shim: str) -> NoReturn:
+    """Fork for each request: one process that carries it out, and one that waits to tell its status."""
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
-            with connection:
-                _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
-                request = json.loads(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
-                worker = os.fork()
-                if worker == 0:
-                    return _become(request, descriptors, shim)
-                connection.sendall(worker.to_bytes(4, "big"))
-                status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
-                connection.sendall(bytes([status if status >= 0 else 128 - status]))
-            os._exit(0)
+            _attend(connection, shim)
         connection.close()
-        _reap()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
-def _reap() -> None:
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                return
-        except ChildProcessError:
-            return
+def _attend(connection: socket.socket, shim: str) -> NoReturn:
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
+    with connection.makefile("rb") as file:
+        request = json.load(file)
+    worker = os.fork()
+    if worker == 0:
+        os.setpgid(0, 0)  # a signal reaches what the command starts too, as from a terminal or torchrun
+        connection.close()
+        _carry_out(request, descriptors, shim)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    connection.sendall(worker.to_bytes(4, "big"))
+    status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    connection.sendall(bytes([status if status >= 0 else 128 - status]))
+    os._exit(0)
+
+
+def _carry_out(request: dict[str, Any], descriptors: list[int], shim: str) -> NoReturn:
+    """Run a command to its end. What this process has inherited, such as temporary folders, it does not clean up."""
+    atexit._clear()
+    status: Any = 1
+    try:
+        _become(request, descriptors, shim)
+        status = 0
+    except SystemExit as end:
+        status = end.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+        sys.stdout.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def _become(request: dict[str, Any], descriptors: list[int], shim: str) -> None:
-    """Take over what belongs to the command, and run it as Python would; its end is this process's."""
+    """Take over what belongs to the command, and run it as Python would."""
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
         os.close(descriptor)
@@ -134,11 +159,11 @@ def _become(request: dict[str, Any], descriptors: list[int], shim: str) -> None:
         sys.exit(importlib.import_module(_COMMANDS[name]).main())
     form, rest = arguments[0], arguments[1:]
     if form == "-m":
-        sys.argv, sys.path[0] = rest, os.getcwd()
+        sys.argv, sys.path[0] = rest, request["cwd"]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif form in ("-c", "-"):
         code = rest.pop(0) if form == "-c" else sys.stdin.read()
-        sys.argv, sys.path[0] = [form, *rest], os.getcwd()
+        sys.argv, sys.path[0] = [form, *rest], request["cwd"]
         exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.argv, sys.path[0] = arguments, str(Path(form).resolve().parent)

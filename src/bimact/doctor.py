@@ -26,7 +26,7 @@ from bimact.machine import usable_cores
 from bimact.nvidia import Driver, Gpu, has_nvidia_card, query_driver
 from bimact.opengl import choose_backend, missing_opengl, opengl_works
 
-_LITTLE_DISK = 10.0  # GiB: a run of the guide's policy keeps dozens of checkpoints of some 100 MB
+_LITTLE_DISK = 10.0  # GiB: a checkpoint of the guide's policy takes 1.2, with what resuming needs
 _REINSTALL = "pip install --editable '.[sim,sweep,dev]' in the project's root"
 _PACKAGES = (  # component, module that training imports, distribution
     ("open_clip", "open_clip", "open_clip_torch"),

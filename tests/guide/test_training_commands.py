@@ -222,6 +222,28 @@ def test_interrupting_saves_and_says_how_to_go_on(root: Path, number: signal.Sig
     assert status == 0 and f"Resuming from {path}: step {step}," in text
 
 
+def test_a_request_to_the_whole_group_saves_too(root: Path) -> None:
+    """A launcher sends SIGTERM to all processes of a training, those that load data among them."""
+    output = root / "interrupted"
+    endless = basic("--num_epochs", "100000", "--checkpoint_frequency", "100000", "--num_workers", "2")
+    child = start_script(endless, root, output, group=True)
+    deadline = time.monotonic() + 60
+    while "Step 10:" not in (output.read_text() if output.exists() else "") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert "To go on: --resume_from" in output.read_text() and "Traceback" not in output.read_text()
+
+
+def test_a_renamed_run_goes_on_where_it_lies(root: Path) -> None:
+    assert run_script(basic("--num_epochs", "1"), root)[0] == 0
+    (root / "runs" / "my_experiment").rename(root / "runs" / "renamed")
+    status, output = run_script([*TRAIN, "--resume_from", "runs/renamed", "--num_epochs", "2"], root)
+    assert status == 0, output
+    assert "Output: runs/renamed" in output
+    assert not (root / "runs" / "my_experiment").exists()
+
+
 def test_help_tells_every_setting(root: Path) -> None:
     from bimact.config import setting_names
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from processes import in_child
 
 from bimact.errors import UserError
 from bimact.train.checkpoint import (
@@ -40,18 +44,19 @@ def test_absent_checkpoint_lists_what_there_is(tmp_path: Path) -> None:
         checkpoint_path(tmp_path, 11)
 
 
-def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save_checkpoint(tmp_path, "last", WEIGHTS, {})
-    before = path.read_bytes()
+def test_full_disk_is_one_sentence_and_leaves_the_old_pair(tmp_path: Path) -> None:
+    """The system refuses to write more than some bytes, in a process of its own."""
+    path = save_checkpoint(tmp_path, "last", WEIGHTS, {"step": 1})
 
-    def fail(content: object, file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
-        raise OSError("disk full")
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        with pytest.raises(UserError, match=r"cannot write .*act-train-last.pth \(File too large\): .*--resume_from"):
+            save_checkpoint(tmp_path, "last", {"a.weight": torch.zeros(10_000)}, {"step": 2})
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(tmp_path, "last", WEIGHTS, {})
-    assert path.read_bytes() == before
+    assert os.waitpid(in_child(work), 0)[1] == 0
+    weights, state = load_pair(path)
+    assert torch.equal(weights["a.weight"], WEIGHTS["a.weight"]) and state is not None and state["step"] == 1
     assert {entry.name for entry in path.parent.iterdir()} == {"act-train-last.pth", "act-train-last.state"}
 
 

@@ -47,3 +47,8 @@ def test_waiting_is_measured() -> None:
     assert 0.2 < rates["data_wait_share"] < 0.8
     assert rates["steps_per_second"] * rates["time_per_batch"] == pytest.approx(1, rel=1e-6)
     assert times.rates()["data_wait_share"] == 0
+
+
+def test_explosion_within_the_first_steps_is_seen() -> None:
+    with pytest.raises(UserError, match="exploded to"):
+        LossWatch().check([torch.tensor([loss, 0.0, 0.0]) for loss in (8.0, 500.0, 60_000.0)], 3)

@@ -52,7 +52,10 @@ def _train(options: argparse.Namespace) -> None:
 
     run = None if options.resume_from is None else run_of(options.resume_from)
     path = _config_path(options.config, run)
-    config = load_config(path, settings_of(options.rest))
+    settings = settings_of(options.rest)
+    if run is not None and options.config is None:
+        settings.insert(0, f"output_dir={run}")  # where it lies now; its own config knows where it began
+    config = load_config(path, settings)
     accelerator = make_accelerator(config)
     ranks = Ranks(accelerator)
     dataset = config.dataset_dir or os.environ.get("ACT_DATASET_DIR")

@@ -164,8 +164,12 @@ def make_loader(
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """A Ctrl-C reaches all processes of a terminal; only the main one decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A Ctrl-C, and a launcher's request to end, reach the whole group; the main process decides what they mean.
+
+    A loading process ends when the main one does.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

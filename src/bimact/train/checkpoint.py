@@ -69,13 +69,25 @@ def save_checkpoint(run: str | Path, name: str | int, weights: Mapping[str, Tens
 
     Returns:
         the path of the weights.
+
+    Raises:
+        UserError: if the disk is full or cannot be written; what was there before stays.
     """
     path = Path(run) / FOLDER / f"act-train-{name}{WEIGHTS}"
     new = _new(path)
-    with atomic_write(new) as file:
-        torch.save(dict(weights), file)
-    with atomic_write(path.with_suffix(STATE)) as file:
-        torch.save({**state, _DIGEST: _digest(new)}, file)
+    try:
+        with atomic_write(new) as file:
+            torch.save(dict(weights), file)
+        with atomic_write(path.with_suffix(STATE)) as file:
+            torch.save({**state, _DIGEST: _digest(new)}, file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch's writer hides it
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"cannot write {path} ({cause.strerror or cause}): see to it, then go on from the last checkpoint by "
+            f"--resume_from {run}"
+        ) from error
     new.replace(path)
     flush_to_disk(path.parent)
     return path

@@ -33,7 +33,7 @@ _FLOOR, _OVER_FIRST, _OVER_LOWEST = 10.0, 3.0, 100.0
 class LossWatch:
     """Stops a run whose loss is no number any more, or has exploded.
 
-    Exploded means: over 10, over 3 times the first value and over 100 times the lowest one.
+    Exploded means: over 10, over 3 times the first step's and over 100 times the lowest mean of some steps.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class LossWatch:
                 raise UserError(f"the loss is {loss} at step {step}: {advice}")
         mean = sum(totals) / len(totals)
         if math.isinf(self.first):
-            self.first = mean
+            self.first = self.lowest = totals[0]
         if mean > max(_FLOOR, _OVER_FIRST * self.first, _OVER_LOWEST * self.lowest):
             raise UserError(
                 f"the loss has exploded to {mean:.3g} at step {last_step} (lowest {self.lowest:.3g}): {advice}"
