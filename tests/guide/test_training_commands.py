@@ -206,7 +206,7 @@ def test_another_run_is_not_overwritten(root: Path) -> None:
     assert "--output_dir runs/my_experiment-2" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupting_saves_and_says_how_to_go_on(root: Path, number: signal.Signals) -> None:
     output = root / "interrupted"
     child = start_script(basic("--num_epochs", "100000", "--checkpoint_frequency", "100000"), root, output)

@@ -280,6 +280,24 @@ def test_checkpoints_are_artifacts(wandb_alone: Path, which: str, uploaded: list
         assert content == b"weights " + name.removeprefix("checkpoint/act-train-").removesuffix(".pth").encode()
 
 
+def test_a_best_checkpoint_waits_for_the_next_numbered_one(wandb_alone: Path) -> None:
+    log = open_log(wandb_alone, wandb_checkpoints="best")
+    best, numbered = (wandb_alone / "checkpoint" / f"act-train-{name}.pth" for name in ("best", "10"))
+    numbered.write_bytes(b"weights of epoch 10")
+    for epoch in (1, 2, 3):
+        best.write_bytes(f"weights of epoch {epoch}".encode())
+        log.log({"epoch": epoch, "val_loss": 1 / epoch}, 10 * epoch)
+        log.log_checkpoint(best, is_best=True, numbered=False)
+    log.log({"epoch": 10, "val_loss": 0.9}, 100)
+    log.log_checkpoint(numbered, is_best=False)
+    log.log_checkpoint(numbered, is_best=False)  # nothing new
+    log.close()
+    (artifact,) = only_file(wandb_alone).artifacts
+    assert set(artifact.aliases) == {"latest", "best"} and '"epoch":3' in artifact.metadata
+    files = {entry.path: Path(entry.local_path).read_bytes() for entry in artifact.manifest.contents}
+    assert files["checkpoint/act-train-best.pth"] == b"weights of epoch 3"
+
+
 def test_a_checkpoint_that_cannot_be_read_is_told_and_the_run_goes_on(
     wandb_alone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

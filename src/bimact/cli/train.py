@@ -38,9 +38,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def _settings_help() -> str:
     from bimact.config import settings
 
-    meanings = {name: entry.metadata["meaning"] for name, entry in settings().items()}
-    width = max(map(len, meanings))
-    lines = [f"  --{name:<{width}}  {meaning}" for name, meaning in meanings.items()]
+    width = max(map(len, settings()))
+    lines = []
+    for name, entry in settings().items():
+        choices = f" ({', '.join(entry.metadata['choices'])})" if entry.metadata["choices"] else ""
+        lines.append(f"  --{name:<{width}}  {entry.metadata['meaning']}{choices}")
     return "\n".join(["settings:", *lines, "", "defaults and ranges: docs/configuration.md"])
 
 

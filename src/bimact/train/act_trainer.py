@@ -328,7 +328,7 @@ class ActTrainer:
             self._print(f"Checkpoint saved: {path}")
             if self.metrics.shows_figures:
                 self._log_prediction()
-        self.metrics.log_checkpoint(path, is_best=is_best)
+        self.metrics.log_checkpoint(path, is_best=is_best, numbered=numbered)
 
     def _log_prediction(self) -> None:
         """A chunk in the middle of the demonstrations that are held out, beside what was demonstrated."""

@@ -48,6 +48,7 @@ class MetricsLog:
     def __init__(self, config: Config, run: Path, *, step: int = 0, wandb_id: str | None = None) -> None:
         self._checkpoints = config.wandb_checkpoints
         self._last_record: dict[str, Any] = {}
+        self._new_best: tuple[Path, dict[str, Any]] | None = None  # not uploaded yet
         path = run / METRICS
         records = [record for record in read_metrics(path) if record["step"] <= step] if path.exists() else []
         self._wandb = _start_wandb(config, run, wandb_id, records) if wants_wandb(config) else None
@@ -86,11 +87,22 @@ class MetricsLog:
         if self._wandb:
             self._wandb.log_image(name, pixels, step)
 
-    def log_checkpoint(self, path: Path, *, is_best: bool) -> None:
-        """Upload weights and config to Weights & Biases, if `wandb_checkpoints` asks for them."""
-        if self._wandb and (self._checkpoints == "all" or (self._checkpoints == "best" and is_best)):
-            metadata = {name: self._last_record[name] for name in _METADATA if name in self._last_record}
-            self._wandb.log_checkpoint(path, is_best=is_best, metadata=metadata)
+    def log_checkpoint(self, path: Path, *, is_best: bool, numbered: bool = True) -> None:
+        """Upload weights and config to Weights & Biases, if `wandb_checkpoints` asks for them.
+
+        A best checkpoint waits for the next numbered one, since at first each epoch is the best so far.
+        """
+        metadata = {name: self._last_record.get(name) for name in ("epoch", "step", "val_loss")}
+        if is_best:
+            self._new_best = (path, metadata)
+        if self._wandb is None or not numbered:
+            return
+        if self._checkpoints == "all" and not is_best:
+            self._wandb.log_checkpoint(path, is_best=False, metadata=metadata)
+        if self._checkpoints != "none" and self._new_best is not None:
+            best, metadata = self._new_best
+            self._new_best = None
+            self._wandb.log_checkpoint(best, is_best=True, metadata=metadata)
 
     def close(self, exit_code: int = 0) -> None:
         """Write out what is held back. For Weights & Biases, anything but 0 marks the run as failed."""

@@ -27,6 +27,9 @@ from bimact.errors import UserError
 
 Item = TypeVar("Item")
 
+# Windows has no SIGHUP.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 _FLOOR, _OVER_FIRST, _OVER_LOWEST = 10.0, 3.0, 100.0
 
 
@@ -78,7 +81,9 @@ class StopRequest:
 
 @contextmanager
 def stop_at_step_end(insist: bool = True) -> Iterator[StopRequest]:
-    """Ctrl-C or a polite kill asks for a stop, which comes between two steps, so that what is saved is whole.
+    """Ctrl-C, a polite kill or a lost terminal asks for a stop, which comes between two steps: what is saved is whole.
+
+    Signals that are ignored, as by `nohup`, stay so.
 
     Args:
         insist: a second one stops at once, with KeyboardInterrupt. Not with several processes: their launcher
@@ -94,7 +99,8 @@ def stop_at_step_end(insist: bool = True) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
         yield stop
         return
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, ask) for number in heard}
     try:
         yield stop
     finally:
