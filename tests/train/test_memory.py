@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from bimact.errors import UserError
 from bimact.policy.act import ActPolicy
+from bimact.train import memory
 from bimact.train.act_trainer import ActTrainer
 from bimact.train.memory import is_out_of_memory, largest_batch_size, out_of_memory
 
@@ -72,6 +73,18 @@ def test_search_passes_other_errors_on_and_gives_up_in_a_sentence() -> None:
         largest_batch_size(broken, 31, CPU)
     with pytest.raises(UserError, match="out of memory with batch_size 1"):
         largest_batch_size(full, 31, CPU)
+
+
+def test_a_part_of_a_gpu_is_left_free_during_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    with pytest.raises(RuntimeError), memory._some_memory_left(torch.device("cuda")):
+        assert shares == [0.9]
+        raise RuntimeError
+    assert shares == [0.9, 1.0]
+    with memory._some_memory_left(CPU):
+        pass
+    assert len(shares) == 2
 
 
 def test_auto_batch_size_trains_with_what_it_found(

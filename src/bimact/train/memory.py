@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from bimact.train.resume import new_run_settings
 
 _LARGEST = {"cpu": 64}  # where more is no faster
 _LARGEST_ANYWHERE = 1024
+_SHARE_OF_GPU = 0.9  # of its memory that the search may use
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -74,6 +76,19 @@ def largest_batch_size(try_step: Callable[[int], None], most: int, device: torch
     return fits
 
 
+@contextmanager
+def _some_memory_left(device: torch.device) -> Iterator[None]:
+    """Keep a part of a GPU's memory free: training fragments it, and data-parallel training has buffers of its own."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_per_process_memory_fraction(_SHARE_OF_GPU)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def with_largest_batch(config: Config, windows: WindowDataset, accelerator: Accelerator, ranks: Ranks) -> Config:
     """The config with the largest `batch_size` that fits, found by training steps of a policy that is thrown away."""
     device = accelerator.device
@@ -90,7 +105,9 @@ def with_largest_batch(config: Config, windows: WindowDataset, accelerator: Acce
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    size = ranks.least(largest_batch_size(try_step, len(windows), device))
+    with _some_memory_left(device):
+        found = largest_batch_size(try_step, len(windows), device)
+    size = ranks.least(found)
     if ranks.is_main:
         print(f"batch_size is {size}\n", flush=True)
     return dataclasses.replace(config, batch_size=size, auto_batch_size=False)
