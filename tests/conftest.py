@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from bimact.config import Config, to_config
 from bimact.data.guide_npy import observation_dtype
 
 torch.set_num_threads(1)  # small models: threads would only wait for each other
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_dataset(
