@@ -17,8 +17,9 @@ from bimact.config import Config, to_config
 from bimact.data.guide_npy import observation_dtype
 
 torch.set_num_threads(1)  # small models: threads would only wait for each other
-# A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
+# Background jobs of a shell ignore Ctrl-C, those of nohup lost terminals: not so the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def write_dataset(
