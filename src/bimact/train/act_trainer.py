@@ -272,9 +272,9 @@ class ActTrainer:
             is_pad = obs["action_is_pad"]
             loss = act_losses(output, policy.action_normalizer(actions), is_pad, self.config).action
             real = (~is_pad).sum()
-            total += torch.stack([loss * real, real]).double().cpu()
+            total += torch.stack([loss * real, real]).cpu().double()  # Apple's GPUs have no float64
         policy.train()
-        error, count = self.ranks.total(total.to(self.accelerator.device)).tolist()
+        error, count = self.ranks.total(total).tolist()
         return error / count
 
     def _reduce_pending(self) -> None:

@@ -52,7 +52,9 @@ class Ranks:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over processes; all have to call it."""
-        return self._accelerator.reduce(values, "sum") if self.count > 1 else values
+        if self.count == 1:
+            return values
+        return self._accelerator.reduce(values.to(self._accelerator.device), "sum")
 
     def least(self, value: int) -> int:
         """The smallest value of all processes; all have to call it."""
