@@ -121,6 +121,15 @@ def children_of(pid: int) -> list[str]:
 
 
 @pytest.mark.slow
+def test_a_fault_that_the_main_process_finds_is_told_without_a_traceback(folder: Path) -> None:
+    process = start(folder, TORCHRUN, "run", "--dataset_dir", str(folder / "datasets"))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"dataset not found: {folder / 'datasets'}; near it there is {folder / 'dataset'}" in output
+    assert "[rank1]: Traceback" not in output and "[rank0]: Traceback" not in output
+
+
+@pytest.mark.slow
 def test_request_to_stop_is_agreed_on(folder: Path) -> None:
     process = start(folder, TORCHRUN, "run", "--batch_size", "3", "--num_epochs", "2000")
     for line in process.stdout or ():

@@ -67,8 +67,18 @@ def _train(options: argparse.Namespace) -> None:
         print(f"=== ACT Training ===\nConfig: {path}\nDataset: {dataset}\nOutput: {output}\n", flush=True)
     from bimact.train.act_trainer import ActTrainer
 
-    ActTrainer(config, options.resume_from, override_config=options.override_config, accelerator=accelerator).fit()
+    try:
+        ActTrainer(config, options.resume_from, override_config=options.override_config, accelerator=accelerator).fit()
+    except RuntimeError as error:
+        if ranks.lost(error):
+            raise _other_process_ended(Path(str(output))) from error
+        raise
     accelerator.end_training()  # the processes part
+
+
+def _other_process_ended(run: Path) -> UserError:
+    go_on = f", and go on from the last checkpoint by --resume_from {run}" if (run / "checkpoint").is_dir() else ""
+    return UserError(f"another process of this training has ended: see its message{go_on}")
 
 
 def _config_path(given: str | None, run: Path | None) -> Path:

@@ -26,9 +26,8 @@ from bimact.errors import UserError
 from bimact.evaluate import plots
 from bimact.evaluate.page import page_environment
 from bimact.evaluate.results import read_results
-from bimact.evaluate.run import RUN_CONFIG
 from bimact.files import write_text
-from bimact.train.checkpoint import FOLDER, load_weights
+from bimact.train.checkpoint import FOLDER, RUN_CONFIG, load_weights
 from bimact.train.tracking import METRICS, read_metrics
 
 REPORT, VIDEOS, TEMPLATE = "report.html", "videos", "report_template.html"

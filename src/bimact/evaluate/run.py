@@ -10,10 +10,8 @@ import torch
 from bimact.config import Config, load_config
 from bimact.errors import UserError
 from bimact.policy.act import ActPolicy, build_act_policy
-from bimact.train.checkpoint import checkpoint_path, load_weights
+from bimact.train.checkpoint import RUN_CONFIG, checkpoint_path, load_weights
 from bimact.train.device import choose_device
-
-RUN_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bimact.errors import UserError
 from bimact.files import lock_file
 from bimact.policy.act import ActPolicy, Losses, act_losses
 from bimact.train import resume
-from bimact.train.checkpoint import copy_checkpoint, finish_interrupted_saves, save_checkpoint
+from bimact.train.checkpoint import RUN_CONFIG, copy_checkpoint, finish_interrupted_saves, save_checkpoint
 from bimact.train.device import make_accelerator, to_device
 from bimact.train.hints import Hints
 from bimact.train.loaders import Demonstrations, Loaders, fill_from_dataset
@@ -119,7 +119,7 @@ class ActTrainer:
             the run's folder.
 
         Raises:
-            UserError: if the loss goes wrong, the memory does not suffice or another process has died.
+            UserError: if the loss goes wrong or the memory does not suffice.
             KeyboardInterrupt: after a request to stop; everything is saved.
         """
         with self._run_folder():
@@ -129,11 +129,6 @@ class ActTrainer:
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
                     raise out_of_memory(self.config, self.accelerator.device) from error
-                if self.ranks.lost(error):
-                    raise UserError(
-                        "another process of this training has ended: see its message, and go on from the last "
-                        f"checkpoint by --resume_from {self.run}"
-                    ) from error
                 raise
         return self.run
 
@@ -163,7 +158,7 @@ class ActTrainer:
         with lock:
             finish_interrupted_saves(self.run)
             self.metrics = MetricsLog(self.config, self.run, step=self.step, wandb_id=self._prepare_metrics())
-            save_config(resume.new_run_settings(self.config), self.run / resume.RUN_CONFIG)
+            save_config(resume.new_run_settings(self.config), self.run / RUN_CONFIG)
             self.hints = Hints(self.config, self.loaders.training.num_workers)
             exit_code = 1
             try:

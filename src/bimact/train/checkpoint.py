@@ -21,7 +21,7 @@ from torch import Tensor
 from bimact.errors import UserError
 from bimact.files import atomic_write, flush_to_disk
 
-FOLDER = "checkpoint"
+RUN_CONFIG, FOLDER = "config.yaml", "checkpoint"  # in a run's folder
 WEIGHTS, STATE = ".pth", ".state"
 _DIGEST = "weights_sha256"  # in the state: which weights it belongs to
 

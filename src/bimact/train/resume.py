@@ -14,10 +14,8 @@ from torch import Tensor
 from bimact.config import Config, load_config, setting_names
 from bimact.data.episodes import Episodes
 from bimact.errors import UserError
-from bimact.train.checkpoint import FOLDER, last_checkpoint, load_pair
+from bimact.train.checkpoint import FOLDER, RUN_CONFIG, last_checkpoint, load_pair
 from bimact.train.tracking import METRICS
-
-RUN_CONFIG = "config.yaml"
 
 # What makes the network: the saved weights fit nothing else.
 NETWORK = frozenset(
