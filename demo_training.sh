@@ -184,7 +184,7 @@ if [[ -v episodes ]]; then
 fi
 
 step "Check $dataset_dir"
-bimact check "$dataset_dir"
+bimact check "$dataset_dir" --fail_on error
 
 step "Train in $output_dir"
 python "${root}scripts/train_act.py" --dataset_dir "$dataset_dir" --output_dir "$output_dir" "${settings[@]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ import torch
 from browser import Browser, find_chromium
 
 from bimact.config import Config, to_config
-from bimact.data.guide_npy import observation_dtype
+from bimact.data.formats.guide_npy import observation_dtype
 
+# The compiler of PyTorch and the renderer of the simulation each bring an LLVM; the process survives this order alone.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 torch.set_num_threads(1)  # small models: threads would only wait for each other
 # Background jobs of a shell ignore Ctrl-C, those of nohup lost terminals: not so the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -27,7 +27,13 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["record", "check", "train", "sweep", "evaluate", "report", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("record", "check", "view", "convert", "train", "sweep", "evaluate", "report"),
+        *("convert-checkpoint", "doctor"),
+    ],
+)
 def test_help_is_quick_and_complete(command: str) -> None:
     code = f"import sys; sys.argv = ['bimact', '{command}', '--help']; from bimact.cli import main\n"
     code += "try: main()\nexcept SystemExit: assert 'torch' not in sys.modules"

@@ -53,6 +53,9 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None
         ("encoder.crop=0.5,0,0.6,1", "encoder.crop"),
         ("encoder.image_size=224", "encoder.image_size"),
         ("image_size=0,3", "image_size is"),
+        ("encoder.image_mean=0.5", "encoder.image_mean is"),
+        ("encoder.image_mean=0,0,.inf", "encoder.image_mean is"),
+        ("encoder.image_std=1,1,0", "more than 0"),
         ("cameras=[a", "cannot read"),
     ],
 )

@@ -15,6 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_dataset
+from foreign_policies import (
+    lerobot_config,
+    lerobot_weights,
+    original_statistics,
+    original_weights,
+    small_policy,
+    statistics_of,
+    write_lerobot_with_processors,
+    write_original,
+)
+from hdf5_files import write_aloha
+from lerobot_files import write_lerobot
 from omegaconf import OmegaConf
 from pages import PAGES, ROOT, Block, anchors_of, bash_error, blocks_of, commands_of, links_of
 from warm_python import WarmPython
@@ -22,7 +34,8 @@ from warm_python import WarmPython
 from bimact.config import load_config, save_config
 from bimact.sweep.sweep_file import read_sweep
 
-WITHOUT_FOOTER = {"configuration.md", "dependencies.md", "log.md", "recipes.md"}  # generated, or outside the order
+# Generated, or outside the order.
+WITHOUT_FOOTER = {"configuration.md", "dependencies.md", "log.md", "recipes.md"}
 
 # Commands that cannot be run here, by how they begin, and why. They have to be valid bash.
 NOT_RUN = {
@@ -33,8 +46,10 @@ NOT_RUN = {
     r"sudo apt-get ": "changes the system",
     r"tensorboard ": "serves until it is stopped",
     r"watch -n 1 nvidia-smi": "runs until it is stopped",
+    r"bimact train --dataset_dir lerobot/": "downloads a dataset; tests/data/test_remote.py has a hub of its own",
     r"wandb (login|sweep|agent)": "needs an account",
     r"torchrun --nnodes=2 ": "needs two machines",
+    r"bimact view (?!.*--export)": "serves until it is stopped, or needs the extra `rerun`; tests/view has both",
     r"sbatch ": "needs SLURM; the script is run with stand-ins for SLURM's commands",
 }
 
@@ -73,6 +88,11 @@ SMALL = {
 SMALL_ENCODER = {"name": "conv", "model_name": None, "pretrained": None, "freeze": False, "channels": [8, 8]}
 
 
+MAKES_RUN = r"--output_dir|demo_training.sh \S+|convert-checkpoint \S+"  # what is before a new run's name
+# Runs that pages name and do not make, where they are not those of the dataset.
+OTHER_RUNS = {"cube": "simulated", "demo-transfer_cube": "simulated", "paper_network": "converted"}
+
+
 # The blocks ------------------------------------------------------------------------------------------
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -89,6 +109,7 @@ def is_run(command: str) -> bool:
 def substituted(text: str, dataset: Path) -> str:
     for pattern, replacement in SUBSTITUTIONS.items():
         text = re.sub(pattern, replacement, text)
+    text = re.sub(r"/path/to/(lerobot_policy|act_policy|lerobot|aloha_hdf5)\b", rf"{dataset.parent}/\1", text)
     return text.replace("/path/to/your/dataset", str(dataset))
 
 
@@ -146,11 +167,11 @@ class Sandbox:
         made = {
             name
             for command in text.replace("\\\n", " ").splitlines()
-            for name in re.findall(r"(?:--output_dir |demo_training.sh \S+ )runs/([\w-]+)", command)
+            for name in re.findall(rf"(?:{MAKES_RUN}) runs/([\w-]+)", command)
             if f"--resume_from runs/{name}" not in command
         }
         for name in set(re.findall(r"runs/([\w-]+)", text)) - made:
-            source = "simulated" if name in ("cube", "demo-transfer_cube") else "trained"
+            source = OTHER_RUNS.get(name, "trained")
             run = Path(shutil.copytree(self.prepared / source, self.root / "runs" / name))
             save_config(load_config(run / "config.yaml", [f"output_dir=runs/{name}"]), run / "config.yaml")
 
@@ -175,6 +196,15 @@ def prepare_run(sandbox: Sandbox, dataset: Path, name: str) -> None:
     shutil.move(run, sandbox.prepared / name)
 
 
+def write_foreign_policies(folder: Path) -> None:
+    """Policies that see what the dataset has."""
+    sizes = {"state_dim": 14, "action_dim": 14, "image_size": [16, 24], "hidden_dim": 16}
+    policy = small_policy(("left", "right"), nheads=8, **sizes)
+    weights, config = lerobot_weights(policy), lerobot_config(policy)
+    write_lerobot_with_processors(folder / "lerobot_policy", weights, config, statistics_of(policy))
+    write_original(folder / "act_policy", original_weights(policy), original_statistics(14, 14))
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython) -> Path:
     """What sandboxes are made of."""
@@ -191,6 +221,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython) -> Path
     observations.dtype.names = ("image_top", "image_left_wrist", "state")
     np.save(simulated / "observations.npy", observations)
     prepare_run(sandbox, simulated, "simulated")
+    write_foreign_policies(folder)
+    write_lerobot(folder / "lerobot", (30, 20), dim=26)
+    write_aloha(folder / "aloha_hdf5")
+    sandbox.run("bimact", "convert-checkpoint", str(folder / "lerobot_policy"), str(folder / "converted"))
     return folder
 
 

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from bimact.errors import UserError
+from bimact.errors import UserError, in_words
+
+_DIMENSIONS = ("state_dims", "action_dims")  # ranges, such as 7:14
 
 
 def key(
@@ -87,6 +90,12 @@ class EncoderConfig:
         "height and width in pixels to resize to after the crop; null: as the encoder needs",
         "smaller for speed, larger for small objects",
     )
+    image_mean: list[float] | None = key(
+        None, "subtracted from red, green, blue in [0, 1]; null: as the weights need", "never: converted runs have it"
+    )
+    image_std: list[float] | None = key(
+        None, "what red, green, blue are then divided by; null: as the weights need", "never: converted runs have it"
+    )
     weights_from_checkpoint: bool = key(
         False, "load no pretrained weights, since the run's checkpoints hold them", "never: a run's own config has it"
     )
@@ -104,6 +113,38 @@ class Config:
     output_dir: str | None = key(None, "where the run goes", "always: a new folder for each run")
     cameras: list[str] | None = key(
         None, "which cameras to use; null: all that the dataset has", "to see what a camera is worth, or for speed"
+    )
+    state_keys: list[str] | None = key(
+        None,
+        "which columns of the dataset make up the proprioceptive state; null: the format's own",
+        "to add velocities or efforts: qpos,qvel",
+    )
+    action_keys: list[str] | None = key(
+        None, "which columns of the dataset make up the action; null: the format's own", "if there are several"
+    )
+    state_dims: str | None = key(
+        None, "dimensions of the state to use, as in 0:14 or 0:7,13:20; null: all", "to leave out legs, hands, a base"
+    )
+    action_dims: str | None = key(
+        None, "dimensions of the action to use, as in 0:14; null: all", "with state_dims, usually the same"
+    )
+    max_episodes: int | None = key(
+        None, "use the first so many episodes; null: all", "for a quick try, or to see what more data is worth", low=1
+    )
+    filter_key: str | None = key(
+        None, "use the episodes that the dataset lists under this name", "robomimic's train, valid, 20_percent …"
+    )
+    fps: float | None = key(
+        None,
+        "steps a second; another number than the dataset's resamples it; null: the dataset's",
+        "lower (25, 15) if a chunk is to reach further, or the robot is slow",
+        above=0,
+    )
+    color_order: str | None = key(
+        None,
+        "rgb or bgr, where a dataset's JPEG images leave it open; null: decided by looking at them",
+        "if red things look blue in `bimact view`",
+        choices=("rgb", "bgr"),
     )
     image_size: list[int] | None = key(
         None,
@@ -267,7 +308,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         except FileNotFoundError:
             raise UserError(f"config file not found: {Path(path).resolve()}") from None
         except (YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise UserError(f"config file {path} is no readable YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"config file {path} is no readable YAML: {in_words(error)}") from None
         if not isinstance(content, DictConfig):
             raise UserError(f"config file {path} holds no `key: value` lines")
     items = [_as_dotlist_item(item) for item in overrides]
@@ -304,6 +345,8 @@ def setting_names() -> list[str]:
 def _as_dotlist_item(item: str) -> str:
     """`wandb_tags=a,b` → `wandb_tags=[a,b]` for keys that hold lists; others as they are."""
     name, _, value = item.partition("=")
+    if name in _DIMENSIONS and value != "null":
+        return f"{name}='{value}'"  # YAML 1.1 takes 7:14 for a number to the base 60
     is_list = name in settings() and str(settings()[name].type).startswith("list")
     if is_list and value not in ("null", "") and not value.startswith("["):
         return f"{name}=[{value}]"
@@ -311,6 +354,9 @@ def _as_dotlist_item(item: str) -> str:
 
 
 def _merge(schema: DictConfig, content: Any) -> DictConfig:
+    for name in _DIMENSIONS:
+        if isinstance(content.get(name), int):
+            raise UserError(f"setting '{name}' is read as the number {content[name]}: put it in quotes, as '7:14'")
     try:
         return cast(DictConfig, OmegaConf.merge(schema, content))
     except ConfigKeyError as error:
@@ -369,3 +415,9 @@ def _check_together(config: Config) -> None:
     for name, size in (("image_size", config.image_size), ("encoder.image_size", config.encoder.image_size)):
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise UserError(f"{name} is {list(size)}, it has to be [height, width] in pixels")
+    for name in ("image_mean", "image_std"):
+        colours = getattr(config.encoder, name)
+        if colours is not None and (len(colours) != 3 or not all(map(isfinite, colours))):
+            raise UserError(f"encoder.{name} is {list(colours)}, it has to be three numbers: of red, green and blue")
+    if config.encoder.image_std is not None and min(config.encoder.image_std) <= 0:
+        raise UserError(f"encoder.image_std is {list(config.encoder.image_std)}, it has to be more than 0")

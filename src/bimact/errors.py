@@ -8,3 +8,9 @@ class UserError(Exception):
 
     The command line prints the sentence without a traceback and exits with status 2.
     """
+
+
+def in_words(error: BaseException, most: int = 300) -> str:
+    """What a library's error says, as a part of a sentence: one line, nothing that steers a terminal, not too long."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return " ".join(text.split())[:most]

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bimact.data import safe_pickle
-from bimact.data.safe_pickle import load_pickled_npy, read_npy_header
+from bimact.data.safe_pickle import load_pickle, load_pickled_npy, read_npy_header
 from bimact.errors import UserError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -210,6 +210,13 @@ def test_large_arrays_stay_in_the_file(tmp_path: Path) -> None:
         image[0] = 1
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__}")
+def test_value_in_a_pickle_of_its_own(tmp_path: Path, value: Any, protocol: int) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"value": value, "again": [value]}, protocol=protocol))
+    assert_same(load_pickle(tmp_path / "a.pkl"), {"value": value, "again": [value]})
+
+
 # What is not honest --------------------------------------------------------------------------------
 
 
@@ -281,6 +288,17 @@ def test_hostile_call_is_named_and_does_not_run(
     with pytest.raises(UserError, match=rf"wants \w[\w.]*\.({wanted}), which was refused") as caught:
         load_pickled_npy(path)
     assert str(path) in str(caught.value)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_hostile_call_in_a_pickle_of_its_own(tmp_path: Path, name: str, protocol: int) -> None:
+    victim = tmp_path / "victim"
+    payload, wanted = payloads(victim)[name]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"mean": np.ones(3), "std": payload}, protocol=protocol))
+    with pytest.raises(UserError, match=rf"a.pkl wants \w[\w.]*\.({wanted}), which was refused"):
+        load_pickle(tmp_path / "a.pkl")
     assert not victim.exists()
 
 
@@ -486,6 +504,16 @@ def test_shuffled_program_is_refused_or_valid(tmp_path: Path, seed: int) -> None
     middle = pieces[1:-1]
     shuffler.shuffle(middle)
     try_to_load(tmp_path / "a.npy", npy_of(b"".join([pieces[0], *middle, pieces[-1]]), (2,)))
+
+
+def test_damaged_pickle_of_its_own(tmp_path: Path) -> None:
+    whole = pickle.dumps({"mean": np.arange(900.0)})
+    for content in (b"", whole[:-1], whole[:3000], b"not a pickle", b"."):
+        (tmp_path / "a.pkl").write_bytes(content)
+        with pytest.raises(UserError, match="a.pkl is damaged or cut off"):
+            load_pickle(tmp_path / "a.pkl")
+    with pytest.raises(UserError, match=r"cannot read .*No such file"):
+        load_pickle(tmp_path / "none.pkl")
 
 
 # Headers -------------------------------------------------------------------------------------------

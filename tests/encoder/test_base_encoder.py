@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bimact.config import EncoderConfig
 from bimact.encoder import base
-from bimact.encoder.base import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder, build_encoder
+from bimact.encoder.base import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder, build_encoder, input_size
 from bimact.encoder.conv import ConvEncoder
 from bimact.errors import UserError
 
@@ -112,6 +112,15 @@ def test_normalisation_and_resize_by_hand() -> None:
     torch.testing.assert_close(encoder.preprocess(image)[0].contiguous(), (expected - shift) / scale)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_normalisation_of_the_config_counts(name: str) -> None:
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 2]
+    image = images(1, 40, 40)
+    shift, scale = (torch.tensor(numbers).view(3, 1, 1) for numbers in (mean, std))
+    seen = make(name, image_mean=mean, image_std=std).preprocess(image)
+    torch.testing.assert_close(seen.contiguous(), (image / 255 - shift) / scale)
+
+
 def _train_one_step(encoder: ImageEncoder) -> nn.Linear:
     head = nn.Linear(encoder.out_dim, 2)
     parameters = [*head.parameters(), *(p for p in encoder.parameters() if p.requires_grad)]
@@ -203,3 +212,20 @@ def test_conv_has_no_pretrained_weights() -> None:
         make("conv", pretrained="imagenet")
     with pytest.raises(UserError, match=r"encoder\.channels is empty"):
         make("conv", channels=[])
+
+
+@pytest.mark.parametrize(
+    "chosen, size",
+    [
+        ({"name": "clip_vit"}, (224, 224)),
+        ({"name": "clip_vit", "model_name": "RN50x4"}, (288, 288)),
+        ({"name": "clip_vit", "image_size": [96, 128]}, (96, 128)),
+        ({"name": "clip_vit", "crop": [0.0, 0.0, 0.5, 0.5]}, None),
+        ({"name": "timm", "model_name": "vit_small_patch16_224"}, (224, 224)),
+        ({"name": "timm", "model_name": "resnet18"}, None),
+        ({"name": "conv"}, None),
+        ({"name": "pri3d"}, None),
+    ],
+)
+def test_size_that_images_may_be_stored_in(chosen: dict[str, Any], size: tuple[int, int] | None) -> None:
+    assert input_size(EncoderConfig(**chosen)) == size

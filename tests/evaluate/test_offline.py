@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_config, write_dataset
 
-from bimact.data.formats import open_dataset
+from bimact.data.opening import open_dataset
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.evaluate.offline import evaluate_offline

@@ -23,12 +23,12 @@ from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bimact.check.dataset import check_dataset
+from bimact.check.findings import Finding
 from bimact.cli import main
 from bimact.config import load_config
-from bimact.data.checks import check_dataset
-from bimact.data.findings import Finding
-from bimact.data.formats import open_dataset
-from bimact.data.guide_npy import observation_dtype
+from bimact.data.formats.guide_npy import observation_dtype
+from bimact.data.opening import open_dataset
 from bimact.errors import UserError
 from bimact.train.act_trainer import ActTrainer
 
@@ -202,7 +202,7 @@ def test_fault_of_a_file(tmp_path: Path, spoil: Callable[[Path], object], senten
     status, out, err = check(tmp_path / "data")
     assert status == 2 and "valid" not in out
     assert re.search(rf"^  .*{sentence}", out, re.MULTILINE)
-    assert re.fullmatch(r"check: .*/data has \d faults?: mend what is listed, check again\n", err)
+    assert re.fullmatch(r"check: .*/data has \d errors?: mend what is listed, check again\n", err)
 
 
 def test_faults_of_one_file_hide_none_of_others(tmp_path: Path) -> None:
@@ -214,33 +214,39 @@ def test_faults_of_one_file_hide_none_of_others(tmp_path: Path) -> None:
     np.save(folder / "rollout_length.npy", [9, 12, 7, 0])
     (folder / "metadata.json").write_text('{"fps": -1}')
     status, out, err = check(folder)
-    assert (status, err) == (2, f"check: {folder} has 7 faults: mend what is listed, check again\n")
-    lines = out[out.index("7 faults:\n") :].splitlines()[1:]
-    beginnings = [
-        "  Rollout length mismatch: rollout_length.npy adds up to 28 steps, actions.npy has 38",
-        "  Rollout length mismatch: rollout_length.npy adds up to 28 steps, observations.npy has 38",
-        "  metadata.json: fps is -1",
-        "  actions.npy, episode 0, step 5 has inf as action[3]",
-        "  Invalid observation format: observations.npy, episode 2, step 1 has 'state' of shape (4,)",
-        "  observations.npy, episode 2, step 2 has nan as state[2]",
-        "  rollout_length.npy: episode 3 has 0 steps",
-    ]
-    assert [line[: len(start)] for line, start in zip(lines, beginnings, strict=True)] == beginnings
+    assert (status, err) == (2, f"check: {folder} has 7 errors: mend what is listed, check again\n")
+    beginnings = {
+        "unreadable": ["metadata.json: fps is -1", "rollout_length.npy: episode 3 has 0 steps"],
+        "length-mismatch": [
+            "Rollout length mismatch: rollout_length.npy adds up to 28 steps, actions.npy has 38",
+            "Rollout length mismatch: rollout_length.npy adds up to 28 steps, observations.npy has 38",
+        ],
+        "wrong-format": [
+            "Invalid observation format: observations.npy, episode 2, step 1 has 'state' of shape (4,)",
+        ],
+        "nan": [
+            "actions.npy, episode 0, step 5 has inf as action[3]",
+            "observations.npy, episode 2, step 2 has nan as state[2]",
+        ],
+    }
+    for code, sentences in beginnings.items():
+        lines = "".join(rf"  {re.escape(start)}.*\n" for start in sentences)
+        assert re.search(rf"^● error {code}  in .*\n{lines}  [A-Z]", out, re.MULTILINE)
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     content = make_content([3] * 30)
     content.actions[::3] = np.nan
     status, out, _ = check(content.save(tmp_path))
-    assert status == 2 and "30 faults:\n" in out
-    assert len(re.findall(r"^  actions\.npy, episode \d+, step 0 has nan", out, re.MULTILINE)) == 20
-    assert "mend or remove the episode\n  … and 10 more\n" in out
+    assert status == 1 and "● error nan  in 30 episodes, first: episode 0, step 0\n" in out
+    assert len(re.findall(r"^  actions\.npy, episode \d+, step 0 has nan", out, re.MULTILINE)) == 5
+    assert "\n  … and 25 more: episodes 5–29\n" in out
 
 
 def test_names_in_a_file_do_not_steer_the_terminal(tmp_path: Path) -> None:
     content = make_content(LENGTHS)
     for observation in content.observations:
-        observation["image_\x1b[31m"] = observation["image_left"]
+        observation["image_\x1b[31m"] = observation["image_left"][::-1]
     status, out, _ = check(content.save(tmp_path))
     assert status == 0 and "\\x1b[31m 16x24" in out and "\x1b" not in out
 
@@ -251,10 +257,10 @@ def test_settings_that_the_dataset_has_to_fit(tmp_path: Path) -> None:
     config.write_text("action_dim: 12\nchunk_size: 8\n")
     status, out, _ = check(folder, "--config", config)
     assert (
-        status == 2
+        status == 1
         and "actions.npy: action_dim is 12 in the config, but the dataset has 14; set action_dim to 14" in out
     )
-    assert "1 warning:\n  rollout_length.npy: 1 of 4 episodes are shorter than chunk_size (8)" in out
+    assert "● info short-episode  in the whole dataset\n  rollout_length.npy: 1 of 4 episodes are shorter" in out
     assert check(folder, "--config", tmp_path / "absent.yaml")[2].startswith("check: config file not found: ")
     assert check(tmp_path / "absent")[::2] == (2, f"check: dataset not found: {tmp_path / 'absent'}\n")
 
@@ -339,7 +345,7 @@ def test_faults_are_named_with_their_episode_and_step(case: tuple[list[int], dic
     content = make_content(lengths)
     with tempfile.TemporaryDirectory() as name:
         folder = content.save(Path(name))
-        assert not check_dataset(folder).faults
+        assert not check_dataset(folder).errors
         for row, kind in faults.items():
             STEP_FAULTS[kind][0](content, row)
         content.save(folder)
@@ -351,10 +357,11 @@ def test_faults_are_named_with_their_episode_and_step(case: tuple[list[int], dic
         episode, step = place(row, lengths)
         steps.setdefault((SAME_KIND.get(kind, kind), episode), []).append(step)
     expected = [(STEP_FAULTS[kind][1], episode, min(its), len(its)) for (kind, episode), its in steps.items()]
-    assert Counter(map(as_place, report.faults)) == Counter(expected)
-    assert status == 2 and f"{len(expected)} fault" in out
+    assert Counter(map(as_place, report.errors)) == Counter(expected)
+    is_whole = all(kind.startswith(("NaN", "infinity")) for kind in faults.values())
+    assert status == (1 if is_whole else 2) and f"\n{len(expected)} error" in out
     for (kind, episode), its in steps.items():
-        found = [fault.sentence for fault in report.faults if as_place(fault)[1:3] == (episode, min(its))]
+        found = [fault.sentence for fault in report.errors if as_place(fault)[1:3] == (episode, min(its))]
         words = [STEP_FAULTS[other][2] for other in faults.values() if SAME_KIND.get(other, other) == kind]
         assert any(f", episode {episode}, step {min(its)}" in text and any(w in text for w in words) for text in found)
         assert all(f"  {text}\n" in out for text in found)

@@ -154,7 +154,7 @@ def test_own_dataset_in_the_projects_root(project: Path, has_cuda: bool) -> None
     assert "No terminal is there to answer questions" in result.stdout
     usual = "--config configs/policy_act.yaml" if has_cuda else "--encoder.crop null --config configs/demo.yaml"
     assert logged(project) == [
-        "bimact check some/dataset",
+        "bimact check some/dataset --fail_on error",
         f"python scripts/train_act.py --dataset_dir some/dataset --output_dir runs/mine {usual}",
         "bimact evaluate --run runs/mine",
         "bimact report --run runs/mine",
@@ -193,7 +193,7 @@ def test_without_dataset_it_records_and_rolls_out(project: Path) -> None:
     dataset, run = "data/transfer_cube-7", "runs/transfer_cube-7"
     assert logged(project) == [
         f"bimact record --task transfer_cube --episodes 7 --output_dir {dataset}",
-        f"bimact check {dataset}",
+        f"bimact check {dataset} --fail_on error",
         f"python scripts/train_act.py --dataset_dir {dataset} --output_dir {run} --config configs/demo.yaml",
         f"bimact evaluate --run {run}",
         f"bimact evaluate --run {run} --checkpoint last --task transfer_cube --rollouts 3 --seed 1000 --video 5",
@@ -211,7 +211,7 @@ def test_a_failed_step_ends_it(project: Path) -> None:
     bimact.write_text(bimact.read_text() + "[[ $1 != check ]] || exit 2\n")
     result = call(project, "d", "runs/r", script=project / "demo_training.sh", path="")
     assert result.returncode == 2
-    assert logged(project) == ["bimact check d"]
+    assert logged(project) == ["bimact check d --fail_on error"]
 
 
 def test_no_bimact(project: Path) -> None:
@@ -241,7 +241,7 @@ def test_answers_become_settings(project: Path) -> None:
     assert status == 0, screen
     assert "'many' does not fit here" in screen and "'0' does not fit here" in screen
     assert logged(project)[:2] == [
-        "bimact check /home/ann/my data",
+        "bimact check /home/ann/my data --fail_on error",
         "python scripts/train_act.py --dataset_dir /home/ann/my data --output_dir runs/my data --encoder.crop null "
         "--num_epochs 30 --num_steps null --batch_size 4 --wandb_project cubes --config configs/demo.yaml",
     ]
@@ -271,7 +271,7 @@ def test_recording_is_asked_about(project: Path) -> None:
     assert status == 0, screen
     assert logged(project) == [
         "bimact record --task transfer_cube --episodes 8 --output_dir data/transfer_cube-8",
-        "bimact check data/transfer_cube-8",
+        "bimact check data/transfer_cube-8 --fail_on error",
         "python scripts/train_act.py --dataset_dir data/transfer_cube-8 --output_dir elsewhere --num_steps 40 "
         "--config configs/demo.yaml",
         "bimact evaluate --run elsewhere",

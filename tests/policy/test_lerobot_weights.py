@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from bimact.config import to_config
 from bimact.policy.act import ActPolicy, act_losses
-from bimact.policy.lerobot_weights import from_lerobot
+from bimact.policy.lerobot_weights import from_lerobot, to_lerobot
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "lerobot_act_tiny.safetensors"
 
@@ -84,3 +84,17 @@ def test_training_outputs_and_losses(
         (losses.kl.view(1), "kl_sum_mean"),
     ):
         torch.testing.assert_close(ours, golden[f"outputs/{theirs}"], atol=1e-5, rtol=0)
+
+
+def test_names_there_and_back(golden: dict[str, torch.Tensor], policy: ActPolicy) -> None:
+    weights = {name.removeprefix("weights/"): v for name, v in golden.items() if name.startswith("weights/")}
+    assert policy.posterior is not None
+    back = to_lerobot(from_lerobot(weights), policy.posterior.positions)
+    assert set(back) == set(weights)
+    for name, value in weights.items():
+        torch.testing.assert_close(back[name], value, atol=1e-6, rtol=0)
+
+
+def test_unknown_name_is_refused() -> None:
+    with pytest.raises(KeyError, match=r"'model.x' is no parameter of LeRobot's ACT"):
+        from_lerobot({"model.x": torch.zeros(1)})

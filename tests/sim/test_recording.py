@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bimact.data.formats import open_dataset
+from bimact.data.opening import open_dataset
 from bimact.errors import UserError
 from bimact.sim import recording
 from bimact.sim.environment import AlohaEnv

@@ -14,7 +14,7 @@ import torch
 from conftest import tiny_config, write_dataset
 from omegaconf import OmegaConf
 
-from bimact.data.formats import open_dataset
+from bimact.data.opening import open_dataset
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.policy.act import build_act_policy

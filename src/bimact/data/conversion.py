@@ -71,18 +71,18 @@ def converted_copy(source: Path, cache_dir: Path | None, prepare: Callable[[], C
             copy is left then.
     """
     identity = _Identity.of(source)
-    places = _places(source, cache_dir)
-    for place in places:
+    candidates = places(source, cache_dir)
+    for place in candidates:
         if _is_whole(_folder_of(source, place, identity), identity):
             return _folder_of(source, place, identity)
-    place = _first_writable(source, places)
+    place = first_writable(source, candidates)
     copy = _folder_of(source, place, identity)
-    with _one_at_a_time(source, place) as is_alone:
+    with one_at_a_time(source, place) as is_alone:
         if _is_whole(copy, identity):  # made by the process that this one has waited for
             return copy
         conversion = prepare()
         _clean_up(copy, is_alone)
-        _check_space(source, place, conversion.size)
+        check_space(source, place, conversion.size)
         try:
             _write_whole(source, copy, identity, conversion)
         except OSError as error:
@@ -92,8 +92,9 @@ def converted_copy(source: Path, cache_dir: Path | None, prepare: Callable[[], C
     return copy
 
 
-def _places(source: Path, cache_dir: Path | None) -> list[Path]:
-    dataset = source.parent.resolve()
+def places(source: Path, cache_dir: Path | None) -> list[Path]:
+    """Folders for the copies of a dataset, given as its folder or a file in it, in the order of preference."""
+    dataset = (source if source.is_dir() else source.parent).resolve()
     name = hashlib.sha256(os.fsencode(dataset)).hexdigest()[:16]
     if cache_dir is not None:
         return [cache_dir.absolute() / name]
@@ -113,11 +114,16 @@ def _is_whole(copy: Path, identity: _Identity) -> bool:
         return False
 
 
-def _first_writable(source: Path, places: list[Path]) -> Path:
-    for place in places:
+def first_writable(source: Path, candidates: list[Path]) -> Path:
+    """The first folder that can be written; it is made if need be.
+
+    Raises:
+        UserError: if none can.
+    """
+    for place in candidates:
         if _is_writable(place):
             return place
-    tried = " or ".join(str(place) for place in places)
+    tried = " or ".join(str(place) for place in candidates)
     raise UserError(
         f"{source} has to be converted once, and the copy cannot be written to {tried}: "
         "give a folder that can be written as cache_dir=..."
@@ -134,7 +140,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 @contextmanager
-def _one_at_a_time(source: Path, place: Path) -> Iterator[bool]:
+def one_at_a_time(source: Path, place: Path) -> Iterator[bool]:
     """Wait until no other process converts into a folder; yields whether that is certain.
 
     Where the file system has no locks two processes may do the same work, but both copies are whole, and the
@@ -170,7 +176,12 @@ def _clean_up(copy: Path, is_alone: bool) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_space(source: Path, place: Path, needed: int) -> None:
+def check_space(source: Path, place: Path, needed: int) -> None:
+    """See that a copy of so many bytes fits.
+
+    Raises:
+        UserError: with both sizes.
+    """
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,12 +38,22 @@ class Episodes:
     actions: Rows  # (N, A) float32
     fps: float | None = None
     joint_names: tuple[str, ...] | None = None  # of the actions
+    state_names: tuple[str, ...] | None = None
     task: str | None = None
+    episode_names: tuple[str, ...] | None = None  # what the files call them; None: by their number
+    camera_sizes: Mapping[str, tuple[int, int]] | None = None  # (H, W) in the files; None: those of `images`
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def cameras(self) -> tuple[str, ...]:
         return tuple(self.images)
+
+    @property
+    def recorded_sizes(self) -> dict[str, tuple[int, int]]:
+        """camera → (H, W) as recorded; `images` may hold smaller ones."""
+        return {name: (rows.shape[1], rows.shape[2]) for name, rows in self.images.items()} | dict(
+            self.camera_sizes or {}
+        )
 
     @property
     def num_steps(self) -> int:
@@ -59,18 +69,41 @@ class Episodes:
         return slice(start, start + int(self.lengths[episode]))
 
 
-Opener = Callable[[Path, "Path | None"], Episodes]
-Recognizer = Callable[[Path], bool]
-
-
 @dataclass(frozen=True)
-class Format:
-    """A dataset format: how it is recognised and how it is opened.
+class SelectedRows:
+    """Some rows and columns of other rows, chosen when they are read.
 
-    `open` takes the dataset's path and a folder for converted copies (None: the format's own choice).
-    Packages outside bimact add formats by an entry point in the group `bimact.formats` that names one.
+    Attributes:
+        whole: (M, …).
+        rows: (N,) int64; None: all.
+        columns: of the second axis; None: all.
     """
 
-    name: str
-    recognizes: Recognizer
-    open: Opener
+    whole: Rows
+    rows: np.ndarray | None
+    columns: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, whole: Rows, rows: np.ndarray | None, columns: tuple[int, ...] | None) -> Rows:
+        """`whole` itself if all of it is chosen."""
+        if columns == (tuple(range(whole.shape[1])) if len(whole.shape) > 1 else None):
+            columns = None
+        return whole if rows is None and columns is None else cls(whole, rows, columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        steps, *rest = self.whole.shape
+        if self.columns is not None:
+            rest[0] = len(self.columns)
+        return (steps if self.rows is None else len(self.rows), *rest)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.whole.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        chosen = self.whole[rows if self.rows is None else self.rows[rows]]
+        return chosen if self.columns is None else chosen[..., list(self.columns)]

@@ -1,4 +1,4 @@
-"""Loads pickled .npy files, and constructs nothing but arrays, numbers, text and containers from them.
+"""Loads pickles and pickled .npy files, and constructs nothing but arrays, numbers, text and containers from them.
 
 A pickle is a program: `np.load(allow_pickle=True)` runs it, whatever it does. Here the same program runs, but
 every function that it can name is one of the stand-ins below, which only keep what they are given once it has
@@ -121,12 +121,35 @@ def load_pickled_npy(path: Path) -> np.ndarray:
     header = read_npy_header(path)
     if header.dtype != object:
         raise UserError(f"{path} holds an array of {header.dtype}, not pickled Python objects")
+    array = _load(path, header.offset)
+    if not isinstance(array, np.ndarray) or array.dtype != object or array.shape != header.shape:
+        raise UserError(f"{path} is damaged: its content is not the array that its header announces")
+    return array
+
+
+def load_pickle(path: Path) -> Any:
+    """Load what `pickle.dump` makes of arrays, numbers, text and containers, without running anything in the file.
+
+    Args:
+        path: a pickle file, such as the `dataset_stats.pkl` of the original ACT.
+
+    Returns:
+        the object. Arrays within it are as `load_pickled_npy` gives them.
+
+    Raises:
+        UserError: as `load_pickled_npy` does.
+    """
+    return _load(path, 0)
+
+
+def _load(path: Path, offset: int) -> Any:
+    """The object in a pickle that begins at a byte of a file."""
     try:
         with path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        program, payloads = _divide(content, header.offset)
+        program, payloads = _divide(content, offset)
         stored = _Unpickler(io.BytesIO(program), buffers=iter(payloads), encoding="latin1").load()
-        array = _Resolver().resolve(stored)
+        return _Resolver().resolve(stored)
     except _Refused as refusal:
         raise UserError(f"{path} {refusal}") from None
     except OSError as error:
@@ -137,9 +160,6 @@ def load_pickled_npy(path: Path) -> np.ndarray:
         raise UserError(
             f"{path} is damaged or cut off in its pickled content: copy it again from where it came from"
         ) from None
-    if not isinstance(array, np.ndarray) or array.dtype != object or array.shape != header.shape:
-        raise UserError(f"{path} is damaged: its content is not the array that its header announces")
-    return array
 
 
 class _Refused(Exception):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 
 from bimact.data.episodes import Episodes
-from bimact.data.formats import open_dataset
+from bimact.data.opening import open_dataset
 from bimact.errors import UserError
 from bimact.machine import usable_cores
 

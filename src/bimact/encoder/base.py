@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -26,8 +26,8 @@ class ImageEncoder(nn.Module):
     Args:
         config: the encoder's settings.
         out_dim: width of a token.
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
+        mean: per channel, of images in [0, 1]; the config's, if it has one, counts in its place.
+        std: the same.
         image_size: height and width that the weights need; None: any size will do.
     """
 
@@ -38,8 +38,8 @@ class ImageEncoder(nn.Module):
         self,
         config: EncoderConfig,
         out_dim: int,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         image_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
@@ -48,8 +48,14 @@ class ImageEncoder(nn.Module):
         self.crop = tuple(config.crop) if config.crop else None
         chosen = tuple(config.image_size) if config.image_size else image_size
         self.image_size: tuple[int, int] | None = (chosen[0], chosen[1]) if chosen else None
+        mean, std = config.image_mean or mean, config.image_std or std
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def own_size(cls, config: EncoderConfig) -> tuple[int, int] | None:
+        """Height and width that images are resized to unless `encoder.image_size` says otherwise; None: any will do."""
+        return None
 
     def finish(self) -> ImageEncoder:
         """Called once when the subclass has made its layers: a frozen encoder loses its gradients."""
@@ -127,12 +133,34 @@ def build_encoder(config: EncoderConfig) -> ImageEncoder:
     Raises:
         UserError: if there is no such encoder, or its weights cannot be had.
     """
+    return _builder(config.name)(config).finish()
+
+
+def input_size(config: EncoderConfig) -> tuple[int, int] | None:
+    """Height and width that whole images are resized to before anything else is done with them; None: not at all.
+
+    Datasets that are converted may store their images in this size: what the encoder sees stays the same, up to the
+    rounding to whole grey levels.
+
+    Raises:
+        UserError: if there is no such encoder.
+    """
+    if config.crop:
+        return None  # a crop would be resized a second time
+    if config.image_size:
+        return config.image_size[0], config.image_size[1]
+    builder = _builder(config.name)
+    own_size: tuple[int, int] | None = builder.own_size(config) if hasattr(builder, "own_size") else None
+    return own_size
+
+
+def _builder(name: str) -> Builder:
     plugins = {point.name: point for point in entry_points(group="bimact.encoders")}
-    if config.name in _BUILDERS:
-        module, _, name = _BUILDERS[config.name].partition(":")
-        builder: Builder = getattr(import_module(module), name)
-    elif config.name in plugins:
-        builder = plugins[config.name].load()
+    if name in _BUILDERS:
+        module, _, attribute = _BUILDERS[name].partition(":")
+        builder: Builder = getattr(import_module(module), attribute)
+    elif name in plugins:
+        builder = plugins[name].load()
     else:
-        raise UserError(f"no encoder named '{config.name}'; there is {', '.join([*_BUILDERS, *plugins])}")
-    return builder(config).finish()
+        raise UserError(f"no encoder named '{name}'; there is {', '.join([*_BUILDERS, *plugins])}")
+    return builder

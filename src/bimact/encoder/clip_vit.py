@@ -62,8 +62,7 @@ class ClipEncoder(ImageEncoder):
         visual = _build(name, source, config)
         preprocessing = open_clip.get_pretrained_cfg(name, source.tag or usual or "")
 
-        own_size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
-        size = _pair(config.image_size or own_size)
+        size = _pair(config.image_size) if config.image_size else self.own_size(config)
         if config.spatial:
             _leave_out_pooling(visual)
         tokens = _token_map if config.spatial else _embedding
@@ -80,6 +79,11 @@ class ClipEncoder(ImageEncoder):
         self.visual = visual
         self._tokens = tokens
         self._grid = (rows, columns)  # of the one size that all images are resized to
+
+    @classmethod
+    def own_size(cls, config: EncoderConfig) -> tuple[int, int]:
+        name = _known_model(config.model_name or _DEFAULT)
+        return _pair(open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224))
 
     def features(self, images: Tensor) -> Tensor:
         return self._tokens(self.visual, images).flatten(1, 2)

@@ -25,7 +25,7 @@ from bimact.encoder.weights import (
     read_state_dict,
     strip_prefix,
 )
-from bimact.errors import UserError
+from bimact.errors import UserError, in_words
 
 # What networks raise on an image size that they are not made for: their own checks, and torch's.
 _SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
@@ -69,6 +69,13 @@ class TimmEncoder(ImageEncoder):
         self.name = name
         self.spatial = spatial
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
+
+    @classmethod
+    def own_size(cls, config: EncoderConfig) -> tuple[int, int] | None:
+        cfg = timm.get_pretrained_cfg(_choose(config)[0])
+        if cfg is None or not cfg.fixed_input_size:
+            return None
+        return cfg.input_size[1], cfg.input_size[2]
 
     def features(self, images: Tensor) -> Tensor:
         return (token_map if self.spatial else _pooled)(self.network, images).flatten(1, 2)
@@ -138,7 +145,7 @@ def probe(
         with torch.no_grad():
             shape = tokens(_meta_twin(network), _meta_image(network, size)).shape
     except _SIZE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_words(error)
         raise UserError(
             f"{name} takes no images of {size[0]} × {size[1]} pixels ({reason}): change encoder.image_size"
         ) from error
@@ -227,5 +234,5 @@ def _load_file(network: Any, path: Path, name: str) -> None:
         try:
             state = convert(state, network)
         except _BUILD_ERRORS as error:
-            raise UserError(f"{path} does not fit {name} ({' '.join(str(error).split())[:200]})") from error
+            raise UserError(f"{path} does not fit {name} ({in_words(error)})") from error
     load_all(network, state, path, name)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bimact.data.episodes import Episodes
-from bimact.data.formats import open_dataset
 from bimact.data.windows import WindowDataset, WindowIndex, in_batches, make_loader, split_episodes
 from bimact.errors import UserError
 from bimact.evaluate.run import LoadedRun
+from bimact.policy.demonstrations import open_demonstrations
 from bimact.progress import progress_bar
 
 BASELINES = ("hold the last position", "mean action")
@@ -58,7 +58,7 @@ def evaluate_offline(run: LoadedRun, dataset_dir: str | None = None) -> dict[str
     path = dataset_dir or config.dataset_dir
     if path is None:
         raise UserError("offline evaluation needs --dataset_dir")
-    episodes = open_dataset(path, cache_dir=config.cache_dir)
+    episodes = open_demonstrations(config, path)
     chosen, which = _choose_episodes(run, episodes, own_data=dataset_dir is None)
     index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
     loader = make_loader(

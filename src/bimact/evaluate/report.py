@@ -20,13 +20,13 @@ from rich.text import Text
 
 from bimact.config import Config, EncoderConfig, load_config
 from bimact.data.episodes import Episodes
-from bimact.data.formats import open_dataset
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.evaluate import plots
 from bimact.evaluate.page import page_environment
 from bimact.evaluate.results import read_results
 from bimact.files import write_text
+from bimact.policy.demonstrations import open_demonstrations
 from bimact.train.checkpoint import FOLDER, RUN_CONFIG, load_weights
 from bimact.train.tracking import METRICS, read_metrics
 
@@ -177,7 +177,7 @@ def _open_run(run_dir: str | Path) -> _Run:
     episodes, problem = None, "the run's config names no dataset"
     if config.dataset_dir is not None:
         try:
-            episodes = open_dataset(config.dataset_dir, cache_dir=config.cache_dir)
+            episodes = open_demonstrations(config, config.dataset_dir)
         except UserError as error:  # the page stands without the data
             problem = str(error)
     return _Run(path, config, records, read_results(path), episodes, problem)

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from bimact.config import Config
 from bimact.errors import UserError
 from bimact.evaluate.intervals import wilson_interval
 from bimact.evaluate.run import LoadedRun
 from bimact.machine import usable_cores
 from bimact.policy.ensembling import TemporalEnsemble
 from bimact.progress import progress_bar
-from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, MAX_REWARD, find_task
+from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, JOINTS, MAX_REWARD, find_task
 
 _MAX_PARALLEL = 8
 
@@ -74,6 +75,7 @@ def evaluate_rollouts(run: LoadedRun, settings: RolloutSettings) -> dict[str, An
     config, steps = run.config, _steps_a_call(run, settings)
     cameras = tuple(config.cameras or ())
     _check(settings, cameras)
+    _refuse_other_robot(config)
     parallel = min(settings.rollouts, settings.parallel or min(_MAX_PARALLEL, 2 * usable_cores()))
     environment = partial(
         _make_environment,
@@ -126,6 +128,13 @@ def _image_size(run: LoadedRun, settings: RolloutSettings) -> tuple[int, int]:
     if size is None:
         raise UserError(f"{run.path} does not say which size its training images had: give --image_size, as 240x320")
     return size[0], size[1]
+
+
+def _refuse_other_robot(config: Config) -> None:
+    """See that a policy takes and gives what the simulated robot has."""
+    for setting, size in (("state_dim", config.state_dim), ("action_dim", config.action_dim)):
+        if size not in (None, len(JOINTS)):
+            raise UserError(f"the policy has {setting} {size}, the simulated robot {len(JOINTS)}: it is not for it")
 
 
 def _check(settings: RolloutSettings, cameras: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bimact.config import Config, load_config
-from bimact.errors import UserError
+from bimact.errors import UserError, in_words
 from bimact.policy.act import ActPolicy, build_act_policy
 from bimact.train.checkpoint import RUN_CONFIG, checkpoint_path, load_weights
 from bimact.train.device import choose_device
@@ -45,7 +45,7 @@ def load_run(path: str | Path, checkpoint: str = "best", device: str = "auto") -
     try:
         policy.load_state_dict(load_weights(weights))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_words(error)
         raise UserError(f"{weights} does not fit {run / RUN_CONFIG}: {reason}") from error
     chosen = choose_device(device)
     return LoadedRun(run, weights, config, policy.to(chosen).eval(), chosen)

@@ -1,34 +1,42 @@
 """Names of LeRobot's ACT parameters ↔ ours. The original ACT's network is the same one.
 
-Formats: `lerobot/policies/act/modeling_act.py` of LeRobot 0.4.4; positions and sinusoids are not stored.
+Formats: `lerobot/policies/act/modeling_act.py` of LeRobot 0.4.4 and its predecessors since April 2024 (the position
+of latent and state had another name until July 2024); positions of images and sinusoids are not stored.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 
 from torch import Tensor
 
-# (a pattern of LeRobot's name, our name), applied in order; the first that matches counts.
-_RULES = (
-    (r"model\.backbone\.(.+)", r"image_encoder.backbone.\1"),
-    (r"model\.encoder_img_feat_input_proj\.(.+)", r"image_proj.\1"),
-    (r"model\.encoder_latent_input_proj\.(.+)", r"latent_proj.\1"),
-    (r"model\.encoder_robot_state_input_proj\.(.+)", r"state_proj.\1"),
-    (r"model\.encoder_1d_feature_pos_embed\.weight", r"vector_positions.weight"),
-    (r"model\.decoder_pos_embed\.weight", r"queries.weight"),
-    (r"model\.action_head\.(.+)", r"action_head.\1"),
-    (r"model\.vae_encoder_cls_embed\.weight", r"posterior.cls"),
-    (r"model\.vae_encoder_robot_state_input_proj\.(.+)", r"posterior.state_proj.\1"),
-    (r"model\.vae_encoder_action_input_proj\.(.+)", r"posterior.action_proj.\1"),
-    (r"model\.vae_encoder_latent_output_proj\.(.+)", r"posterior.latent_proj.\1"),
-    (r"model\.vae_encoder\.(.+)", r"posterior.encoder.\1"),
-    (r"model\.(encoder|decoder)\.(.+)", r"\1.\2"),
+from bimact.policy.renaming import Renaming
+
+_POSITIONS_OF_ACTIONS = "model.vae_encoder_pos_enc"  # sinusoids
+_RENAMING = Renaming(
+    (
+        ("model.backbone.", "image_encoder.backbone."),
+        ("model.encoder_img_feat_input_proj.", "image_proj."),
+        ("model.encoder_latent_input_proj.", "latent_proj."),
+        ("model.encoder_robot_state_input_proj.", "state_proj."),
+        ("model.encoder_1d_feature_pos_embed.", "vector_positions."),
+        ("model.encoder_robot_and_latent_pos_embed.", "vector_positions."),
+        ("model.decoder_pos_embed.", "queries."),
+        ("model.action_head.", "action_head."),
+        ("model.vae_encoder_cls_embed.weight", "posterior.cls"),
+        ("model.vae_encoder_robot_state_input_proj.", "posterior.state_proj."),
+        ("model.vae_encoder_action_input_proj.", "posterior.action_proj."),
+        ("model.vae_encoder_latent_output_proj.", "posterior.latent_proj."),
+        ("model.vae_encoder.", "posterior.encoder."),
+        ("model.encoder.", "encoder."),
+        ("model.decoder.", "decoder."),
+    ),
+    left_out=(_POSITIONS_OF_ACTIONS,),
+    owner="LeRobot's ACT",
 )
-_NOT_STORED_HERE = ("model.vae_encoder_pos_enc",)
 
 
-def from_lerobot(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_lerobot(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """LeRobot's state dict → the part of an `ActPolicy`'s that it covers.
 
     What it does not cover are the normalisation statistics and the positions of steps and cameras, which the
@@ -37,23 +45,15 @@ def from_lerobot(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         KeyError: for a name that no rule knows.
     """
-    renamed = {}
-    for name, value in weights.items():
-        if name in _NOT_STORED_HERE:
-            continue
-        ours = _our_name(name)
-        if ours == "posterior.cls":
-            value = value[None]  # (1, D) → (1, 1, D)
-        if ours == "image_proj.weight":
-            value = value[:, :, 0, 0]  # a 1 × 1 convolution is a linear map of each place
-        renamed[ours] = value
-    return renamed
+    return _RENAMING.to_ours(weights)
 
 
-def _our_name(name: str) -> str:
-    for pattern, ours in _RULES:
-        if re.fullmatch(pattern, name):
-            renamed = re.sub(pattern, ours, name)
-            renamed = renamed.replace(".multihead_attn.", ".cross_attn.")
-            return re.sub(r"\.(linear[12])\.", r".feed_forward.\1.", renamed)
-    raise KeyError(f"'{name}' is no parameter of LeRobot's ACT")
+def to_lerobot(weights: Mapping[str, Tensor], positions: Tensor | None) -> dict[str, Tensor]:
+    """An `ActPolicy`'s state dict → LeRobot's, without the statistics and the positions of steps and cameras.
+
+    Args:
+        weights: of the policy.
+        positions: (1, 2 + C, D), what the posterior's encoder adds; None without a posterior.
+    """
+    renamed = _RENAMING.to_theirs(weights)
+    return renamed if positions is None else {**renamed, _POSITIONS_OF_ACTIONS: positions}

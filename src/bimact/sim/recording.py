@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bimact.data.guide_npy import ACTIONS, JOURNAL, LENGTHS, METADATA, OBSERVATIONS, observation_dtype
+from bimact.data.formats.guide_npy import ACTIONS, JOURNAL, LENGTHS, METADATA, OBSERVATIONS, observation_dtype
 from bimact.errors import UserError
 from bimact.files import flush_to_disk, write_json
 from bimact.machine import usable_cores

@@ -12,9 +12,9 @@ from optuna.distributions import CategoricalDistribution
 
 import bimact
 from bimact.config import Config, load_config, setting_names
-from bimact.data.formats import open_dataset
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
+from bimact.policy.demonstrations import open_demonstrations
 from bimact.sweep.space import as_text
 from bimact.sweep.sweep_file import Sweep
 from bimact.train.resume import FREE, fingerprint
@@ -167,7 +167,7 @@ def _check_demonstrations(sweep: Sweep, base: Config) -> str:
     path = base.dataset_dir or os.environ.get("ACT_DATASET_DIR")
     if path is None:
         raise UserError("a sweep needs --dataset_dir (or ACT_DATASET_DIR)")
-    episodes = open_dataset(path, cache_dir=base.cache_dir)
+    episodes = open_demonstrations(base, path)
     if sweep.metric == "val_loss" and len(split_episodes(episodes.lengths, max(shares, default=0.1), 0)[1]) == 0:
         raise UserError(f"{path} has a single episode, so none can be held out, and there is no val_loss to compare by")
     return fingerprint(episodes)

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution
 from yaml import YAMLError
 
-from bimact.errors import UserError
+from bimact.errors import UserError, in_words
 from bimact.sweep.space import check_name, check_values, distribution_of, flatten, grid_values, hint_of
 
 Goal: TypeAlias = Literal["minimize", "maximize"]
@@ -102,7 +102,7 @@ def _load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"sweep file not found: {path.resolve()}") from None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"sweep file {path} is no readable YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"sweep file {path} is no readable YAML: {in_words(error)}") from None
     if not isinstance(content, DictConfig):
         raise UserError(f"sweep file {path} holds no `key: value` lines")
     return {str(key): value for key, value in OmegaConf.to_container(content).items()}  # type: ignore[union-attr]

@@ -14,13 +14,13 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from bimact.config import Config, save_config
-from bimact.data.checks import refuse_nonfinite
-from bimact.data.formats import open_dataset
+from bimact.data.nonfinite import refuse_nonfinite
 from bimact.data.training_order import Part, Step
 from bimact.data.windows import Batch
-from bimact.errors import UserError
+from bimact.errors import UserError, in_words
 from bimact.files import lock_file
 from bimact.policy.act import ActPolicy, Losses, act_losses
+from bimact.policy.demonstrations import open_demonstrations
 from bimact.train import resume
 from bimact.train.checkpoint import RUN_CONFIG, copy_checkpoint, finish_interrupted_saves, save_checkpoint
 from bimact.train.device import make_accelerator, to_device
@@ -67,7 +67,7 @@ class ActTrainer:
         self.checkpoint = None if resume_from is None else resume.open_checkpoint(resume_from)
         resume.refuse_other_run(self.run, self.checkpoint)
         with self.accelerator.main_process_first(), self.accelerator.local_main_process_first():
-            episodes = open_dataset(config.dataset_dir, cache_dir=config.cache_dir)
+            episodes = open_demonstrations(config, config.dataset_dir)
         refuse_nonfinite(episodes)
         config = fill_from_dataset(config, episodes)
         if self.checkpoint is not None:
@@ -354,7 +354,7 @@ class ActTrainer:
         try:
             self.bare_policy.load_state_dict(checkpoint.weights)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_words(error)
             raise UserError(f"{checkpoint.path} does not fit the settings: {reason}") from error
         state = checkpoint.state
         if state is None:

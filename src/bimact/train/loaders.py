@@ -13,32 +13,20 @@ from bimact.data.episodes import Episodes
 from bimact.data.normalize import compute_statistics
 from bimact.data.training_order import TrainingOrder
 from bimact.data.windows import Batch, WindowDataset, WindowIndex, in_batches, make_loader, split_episodes
-from bimact.errors import UserError
 from bimact.policy.act import ActPolicy
 from bimact.train.ranks import Ranks
 
 
 def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
-    """Settle what the config leaves to the dataset: cameras and the sizes of images, state and action.
-
-    Raises:
-        UserError: if the config says otherwise than the dataset.
-    """
-    state_dim, action_dim = episodes.state.shape[1], episodes.actions.shape[1]
-    for name, wanted, size in (
-        ("state_dim", config.state_dim, state_dim),
-        ("action_dim", config.action_dim, action_dim),
-    ):
-        if wanted not in (None, size):
-            raise UserError(f"{name} is {wanted} in the config, but {episodes.path} has {size}")
+    """Settle what the config leaves to the dataset: cameras and the sizes of images, state and action."""
     cameras = config.cameras if config.cameras is not None else list(episodes.cameras)
-    sizes = {rows.shape[1:3] for camera, rows in episodes.images.items() if camera in cameras}
+    sizes = {size for camera, size in episodes.recorded_sizes.items() if camera in cameras}
     return dataclasses.replace(
         config,
         cameras=cameras,
         image_size=list(sizes.pop()) if len(sizes) == 1 else None,
-        state_dim=state_dim,
-        action_dim=action_dim,
+        state_dim=episodes.state.shape[1],
+        action_dim=episodes.actions.shape[1],
     )
 
 

@@ -20,7 +20,7 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
 from bimact.config import Config
-from bimact.errors import UserError
+from bimact.errors import UserError, in_words
 
 INIT_SECONDS = 30.0  # for the server to answer at the start
 FINISH_SECONDS = 60.0  # for what is left to upload at the end
@@ -139,7 +139,7 @@ def _settings(config: Config, folder: Path, run_id: str | None) -> wandb.Setting
             finish_timeout_raises=True,
         )
     except (wandb.errors.UsageError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = in_words(error)
         raise UserError(f"W&B does not take this wandb_project, wandb_name or wandb_tags: {reason}") from None
     if sys.stdout.isatty() and "WANDB_CONSOLE" not in os.environ:
         settings.console = "off"  # the progress bar, drawn ten times a second, would fill W&B's copy of the terminal

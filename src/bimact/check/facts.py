@@ -1,0 +1,242 @@
+"""The small facts about a dataset that all checks go by: vectors of all steps, and a few numbers of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from bimact.check.findings import Finding, at_steps
+from bimact.check.frames import FrameFacts
+from bimact.check.kinds import KINDS, Severity
+from bimact.config import Config
+from bimact.data.source import SourceEpisode
+
+_SAMPLED_ROWS = 200_000  # that quantiles are taken of: their error is far below what thresholds allow
+_LEAST_SPAN = 1e-2  # STD_FLOOR of the normalisation: what moves less is taken for still by training too
+_CLOSENESS = 0.5  # correlation of actions with states above which an action is a posture, even if it comes late
+GRIPPER_OF_ALOHA = (6, 13)
+_ALOHA_SIZE = 14
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The state or the action of all steps.
+
+    Attributes:
+        what: "state" or "action".
+        parts: of each episode (T, D) float32; no rows where they could not be read.
+        names: of the dimensions; None: not told.
+        dtype: in the files.
+        file: the file that they are in, where the format has one for all.
+    """
+
+    what: Literal["state", "action"]
+    parts: tuple[np.ndarray, ...]
+    names: tuple[str, ...] | None = None
+    dtype: str = "float32"
+    file: str = ""
+
+    @property
+    def size(self) -> int:
+        return self.parts[0].shape[1]
+
+    def name(self, number: int) -> str:
+        return f"{self.what}[{number}]" + (f" ({self.names[number]})" if self.names else "")
+
+    def listed(self, numbers: np.ndarray, most: int = 8) -> str:
+        names = ", ".join(self.name(int(number)) for number in numbers[:most])
+        return names + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
+
+    def clean(self, episode: int) -> np.ndarray:
+        """(T, D) with the last finite row in the place of those that are not; no rows if none is finite."""
+        values = self.parts[episode]
+        is_good = np.isfinite(values).all(axis=1)
+        if is_good.all():
+            return values
+        if not is_good.any():
+            return values[:0]
+        last_good = np.maximum.accumulate(np.where(is_good, np.arange(len(values)), -1))
+        return values[np.where(last_good < 0, np.argmax(is_good), last_good)]
+
+    @cached_property
+    def _sample(self) -> np.ndarray:
+        """(K, D) evenly chosen finite rows."""
+        every = max(1, sum(len(part) for part in self.parts) // _SAMPLED_ROWS)
+        rows = np.concatenate([part[::every] for part in self.parts])
+        return rows[np.isfinite(rows).all(axis=1)]
+
+    @cached_property
+    def span(self) -> np.ndarray:
+        """(D,) what a dimension usually ranges over: without its rarest hundredth at each end. Infinite: it is still.
+
+        Divided by it, movements of joints and grippers compare, and those of still dimensions are 0.
+        """
+        if len(self._sample) == 0:
+            return np.full(self.size, np.inf)
+        low, high = np.quantile(self._sample, [0.01, 0.99], axis=0)
+        return np.where(high - low > _LEAST_SPAN, high - low, np.inf)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """(D,) the span; where a dimension is still, the median of the others; infinite if all are still."""
+        moving = np.isfinite(self.span)
+        return np.where(moving, self.span, np.median(self.span[moving]) if moving.any() else np.inf)
+
+    @cached_property
+    def usual_change(self) -> np.ndarray:
+        """(D,) what 99 of 100 steps do not exceed."""
+        changes = [np.abs(np.diff(values, axis=0)) for values in self._some_episodes() if len(values) > 1]
+        return np.quantile(np.concatenate(changes), 0.99, axis=0) if changes else np.zeros(self.size)
+
+    def _some_episodes(self) -> Iterator[np.ndarray]:
+        every = max(1, sum(len(part) for part in self.parts) // _SAMPLED_ROWS)
+        return (self.clean(episode) for episode in range(0, len(self.parts), every))
+
+    @cached_property
+    def limits(self) -> np.ndarray:
+        """(2, E, D) least and largest value in each episode; NaN where an episode has no finite row."""
+        found = np.full((2, len(self.parts), self.size), np.nan)
+        for episode in range(len(self.parts)):
+            values = self.clean(episode)
+            if len(values):
+                found[:, episode] = values.min(axis=0), values.max(axis=0)
+        return found
+
+    @cached_property
+    def range(self) -> tuple[np.ndarray, np.ndarray]:
+        """(D,) least and (D,) largest value of all; NaN if there is no finite row."""
+        low, high = self.limits
+        known = ~np.isnan(low[:, 0])
+        if not known.any():
+            return np.full(self.size, np.nan), np.full(self.size, np.nan)
+        return low[known].min(axis=0), high[known].max(axis=0)
+
+    def dims_named(self, *words: str) -> np.ndarray:
+        """(D,) bool: the dimensions with one of these words in their names.
+
+        Without names, the grippers of two arms of six joints are known by their places.
+        """
+        if self.names is not None:
+            return np.array([any(word in name.lower() for word in words) for name in self.names], dtype=bool)
+        chosen = np.zeros(self.size, dtype=bool)
+        if self.size == _ALOHA_SIZE:
+            chosen[list(GRIPPER_OF_ALOHA)] = True
+        return chosen
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that checks know of a dataset.
+
+    Attributes:
+        timestamps: of each episode (T,) seconds; None: the format keeps none.
+        frames: camera → of each episode; None: not looked at, or not to be read.
+        config: the training's settings; None: not given.
+        lengths_file: the file that lengths are in, where the format has one.
+    """
+
+    episodes: tuple[SourceEpisode, ...]
+    state: Vectors
+    action: Vectors
+    timestamps: tuple[np.ndarray | None, ...]
+    frames: Mapping[str, tuple[FrameFacts | None, ...]]
+    fps: float | None = None
+    color_order: str | None = None
+    config: Config | None = None
+    lengths_file: str = ""
+
+    @property
+    def vectors(self) -> tuple[Vectors, Vectors]:
+        return self.state, self.action
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([episode.length for episode in self.episodes])
+
+    def steps_in(self, seconds: float, otherwise: int) -> int:
+        """Steps in some time, at least 1; `otherwise` where steps a second are not known."""
+        return otherwise if self.fps is None else max(1, round(seconds * self.fps))
+
+    @cached_property
+    def pairs(self) -> np.ndarray:
+        """(K, 2) dimensions of state and action that are one joint's: of the same name, or in the same place."""
+        state, action = self.state, self.action
+        if state.names is not None and action.names is not None:
+            places = {name: number for number, name in enumerate(state.names)}
+            both = [(places[name], number) for number, name in enumerate(action.names) if name in places]
+            if both:
+                return np.array(both)
+        same = range(state.size) if state.size == action.size else range(0)
+        return np.array([(number, number) for number in same]).reshape(-1, 2)
+
+    @cached_property
+    def posture_pairs(self) -> np.ndarray:
+        """(K, 2) the pairs if actions are postures, which the state follows; (0, 2) if they are differences."""
+        chosen = self.pairs
+        correlations = [value for pair in chosen if (value := self._closeness(*pair)) is not None]
+        return chosen if correlations and np.median(correlations) > _CLOSENESS else chosen[:0]
+
+    def _closeness(self, state: int, action: int) -> float | None:
+        """Correlation of two dimensions over all steps; None: one is still."""
+        if np.isinf(self.state.span[state]) or np.isinf(self.action.span[action]):
+            return None
+        values = [
+            (its_state[:, state], its_action[:, action])
+            for its_state, its_action in (self.both(episode) for episode in self._sampled_episodes)
+        ]
+        joined = np.concatenate([np.stack(pair) for pair in values], axis=1, dtype=np.float64)  # (2, N)
+        if joined.shape[1] < 3 or (np.ptp(joined, axis=1) == 0).any():
+            return None
+        return float(np.corrcoef(joined)[0, 1])
+
+    @property
+    def _sampled_episodes(self) -> range:
+        return range(0, len(self.episodes), max(1, len(self.episodes) // 200))
+
+    def both(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
+        """State and action of an episode, without NaN; no rows if one of them has none."""
+        state, action = self.state.clean(episode), self.action.clean(episode)
+        steps = min(len(state), len(action))
+        return state[:steps], action[:steps]
+
+    def finding(
+        self,
+        code: str,
+        text: str,
+        *,
+        episode: int | None = None,
+        steps: Sequence[int] | np.ndarray = (),
+        camera: str | None = None,
+        file: str = "",
+        severity: Severity | None = None,
+    ) -> Finding:
+        """A finding whose sentence begins with its place.
+
+        Args:
+            text: what is there. After a place, "has …" goes on with the sentence, all else stands behind a colon.
+            steps: of the episode, those that have the same, ascending.
+        """
+        name = None if episode is None else self.episodes[episode].name
+        place = ", ".join(part for part in (file, name) if part)
+        step, count = (int(steps[0]), len(steps)) if len(steps) else (None, 1)
+        if step is not None:
+            place = at_steps(place, step, count)
+        join = " " if text.startswith("has ") else ": "
+        sentence = f"{place}{join}{text}" if place else text
+        kind = KINDS[code]
+        return Finding(code, sentence, severity or kind.severity, file, episode, name, step, count, camera)
+
+    def findings_of(
+        self, code: str, episodes: Sequence[int], text: str, *, camera: str | None = None, file: str = ""
+    ) -> Iterator[Finding]:
+        """A finding for each of some episodes that have the same; a single one if all have."""
+        if len(episodes) == len(self.episodes) > 1:
+            place = ", ".join(part for part in (file, f"all {len(self.episodes)} episodes") if part)
+            yield self.finding(code, f"{place}: {text}", camera=camera)
+            return
+        for episode in episodes:
+            yield self.finding(code, text, episode=episode, camera=camera, file=file)

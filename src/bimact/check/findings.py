@@ -1,0 +1,212 @@
+"""What a look through a dataset finds: sentences, each with the place that it speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bimact.check.kinds import ERROR, INFO, KINDS, READING, WARNING, Severity
+from bimact.errors import UserError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or may be.
+
+    Attributes:
+        code: of its kind (`bimact.check.kinds`), which says what it does to training and what to do.
+        sentence: what is there; names file, episode and step.
+        file: the file that it is in, where the format has one file for each part.
+        episode: number in the dataset's order; None: it concerns the whole dataset or file.
+        episode_name: what the format calls the episode.
+        step: of the episode; the first of `count` steps that have the same.
+        count: steps of this episode.
+    """
+
+    code: str
+    sentence: str
+    severity: Severity
+    file: str = ""
+    episode: int | None = None
+    episode_name: str | None = None
+    step: int | None = None
+    count: int = 1
+    camera: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        kind = KINDS[self.code]
+        return {
+            "code": self.code,
+            "severity": self.severity.value,
+            "sentence": self.sentence,
+            "effect": kind.effect,
+            "advice": kind.advice,
+            "episode": self.episode,
+            "episode_name": self.episode_name,
+            "step": self.step,
+            "count": self.count,
+            "camera": self.camera,
+            "file": self.file or None,
+        }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The facts of a dataset that could be opened.
+
+    Attributes:
+        lengths: (E,) steps of each episode.
+        cameras: name → (height, width) in pixels.
+        tasks: in words, each once.
+    """
+
+    format: str
+    lengths: np.ndarray
+    cameras: Mapping[str, tuple[int, int]]
+    state_size: int
+    action_size: int
+    fps: float | None
+    tasks: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "format": self.format,
+            "episodes": len(self.lengths),
+            "steps": int(self.lengths.sum()),
+            "shortest": int(self.lengths.min()),
+            "longest": int(self.lengths.max()),
+            "cameras": {name: {"height": size[0], "width": size[1]} for name, size in self.cameras.items()},
+            "state_size": self.state_size,
+            "action_size": self.action_size,
+            "fps": self.fps,
+            "tasks": list(self.tasks),
+        }
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What is known of a dataset after a look through all of it.
+
+    Attributes:
+        findings: those of the whole dataset first, then by episode and step.
+        summary: None: the dataset could not be opened.
+        size: bytes on disk, without converted copies.
+        looked_for: codes of what was looked for.
+    """
+
+    path: Path
+    findings: tuple[Finding, ...]
+    summary: Summary | None
+    size: int
+    looked_for: tuple[str, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return self._of(ERROR)
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return self._of(WARNING)
+
+    @property
+    def infos(self) -> tuple[Finding, ...]:
+        return self._of(INFO)
+
+    def _of(self, severity: Severity) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity is severity)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the dataset could be read."""
+        return self.summary is not None and not any(finding.code in READING for finding in self.errors)
+
+    def exit_status(self, fail_on: Severity = WARNING) -> int:
+        """0: nothing is as bad as `fail_on`; 1: something is; 2: not all of the dataset could be read."""
+        if not self.is_whole:
+            return 2
+        return int(any(finding.severity.rank <= fail_on.rank for finding in self.findings))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it in JSON's types, as docs/checking.md describes it."""
+        return {
+            "dataset": str(self.path),
+            "bytes": self.size,
+            "summary": None if self.summary is None else self.summary.as_json(),
+            "is_whole": self.is_whole,
+            "counts": {severity.value: len(self._of(severity)) for severity in Severity},
+            "looked_for": list(self.looked_for),
+            "findings": [finding.as_json() for finding in self.findings],
+        }
+
+
+def in_order(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Those of the whole dataset, then those of episodes, by episode and step."""
+
+    def place(number: int | None) -> int:
+        return -1 if number is None else number
+
+    return tuple(sorted(findings, key=lambda found: (place(found.episode), place(found.step))))
+
+
+def at_steps(place: str, step: int, count: int) -> str:
+    """The place, and the first of some steps in it that have the same."""
+    return f"{place}, step {step}" + (f" (the first of {count})" if count > 1 else "")
+
+
+class Findings:
+    """Collects findings in files whose episodes lie one after the other.
+
+    Rows of the files become episodes and steps once `lengths` are known.
+
+    Args:
+        folder: of the dataset; sentences name its files without it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.lengths = np.zeros(0, np.int64)  # (E,) steps of each episode, none below 0
+        self.found: list[Finding] = []
+        self._folder = folder
+
+    @property
+    def has_errors(self) -> bool:
+        return any(finding.severity is ERROR for finding in self.found)
+
+    def add(self, code: str, file: str, sentence: str, *, episode: int | None = None) -> None:
+        self.found.append(Finding(code, sentence, KINDS[code].severity, file, episode, _name(episode)))
+
+    @contextmanager
+    def catching(self, code: str, file: str) -> Iterator[None]:
+        """Take a `UserError` of the block as a finding in a file, and go on after the block."""
+        try:
+            yield
+        except UserError as error:
+            self.add(code, file, str(error).replace(f"{self._folder}/", ""))
+
+    def add_steps(self, code: str, file: str, problems: Mapping[int, str], *, heading: str = "") -> None:
+        """Add one finding for each episode that has some of these rows, in the words of the first of them.
+
+        Args:
+            problems: row of the dataset → the end of a sentence that begins with the place.
+            heading: what comes before the place.
+        """
+        rows = np.array(sorted(problems), dtype=np.int64)
+        of_row = np.searchsorted(np.cumsum(self.lengths), rows, side="right")
+        for episode, first, count in zip(*np.unique(of_row, return_index=True, return_counts=True)):
+            row, step = int(rows[first]), int(rows[first])
+            number: int | None = None
+            where = f"{file}, step {row} of all"  # where it is beyond the last episode, or no lengths are known
+            if episode < len(self.lengths):
+                number, step = int(episode), row - int(self.lengths[:episode].sum())
+                where = at_steps(f"{file}, episode {number}", step, int(count))
+            sentence = f"{heading}{where} {problems[row]}"
+            severity = KINDS[code].severity
+            self.found.append(Finding(code, sentence, severity, file, number, _name(number), step, int(count)))
+
+
+def _name(episode: int | None) -> str | None:
+    return None if episode is None else f"episode {episode}"

@@ -1,0 +1,170 @@
+"""Checks of how states and actions move: together, late, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bimact.check.facts import Facts
+from bimact.check.findings import Finding
+from bimact.check.kinds import INFO, WARNING
+from bimact.check.values import ENDS
+
+_IDLE = 0.02  # root mean square over dimensions of the movement in spans: less than noise of teleoperation at rest
+_LEAST_IDLE = (0.5, 25)  # seconds, or steps where steps a second are unknown: people begin with shorter rests
+_IDLE_SHARE = 0.1  # of the episode
+_GRAVE_SHARE = 0.5  # of the episode: a warning
+
+_FROZEN = (0.5, 15)  # seconds or steps: no reading is the same to the last digit for so long while a robot moves
+_LAG_OF_DRIVER = 5  # steps by which a state may follow its action
+_MOVED = 0.2  # of the action's span in that time
+
+_WINDOW = (1.0, 25)  # seconds or steps of delay that are tried in both directions
+_CLEAR = 0.6  # misfit at the best delay, as a share of that a second off: real recordings have 0.1 to 0.4, noise 1
+_WORSE = 1.1  # times the least misfit: what delays nearby have too, so that none of them is right for certain
+_WORSE_IN_ONE = 1.2  # in one episode, which says less than all
+_ODD_LAG = (0.1, 4)  # seconds or steps off the usual one: episodes of different tasks differ by 1 step
+_LONG_LAG = (0.5, 25)
+_COPIED = 0.99  # share of the steps
+
+
+def still_episodes(facts: Facts) -> Iterator[Finding]:
+    for episode in range(len(facts.episodes)):
+        movement = _movement(facts, episode)
+        if movement is not None and len(movement) > 1 and movement.max() <= _IDLE:
+            yield facts.finding("still-episode", "neither states nor actions move", episode=episode)
+
+
+def idle_ends(facts: Facts) -> Iterator[Finding]:
+    """Episodes that begin or end with a rest."""
+    least = facts.steps_in(*_LEAST_IDLE)
+    for episode in range(len(facts.episodes)):
+        for code, word, from_end in (("idle-head", "first", False), ("idle-tail", "last", True)):
+            movement = _movement(facts, episode, from_end=from_end)
+            if movement is None or movement.max(initial=0) <= _IDLE:
+                continue
+            steps, total = int(np.argmax(movement > _IDLE)), len(movement)
+            if steps >= max(least, _IDLE_SHARE * total):
+                text = f"nothing moves in the {word} {steps} of {total} steps"
+                severity = WARNING if steps >= _GRAVE_SHARE * total else INFO
+                first = total - steps if from_end else 0
+                idle = range(first, first + steps)
+                yield facts.finding(code, text, episode=episode, steps=idle, severity=severity)
+
+
+def _movement(facts: Facts, episode: int, *, from_end: bool = False) -> np.ndarray | None:
+    """(T,) distance in spans of states and actions from the first (or last) step's; None if nothing ever moves.
+
+    In the order of steps, or from the last one backwards.
+    """
+    parts = []
+    for vectors, values in zip(facts.vectors, facts.both(episode)):
+        moving = np.isfinite(vectors.span)
+        if len(values) and moving.any():
+            distance = (values - values[-1 if from_end else 0])[:, moving] / vectors.span[moving]
+            parts.append(np.sqrt((distance**2).mean(axis=1)))
+    if not parts:
+        return None
+    movement = np.max(parts, axis=0)
+    return movement[::-1] if from_end else movement
+
+
+def frozen_states(facts: Facts) -> Iterator[Finding]:
+    """The state stays the same to the last digit while the actions go on."""
+    least = facts.steps_in(*_FROZEN)
+    moving = np.isfinite(facts.action.span)
+    if not np.isfinite(facts.state.span).any() or not moving.any():
+        return
+    for episode in range(len(facts.episodes)):
+        state, action = facts.both(episode)
+        for begin, end in runs((np.diff(state, axis=0) == 0).all(axis=1)):
+            commands = action[begin + _LAG_OF_DRIVER : end + 1, moving]
+            if end - begin < least or len(commands) == 0:
+                continue
+            if (np.ptp(commands, axis=0) > _MOVED * facts.action.span[moving]).any():
+                text = "the state stands still to the last digit, the actions move on"
+                steps = range(begin, end + 1)
+                yield facts.finding("frozen-state", text, episode=episode, steps=steps, file=facts.state.file)
+
+
+def runs(is_in: np.ndarray) -> list[tuple[int, int]]:
+    """(T,) bool → begin and end (exclusive) of each run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_in, [False]]).astype(np.int8)))
+    return [(int(begin), int(end)) for begin, end in edges.reshape(-1, 2)]
+
+
+# Delays --------------------------------------------------------------------------------------------
+
+
+def copied_states(facts: Facts) -> Iterator[Finding]:
+    pairs = [pair for pair in facts.posture_pairs if np.isfinite(facts.state.span[pair[0]])]
+    if not pairs:
+        return
+    of_state, of_action = np.array(pairs).T
+    copied = []
+    for episode in range(len(facts.episodes)):
+        state, action = facts.both(episode)
+        if len(state) and (state[:, of_state] == action[:, of_action]).mean() > _COPIED:
+            copied.append(episode)
+    yield from facts.findings_of("copied-state", copied, "the actions are the states of the same steps")
+
+
+def delays(facts: Facts) -> Iterator[Finding]:
+    """States that lead their actions, follow them late, or otherwise than usual."""
+    found = {episode: costs for episode in range(len(facts.episodes)) if _is_clear(costs := _misfits(facts, episode))}
+    best = {episode: min(costs, key=lambda delay: costs[delay]) for episode, costs in found.items()}
+    if not best:
+        return
+    usual = int(np.median(list(best.values())))
+    is_worse = [costs[0] > _WORSE * costs[best[episode]] for episode, costs in found.items()]
+    if usual < 0 and np.mean(is_worse) > 0.5:
+        text = f"the actions follow the states by {-usual} steps: they should lead them"
+        yield facts.finding("late-action", text, file=facts.action.file)
+    elif usual >= facts.steps_in(*_LONG_LAG):
+        seconds = f" ({usual / facts.fps:.2f} s)" if facts.fps else ""
+        text = f"the states follow the actions by {usual} steps{seconds}"
+        yield facts.finding("long-lag", text, file=facts.action.file)
+    least = max(_ODD_LAG[1], facts.steps_in(*_ODD_LAG))
+    for episode, delay in best.items():
+        costs = found[episode]
+        is_odd = abs(delay - usual) >= least or delay < 0 < usual
+        if is_odd and costs.get(usual, np.inf) > _WORSE_IN_ONE * costs[delay]:
+            text = f"the state follows the action by {delay} steps, usually by {usual}"
+            yield facts.finding("odd-lag", text, episode=episode)
+
+
+def _is_clear(costs: dict[int, float]) -> bool:
+    """Whether there is a best delay, and not at the end of the window."""
+    delays = list(costs)
+    if len(delays) < 3:
+        return False
+    best = min(delays, key=lambda delay: costs[delay])
+    most = max(costs[delays[0]], costs[delays[-1]])
+    return delays[0] < best < delays[-1] and costs[best] < _CLEAR * most
+
+
+def _misfits(facts: Facts, episode: int) -> dict[int, float]:
+    """Delay in steps → mean distance in spans between the state and the action of so many steps before.
+
+    Values tell a delay better than velocities do: those of scripted movements are alike for many steps, and those of
+    slow ones are noise. Grippers and hands are left out, since what they hold stops them.
+    """
+    is_end = facts.action.dims_named(*ENDS)
+    spans = facts.state.span, facts.action.span
+    pairs = [(s, a) for s, a in facts.posture_pairs if not is_end[a] and np.isfinite([spans[0][s], spans[1][a]]).all()]
+    state, action = facts.both(episode)
+    if not pairs or len(state) < 2:
+        return {}
+    of_state, of_action = np.array(pairs).T
+    state, action = state[:, of_state] / spans[0][of_state], action[:, of_action] / spans[1][of_action]
+    window = min(facts.steps_in(*_WINDOW), len(state) // 4)
+    return {delay: _misfit(state, action, delay) for delay in range(-window, window + 1)}
+
+
+def _misfit(state: np.ndarray, action: np.ndarray, delay: int) -> float:
+    """Of (T, K), apart from a constant: arms sag."""
+    after = state[max(0, delay) : len(state) + min(0, delay)]
+    before = action[max(0, -delay) : len(action) - max(0, delay)]
+    difference = after - before
+    return float(np.abs(difference - difference.mean(axis=0)).mean())

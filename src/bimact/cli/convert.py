@@ -1,0 +1,120 @@
+"""`bimact convert`: a dataset in another format."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bimact.cli.arguments import Commands, add_selection, selection_of
+from bimact.cli.check import _printable as printable
+
+if TYPE_CHECKING:
+    from bimact.convert.dataset import Conversion
+    from bimact.data.source import Source
+
+_EPILOG = """\
+what is kept:
+  State, action and other columns are kept to the last bit, images as follows.
+
+  lerobot                AV1 videos as LeRobot makes them: close to the source's images, not equal
+  lerobot --lossless     PNG images in the tables: equal, at ten to twenty times the size
+  aloha_hdf5             equal
+  aloha_hdf5 --compress  JPEG images as ACT++ stores them: close, not equal
+  guide                  equal; has no place for other columns, and rounds float64 to float32
+  zarr                   equal
+
+DST appears when it is whole. A conversion that is interrupted starts anew; what a killed one leaves, a hidden folder
+beside DST, is removed by the next run of the same command.
+"""
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "convert",
+        allow_abbrev=False,
+        help="write a dataset, or a part of it, in another format",
+        description="Write a dataset, or a part of it, in another format. The dataset itself is not changed.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
+    )
+    parser.add_argument("source", metavar="SRC", help="the demonstrations: a folder, a file, or a name on the hub")
+    parser.add_argument("target", metavar="DST", help="the folder to make; there must be none, or an empty one")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=("lerobot", "aloha_hdf5", "guide", "zarr"),
+        help="LeRobotDataset v3.0, ALOHA's HDF5 files, the training guide's .npy files, Diffusion Policy's buffer",
+    )
+    parser.add_argument("--task", metavar="TEXT", help="what is done, for episodes whose files do not tell")
+    parser.add_argument("--codec", choices=("av1", "h264", "hevc"), help="lerobot: of the videos (default: av1)")
+    parser.add_argument("--lossless", action="store_true", help="lerobot: PNG images instead of videos")
+    parser.add_argument("--compress", action="store_true", help="aloha_hdf5: JPEG images, as ACT++ stores them")
+    parser.add_argument("--workers", metavar="N", type=int, help="processes (default: one for each core)")
+    parser.add_argument("--cache_dir", metavar="DIR", help="where downloads and converted copies go")
+    add_selection(parser)
+    parser.set_defaults(run=_convert)
+    return parser
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from rich.filesize import decimal
+
+    from bimact.convert.content import Content
+    from bimact.convert.dataset import prepare_conversion
+    from bimact.convert.writer import LEFT_OUT, Options
+    from bimact.data.opening import open_source
+    from bimact.data.selection import Selection
+
+    source = open_source(options.source, cache_dir=options.cache_dir)
+    content = Content.of(source, selection_of(options) or Selection(), options.task)
+    chosen = Options(options.codec, options.lossless, options.compress, options.workers)
+    conversion = prepare_conversion(content, options.target, options.to, chosen)
+    notes = _notes(conversion, source, options)
+    _print_facts(conversion, source)
+    for note in notes:
+        print(f"Note: {printable(note)}")
+    size = conversion.run()
+    print(f"\nWritten: {conversion.target}, {_counted(content.lengths)}, {decimal(size)}")
+    for note in notes:
+        if note.startswith(LEFT_OUT):
+            print(printable(note.capitalize()))
+    print(f"Train on it: bimact train --dataset_dir {shlex.quote(options.target)}")
+
+
+def _print_facts(conversion: Conversion, source: Source) -> None:
+    from rich.filesize import decimal
+
+    content = conversion.writer.content
+    cameras = [f"{name} {camera.height}x{camera.width}" for name, camera in content.cameras.items()]
+    columns = [f"{name} {column.size}" for name, column in content.columns.items()]
+    facts = {
+        "From": f"{source.path} ({source.format})",
+        "To": f"{conversion.target} ({conversion.writer.format})",
+        "Content": _counted(content.lengths),
+        "Cameras": ", ".join(cameras) or "none",
+        "Columns": ", ".join(columns),
+        "Disk": f"about {decimal(conversion.needed)} needed, {decimal(conversion.free)} free",
+    }
+    for name, value in facts.items():
+        print(f"{name + ':':<9}{printable(value)}")
+
+
+def _counted(lengths: Sequence[int]) -> str:
+    return f"{len(lengths)} episode{'s' if len(lengths) > 1 else ''}, {sum(lengths)} steps"
+
+
+def _notes(conversion: Conversion, source: Source, options: argparse.Namespace) -> list[str]:
+    """What differs from the source, and what is to be known of it."""
+    from bimact.convert.writer import LEFT_OUT
+
+    notes = conversion.writer.notes()
+    is_guessed = source.color_order is not None and "color_order" in source.metadata
+    if is_guessed and options.color_order is None:
+        other = "rgb" if source.color_order == "bgr" else "bgr"
+        notes.append(
+            f"images are read as {source.color_order}, which the files leave open: if red and blue are swapped, "
+            f"convert with --color_order {other}"
+        )
+    return notes + [f"{LEFT_OUT}{sentence}" for sentence in source.skipped]

@@ -1,0 +1,139 @@
+"""`bimact view`: demonstrations in the browser."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bimact.cli.arguments import Commands, add_selection, selection_of
+from bimact.errors import UserError
+
+if TYPE_CHECKING:
+    from bimact.check.findings import Finding
+    from bimact.data.source import Source
+
+_TO_A_VIEWER = ""  # what `--rerun` without a file stands for
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "view",
+        allow_abbrev=False,
+        help="look at demonstrations: videos, joints, findings",
+        description="Look at demonstrations: the cameras in step with plots of state and action, what `bimact check` "
+        "finds, and how values are distributed. Serves a page to this machine's browsers until Ctrl-C.",
+    )
+    parser.add_argument("dataset_dir", metavar="DATASET", help="the demonstrations: a folder, a file, or a hub name")
+    parser.add_argument("--episode", metavar="N", type=int, default=0, help="the one to begin with (default: 0)")
+    parser.add_argument("--port", metavar="P", type=int, default=0, help="of the page (default: a free one)")
+    opening = parser.add_mutually_exclusive_group()
+    opening.add_argument("--open", dest="open", action="store_true", default=None, help="open a browser")
+    opening.add_argument(
+        "--no_open", dest="open", action="store_false", help="do not (default: where there is a display)"
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--export", metavar="FILE.html", help="write one episode as a page that needs no server")
+    instead.add_argument(
+        "--rerun",
+        metavar="FILE.rrd",
+        nargs="?",
+        const=_TO_A_VIEWER,
+        help="open one episode in the Rerun viewer, or save it for that",
+    )
+    parser.add_argument(
+        "--export_width", metavar="PIXELS", type=int, default=640, help="of the videos, at most (default: 640)"
+    )
+    parser.add_argument("--cache_dir", metavar="DIR", help="where downloads and converted copies go")
+    add_selection(parser)
+    parser.set_defaults(run=_view)
+    return parser
+
+
+def _view(options: argparse.Namespace) -> None:
+    from bimact.data.opening import open_source
+
+    for file in filter(None, (options.export, options.rerun)):
+        _refuse_existing(Path(file))
+    source = open_source(options.dataset_dir, selection=selection_of(options), cache_dir=options.cache_dir)
+    if not 0 <= options.episode < len(source.episodes):
+        raise UserError(f"--episode is {options.episode}, {source.path} has episodes 0 to {len(source.episodes) - 1}")
+    if options.export is not None:
+        _export(source, options)
+    elif options.rerun is not None:
+        _rerun(source, options)
+    else:
+        _serve(source, options)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} is there already: choose another name, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {path.absolute().parent}: make it first")
+
+
+def _export(source: Source, options: argparse.Namespace) -> None:
+    from rich.filesize import decimal
+
+    from bimact.view.export import export_page
+
+    if options.export_width < 16:
+        raise UserError(f"--export_width is {options.export_width}, it has to be 16 or more pixels")
+    path = Path(options.export)
+    export_page(source, options.episode, path, options.export_width)
+    print(f"{path}: {decimal(path.stat().st_size)}")
+
+
+def _rerun(source: Source, options: argparse.Namespace) -> None:
+    from bimact.view.rerun_log import save_rerun, show_in_rerun
+
+    if options.rerun == _TO_A_VIEWER:
+        show_in_rerun(source, options.episode)
+        return
+    save_rerun(source, options.episode, Path(options.rerun))
+    print(f"{options.rerun}: open it by `rerun {shlex.quote(options.rerun)}`")
+
+
+def _serve(source: Source, options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from bimact.check.dataset import check_dataset
+    from bimact.view.background import Background
+    from bimact.view.server import ViewServer
+
+    def findings() -> Sequence[Finding]:
+        chosen = selection_of(options)
+        return check_dataset(options.dataset_dir, cache_dir=options.cache_dir, selection=chosen).findings
+
+    if not 0 <= options.port < 1 << 16:
+        raise UserError(f"--port is {options.port}, it has to be a number from 1 to 65535")
+    background = Background(source, findings)
+    with (
+        tempfile.TemporaryDirectory(prefix="bimact-view-", ignore_cleanup_errors=True) as folder,
+        ViewServer(source, Path(folder), background, options.port) as server,
+    ):
+        address = server.address + (f"#episode={options.episode}" if options.episode else "")
+        background.start()
+        try:
+            print(f"{address} (Ctrl-C ends it)", flush=True)
+            if _has_display() if options.open is None else options.open:
+                webbrowser.open(address)
+            server.serve_forever()
+        except KeyboardInterrupt:
+            background.stop()
+            Console().show_cursor()  # which a progress bar may have hidden
+            print("ended")
+
+
+def _has_display() -> bool:
+    """Whether there is a browser that a person at this terminal would see."""
+    if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
+        return False
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

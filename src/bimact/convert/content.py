@@ -1,0 +1,129 @@
+"""What a conversion writes: the chosen part of a dataset, and its columns besides state and action."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bimact.data.selection import ACTION, STATE, Selection
+from bimact.data.source import Camera, Column, Source
+from bimact.errors import UserError
+
+# What formats put before the names of columns and cameras.
+_PREFIXES = ("observation.images.", "observation.", "observations/", "obs/")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is written. It is small and picklable; quantities are in the robot's own units.
+
+    Attributes:
+        chosen: the episodes and cameras, with the columns "state" and "action".
+        extras: the other columns by the dataset's own keys, each as the column "state" of a source.
+        tasks: of each episode, in words; "" where nobody told.
+    """
+
+    chosen: Source
+    extras: Mapping[str, Source]
+    tasks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: Source, selection: Selection, task: str | None = None) -> Content:
+        """The chosen part of a source.
+
+        Args:
+            task: of the episodes whose files tell none.
+
+        Raises:
+            UserError: if the source lacks what is asked for, or nothing is left.
+        """
+        chosen = selection.applied_to(source)
+        if not chosen.episodes:
+            raise UserError(f"{source.path} has no episode that can be converted: {'; '.join(source.skipped)}")
+        used = {*(selection.state_keys or source.state_keys), *(selection.action_keys or source.action_keys)}
+        extras = {
+            key: dataclasses.replace(selection, state_keys=(key,), state_dims=None).applied_to(source)
+            for key in source.columns
+            if key not in used
+        }
+        return cls(chosen, extras, tuple(episode.task or task or "" for episode in chosen.episodes))
+
+    @property
+    def cameras(self) -> Mapping[str, Camera]:
+        return self.chosen.cameras
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """State, action, then the others, by their keys."""
+        return {**self.chosen.columns, **{key: source.columns[STATE] for key, source in self.extras.items()}}
+
+    @property
+    def fps(self) -> float | None:
+        return None if self.chosen.fps is None else float(self.chosen.fps)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [episode.length for episode in self.chosen.episodes]
+
+    @property
+    def starts(self) -> list[int]:
+        """The dataset's row in which each episode begins."""
+        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(int).tolist()
+
+    @property
+    def num_steps(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def column_bytes(self) -> int:
+        """Of all columns over all steps."""
+        return self.num_steps * sum(column.size * np.dtype(column.dtype).itemsize for column in self.columns.values())
+
+    def vectors(self, episode: int) -> dict[str, np.ndarray]:
+        """The columns of one episode: key → (T, size) in the type that the source tells."""
+        extras = {key: source.read_columns(episode, [STATE])[STATE] for key, source in self.extras.items()}
+        vectors = {**self.chosen.read_columns(episode, [STATE, ACTION]), **extras}
+        return {key: values.astype(self.columns[key].dtype, copy=False) for key, values in vectors.items()}
+
+    def frames(self, episode: int, camera: str, steps: range) -> Iterator[np.ndarray]:
+        """Images (H, W, 3) uint8 RGB, one after the other.
+
+        Raises:
+            UserError: if an image cannot be read, or there are fewer than the episode has steps.
+        """
+        count = 0
+        for image in self.chosen.read_frames(episode, camera, steps):
+            count += 1
+            yield image
+        if count != len(steps):
+            raise UserError(f"{self.where(episode)}: camera '{camera}' ends at step {steps.start + count}")
+
+    def where(self, episode: int) -> str:
+        """What a sentence about an episode begins with."""
+        return f"{self.chosen.path}, {self.chosen.episodes[episode].name}"
+
+
+def short_names(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Keys of one format → names for another one, which hold no "/" and stay apart.
+
+    Args:
+        taken: names that are in use already.
+
+    Raises:
+        UserError: if two of them would have the same name.
+    """
+    names: dict[str, str] = {}
+    in_use = set(taken)
+    for key in keys:
+        name = next((key.removeprefix(prefix) for prefix in _PREFIXES if key.startswith(prefix)), key)
+        name = name.replace("/", ".")
+        if name in in_use:
+            name = key.replace("/", ".")
+        if name in in_use or not name:
+            raise UserError(f"two of the dataset's columns and cameras would both be called '{name}': rename one")
+        names[key] = name
+        in_use.add(name)
+    return names

@@ -1,0 +1,148 @@
+"""`bimact convert`: writes a dataset in another format, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from bimact.convert.content import Content
+from bimact.convert.writer import Options, Writer
+from bimact.errors import UserError
+from bimact.files import flush_to_disk, lock_file
+from bimact.progress import progress_bar
+
+# --to → module and class; imported when it is needed
+FORMATS = {
+    "lerobot": ("lerobot_v30", "LeRobotWriter"),
+    "aloha_hdf5": ("aloha_hdf5", "AlohaWriter"),
+    "guide": ("guide_npy", "GuideWriter"),
+    "zarr": ("zarr_replay", "ZarrWriter"),
+}
+
+_LOCK = "lock"
+_MANY_FILES = 1000
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion that can begin: the target is free, and there is room for it.
+
+    Attributes:
+        target: the folder that will be made.
+        needed: bytes on the disk, or about so many.
+        free: bytes that the disk has.
+    """
+
+    writer: Writer
+    target: Path
+    needed: int
+    free: int
+
+    def run(self) -> int:
+        """Write the dataset; gives its size in bytes.
+
+        What is not finished is in a hidden folder beside the target, which is removed at the end of an interrupted
+        conversion, or by the next one to the same target if this one is killed.
+
+        Raises:
+            UserError: if the source cannot be read or the target not be written.
+        """
+        cameras = len(self.writer.content.cameras)
+        frames = self.writer.content.num_steps * max(1, cameras)
+        try:
+            with _unfinished(self.target) as folder:
+                with progress_bar("writing images" if cameras else "writing steps", frames) as progress:
+                    self.writer.write(folder, progress)
+                size = _flush(folder)
+                folder.rename(self.target)
+                flush_to_disk(self.target.parent)
+        except OSError as error:
+            # HDF5's own sentence is a page long.
+            reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+            raise UserError(f"cannot write {self.target}: {reason}") from None
+        return size
+
+
+def prepare_conversion(content: Content, target: str | Path, to: str, options: Options) -> Conversion:
+    """See that a conversion can begin.
+
+    Args:
+        target: the folder to make.
+        to: one of `FORMATS`.
+
+    Raises:
+        UserError: if the target is in use, the format cannot hold the content, or the disk is too small.
+    """
+    target = Path(target).absolute()
+    source = content.chosen.path
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target} lies inside the dataset {source}: choose another folder")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty: choose another folder, or remove it")
+    _check_options(to, options)
+    module, name = FORMATS[to]
+    writer: Writer = getattr(import_module(f"bimact.convert.{module}"), name)(content, options)
+    needed = writer.bytes_needed()
+    place = next(parent for parent in target.parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"the converted dataset needs about {decimal(needed)} and {place} has {decimal(free)} free: choose fewer "
+            "--cameras or --max_episodes, or another disk"
+        )
+    return Conversion(writer, target, needed, free)
+
+
+def _check_options(to: str, options: Options) -> None:
+    belongs = {"codec": "lerobot", "lossless": "lerobot", "compress": "aloha_hdf5"}
+    for name, home in belongs.items():
+        if getattr(options, name) and to != home:
+            raise UserError(f"--{name} belongs to --to {home}, and this is --to {to}: leave it out")
+    if options.codec not in (None, "av1", "h264", "hevc"):
+        raise UserError(f"--codec is '{options.codec}', it has to be av1, h264 or hevc")
+    if options.codec and options.lossless:
+        raise UserError("--lossless writes no videos, so that --codec has no meaning: leave one of them out")
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers is {options.workers}, it has to be at least 1")
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """A folder beside the target for what is under way; what another conversion has left there is removed."""
+    place = target.parent / f".{target.name}.converting"
+    place.mkdir(parents=True, exist_ok=True)
+    lock = lock_file(place / _LOCK)
+    if lock is None:
+        raise UserError(f"another `bimact convert` is writing {target}: wait for it, or choose another folder")
+    with lock:
+        left = [entry for entry in place.iterdir() if entry.name != _LOCK]
+        if left:
+            print(f"{target}: removing what an interrupted conversion has left, and starting anew")
+        for entry in left:
+            shutil.rmtree(entry)
+        # Another name each time: a process of the one that was killed may write on for a moment.
+        folder = place / uuid.uuid4().hex
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _flush(folder: Path) -> int:
+    """Put all files of a folder on the disk; gives their size in bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    if len(files) > _MANY_FILES and hasattr(os, "sync"):  # Windows has none
+        os.sync()  # one after the other would take minutes where each image is a file
+    else:
+        for path in files:
+            flush_to_disk(path)
+    return sum(path.stat().st_size for path in files)

@@ -1,0 +1,89 @@
+"""Statistics as a LeRobotDataset keeps them: of each episode, and of the whole.
+
+Source: compute_stats.py of LeRobot: which images are sampled, how episodes are combined. Of sampled images each
+pixel value is counted, which gives the same numbers without keeping the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+Stats = dict[str, np.ndarray]
+
+_LEAST_SAMPLED, _MOST_SAMPLED, _POWER = 100, 10_000, 0.75
+_LARGE, _REDUCED = 300, 150  # pixels: larger images are counted at about this size
+
+
+def vector_stats(values: np.ndarray) -> Stats:
+    """Of (T, D), each dimension's: arrays (D,), `count` (1,)."""
+    values = values.astype(np.int64) if values.dtype.kind == "b" else values
+    exact = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # what is not finite stays so
+        spread = {name: np.quantile(exact, share, axis=0) for name, share in QUANTILES.items()}
+        return {
+            "min": values.min(axis=0),
+            "max": values.max(axis=0),
+            "mean": exact.mean(axis=0),
+            "std": exact.std(axis=0),
+            "count": np.array([len(values)]),
+            **spread,
+        }
+
+
+def sampled_steps(length: int) -> set[int]:
+    """Which images of an episode count."""
+    count = max(min(_LEAST_SAMPLED, length), min(int(length**_POWER), _MOST_SAMPLED))
+    return set(np.round(np.linspace(0, length - 1, count)).astype(int).tolist())
+
+
+def pixel_counts(image: np.ndarray) -> np.ndarray:
+    """(3, 256) int64: how often each value occurs in each channel of (H, W, 3), in every n-th row and column."""
+    height, width = image.shape[:2]
+    step = max(height, width) // _REDUCED if max(height, width) >= _LARGE else 1
+    reduced = image[::step, ::step].reshape(-1, 3)
+    return np.stack([np.bincount(channel, minlength=256) for channel in reduced.T])
+
+
+def image_stats(counts: np.ndarray, images: int) -> Stats:
+    """Of images in [0, 1], each channel's: arrays (3, 1, 1), `count` (1,).
+
+    Args:
+        counts: (3, 256) of all `images` that were sampled.
+    """
+    values = np.arange(256)
+    total = counts.sum(axis=1)
+    mean = counts @ values / total
+    variance = counts @ values**2 / total - mean**2
+    below = counts.cumsum(axis=1)
+    found = {
+        "min": (counts > 0).argmax(axis=1),
+        "max": 255 - (counts[:, ::-1] > 0).argmax(axis=1),
+        "mean": mean,
+        "std": np.sqrt(np.maximum(variance, 0)),
+        **{name: (below >= share * total[:, None]).argmax(axis=1) for name, share in QUANTILES.items()},
+    }
+    return {"count": np.array([images]), **{name: (value / 255).reshape(3, 1, 1) for name, value in found.items()}}
+
+
+def combined(episodes: Sequence[Stats]) -> Stats:
+    """The statistics of all episodes from those of each; quantiles are averaged, as LeRobot does."""
+    counts = np.array([stats["count"][0] for stats in episodes], dtype=np.float64)
+
+    def mean_of(values: np.ndarray) -> np.ndarray:
+        return np.asarray(np.tensordot(counts / counts.sum(), values, axes=1))
+
+    stacked = {name: np.stack([stats[name] for stats in episodes]) for name in episodes[0]}
+    mean = mean_of(stacked["mean"])
+    with np.errstate(invalid="ignore"):
+        variance = mean_of(stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)
+        return {
+            "min": stacked["min"].min(axis=0),
+            "max": stacked["max"].max(axis=0),
+            "mean": mean,
+            "std": np.sqrt(variance),
+            "count": stacked["count"].sum(axis=0),
+            **{name: mean_of(stacked[name]) for name in QUANTILES},
+        }

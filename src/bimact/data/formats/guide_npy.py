@@ -1,0 +1,337 @@
+"""The guide's dataset: `observations.npy`, `actions.npy`, `rollout_length.npy` in one folder.
+
+`observations.npy` comes in three forms: a structured array (the one that bimact writes: it needs no pickle
+and maps into memory), a pickled object array of dictionaries, and a pickled dictionary of arrays. The pickled
+forms are converted into the first one once. Fields are `image_<camera>` (H, W, 3) uint8 and `state` (S,)
+float32; others are ignored. `metadata.json` beside them is optional.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bimact.data.conversion import converted_copy
+from bimact.data.episodes import Episodes
+from bimact.data.formats.guide_observations import (
+    IMAGE_PREFIX,
+    LENGTHS,
+    OBSERVATIONS,
+    STATE,
+    Layout,
+    PickledObservations,
+    check_total,
+    observation_dtype,
+)
+from bimact.data.formats.raw_memmap import is_raw_memmap
+from bimact.data.safe_pickle import read_npy_header
+from bimact.data.source import Camera, Column, Format, Source, SourceEpisode
+from bimact.errors import UserError, in_words
+
+__all__ = [
+    "ACTIONS",
+    "FORMAT",
+    "IMAGE_PREFIX",
+    "JOURNAL",
+    "LENGTHS",
+    "METADATA",
+    "OBSERVATIONS",
+    "NpyRows",
+    "observation_dtype",
+    "open_guide_npy",
+]
+
+ACTIONS, METADATA = "actions.npy", "metadata.json"
+ACTION = "action"  # the column of a source
+FILES = (OBSERVATIONS, ACTIONS, LENGTHS)
+JOURNAL = "recording.json"  # of a recording that is under way
+
+
+class NpyRows:
+    """Rows of a .npy file, or of one field of it, read through a memory map.
+
+    Pickling it (to a loader's worker) passes the path, not the data.
+
+    Args:
+        path: the file; no pickled one.
+        field: one field of a structured array; None: the whole array.
+        dtype: type that rows are converted to; None: as they are.
+    """
+
+    def __init__(self, path: Path, field: str | None = None, dtype: Any = None) -> None:
+        self.path = path
+        self.field = field
+        self._dtype = None if dtype is None else np.dtype(dtype)
+        self._array: np.ndarray | None = None
+
+    @property
+    def array(self) -> np.ndarray:
+        """The memory map, in the file's own type."""
+        if self._array is None:
+            whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            self._array = whole if self.field is None else whole[self.field]
+        return self._array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype or self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        chosen = self.array[rows]
+        if self._dtype is None or chosen.dtype == self._dtype:
+            return chosen
+        with np.errstate(over="ignore"):  # becomes inf, which `checks.find_nonfinite` finds
+            return chosen.astype(self._dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_array": None}
+
+
+def open_guide_npy(path: Path, cache_dir: Path | None) -> Episodes:
+    """Open the guide's dataset; the pickled forms are converted first.
+
+    Args:
+        path: the dataset's folder.
+        cache_dir: folder for converted copies; None: beside the dataset, or the user's cache folder.
+
+    Raises:
+        UserError: if files are missing or damaged, contradict each other or have another format; the sentence
+            names the file and, where there is one, the step. Values are not looked at (see `checks.py`).
+    """
+    path = path.absolute()
+    refuse_unfinished(path)
+    for name in FILES:
+        refuse_missing(path / name)
+    lengths = _read_lengths(path / LENGTHS)
+    actions = open_actions(path / ACTIONS)
+    check_total(lengths, len(actions), path / ACTIONS)
+    observations = _structured_observations(path / OBSERVATIONS, cache_dir, lengths)
+    layout = Layout.of_structured(observations.dtype, path / OBSERVATIONS)
+    return Episodes(
+        path=path,
+        lengths=lengths,
+        images={camera: NpyRows(observations.path, IMAGE_PREFIX + camera) for camera in layout.image_sizes},
+        state=NpyRows(observations.path, STATE, np.float32),
+        actions=actions,
+        **read_metadata(path / METADATA, actions.shape[1]),
+    )
+
+
+def is_guide_npy(path: Path) -> bool:
+    """Whether a folder holds any of the format's files: opening it tells which others are missing."""
+    return any((path / name).is_file() for name in (*FILES, JOURNAL)) and not is_raw_memmap(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideSource(Source):
+    """The guide's dataset as a source: its arrays, cut into episodes."""
+
+    opened: Episodes
+
+    @classmethod
+    def open(cls, path: Path, cache_dir: Path | None) -> GuideSource:
+        opened = open_guide_npy(path, cache_dir)
+        return cls(
+            path=opened.path,
+            format=FORMAT.name,
+            episodes=tuple(
+                SourceEpisode(f"episode {number}", length, FILES, opened.task)
+                for number, length in enumerate(opened.lengths.tolist())
+            ),
+            cameras={name: Camera(*rows.shape[1:3]) for name, rows in opened.images.items()},
+            columns={
+                STATE: Column(opened.state.shape[1], opened.state_names),
+                ACTION: Column(opened.actions.shape[1], opened.joint_names),
+            },
+            state_keys=(STATE,),
+            action_keys=(ACTION,),
+            fps=opened.fps,
+            files=tuple(name for name in (*FILES, METADATA) if (path / name).exists()),
+            metadata=opened.metadata,
+            opened=opened,
+        )
+
+    def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        columns = {STATE: self.opened.state, ACTION: self.opened.actions}
+        return {key: columns[key][self.opened.rows_of(episode)] for key in keys}
+
+    def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
+        start = int(self.opened.starts[episode])
+        rows = self.opened.images[camera]
+        return (np.asarray(rows[start + step]) for step in steps)
+
+    def mapped(self) -> Episodes:
+        return self.opened
+
+
+FORMAT = Format(
+    name="the guide's observations.npy, actions.npy, rollout_length.npy",
+    recognizes=is_guide_npy,
+    open=GuideSource.open,
+    in_process=True,
+)
+
+
+# The files -----------------------------------------------------------------------------------------
+
+
+def refuse_missing(path: Path) -> None:
+    """See that one of the dataset's files is there."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}: a dataset has {OBSERVATIONS}, {ACTIONS} and {LENGTHS}")
+
+
+def refuse_unfinished(path: Path) -> None:
+    """See that no recording is under way in a folder."""
+    journal = path / JOURNAL
+    if not journal.exists():
+        return
+    try:
+        content = json.loads(journal.read_text())
+        progress = f": {len(content['episodes'])} of {content['settings']['episodes']} episodes are done"
+    except (OSError, ValueError, LookupError, TypeError):
+        progress = ""
+    raise UserError(
+        f"{path} holds an unfinished recording{progress}; run the same `bimact record` command again to finish it"
+    )
+
+
+def open_array(path: Path) -> np.ndarray:
+    """The memory map of a .npy file without Python objects, once it is known to be whole."""
+    header = read_npy_header(path)
+    if header.is_pickled:
+        raise UserError(f"{path} holds Python objects instead of numbers: save it as a plain array")
+    promised = header.offset + math.prod(header.shape) * header.dtype.itemsize
+    size = path.stat().st_size
+    if size < promised:
+        raise UserError(f"{path} is cut off: it has {size} of {promised} bytes; copy or record it again")
+    try:
+        return NpyRows(path).array
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {path}: {in_words(error)}") from None
+
+
+def _read_lengths(path: Path) -> np.ndarray:
+    lengths = open_lengths(path)
+    for problem in empty_episodes(lengths).values():
+        raise UserError(f"{path}: {problem}")
+    return lengths
+
+
+def empty_episodes(lengths: np.ndarray) -> dict[int, str]:
+    """Episodes without a step → what is wrong with each."""
+    return {
+        int(episode): f"episode {episode} has {lengths[episode]} steps; leave empty episodes out"
+        for episode in np.flatnonzero(lengths <= 0)
+    }
+
+
+def open_lengths(path: Path) -> np.ndarray:
+    """(E,) int64 steps of each episode, as they stand in the file: some may not be positive.
+
+    Raises:
+        UserError: if the file holds anything else.
+    """
+    lengths = open_array(path)
+    if lengths.ndim != 1:
+        raise UserError(f"{path} has shape {lengths.shape}: it has to be (episodes,), one length an episode")
+    if lengths.dtype.kind not in "iu":
+        raise UserError(f"{path} holds {lengths.dtype}: lengths have to be integers, save them as int64")
+    if len(lengths) == 0:
+        raise UserError(f"{path} lists no episodes: record at least one")
+    # int64 could overflow in the sum, Python's integers do not.
+    if sum(abs(length) for length in lengths.tolist()) > np.iinfo(np.int64).max:
+        raise UserError(f"{path} holds lengths that no dataset has: it is damaged")
+    return np.array(lengths, dtype=np.int64)
+
+
+def open_actions(path: Path) -> NpyRows:
+    """(N, A) actions, read as float32.
+
+    Raises:
+        UserError: if the file holds anything else.
+    """
+    actions = open_array(path)
+    if actions.ndim != 2 or actions.shape[1] == 0:
+        raise UserError(f"{path} has shape {actions.shape}: it has to be (steps, size of an action)")
+    if actions.dtype.kind not in "fiu":
+        raise UserError(f"{path} holds {actions.dtype}: actions have to be numbers, save them as float32")
+    return NpyRows(path, dtype=np.float32)
+
+
+def _structured_observations(path: Path, cache_dir: Path | None, lengths: np.ndarray) -> NpyRows:
+    """observations.npy, or the converted copy of a pickled one."""
+    header = read_npy_header(path)
+    if not header.is_pickled:
+        observations = open_records(path)
+        check_total(lengths, len(observations), path)
+        return observations
+    copy = converted_copy(path, cache_dir, partial(PickledObservations, path, lengths))
+    steps = len(open_array(copy / OBSERVATIONS))
+    check_total(lengths, steps, path)  # the lengths may have changed since it was made
+    return NpyRows(copy / OBSERVATIONS)
+
+
+def open_records(path: Path) -> NpyRows:
+    """(N,) observations in a file without Python objects.
+
+    Raises:
+        UserError: if the file is damaged, or has another shape.
+    """
+    observations = open_array(path)
+    if observations.ndim != 1:
+        raise UserError(
+            f"Invalid observation format: {path} has shape {observations.shape}; "
+            "save a structured array (steps,), an array of dictionaries or a dictionary of arrays"
+        )
+    return NpyRows(path)
+
+
+def read_metadata(path: Path, action_dim: int | None) -> dict[str, Any]:
+    """What `Episodes` takes of metadata.json.
+
+    Args:
+        action_dim: what the number of joint names is compared with; None: nothing.
+
+    Raises:
+        UserError: if it is no JSON or says what cannot be.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no readable JSON ({in_words(error)}): mend or remove it") from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path} has to hold one JSON object, such as {{"fps": 50}}: mend or remove it')
+    fps, joints, task = (content.pop(name, None) for name in ("fps", "joint_names", "task"))
+    if fps is not None and (type(fps) not in (int, float) or not 0 < fps < 1e6):
+        raise UserError(f"{path}: fps is {fps!r}, it has to be a number above 0")
+    if joints is not None:
+        if not isinstance(joints, list) or not all(isinstance(joint, str) for joint in joints):
+            raise UserError(f"{path}: joint_names has to be a list of names")
+        if action_dim is not None and len(joints) != action_dim:
+            raise UserError(f"{path}: joint_names has {len(joints)} names, an action has {action_dim} values")
+        joints = tuple(joints)
+    if task is not None and not isinstance(task, str):
+        raise UserError(f"{path}: task is {task!r}, it has to be text")
+    return {
+        "fps": None if fps is None else float(fps),
+        "joint_names": joints,
+        "task": task,
+        "metadata": content,
+    }

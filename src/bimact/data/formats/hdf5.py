@@ -1,0 +1,346 @@
+"""Reads HDF5 files so that a damaged or hostile one ends in a sentence.
+
+Followed are hard links alone: soft and external links, virtual datasets and external storage may lead to any file. No
+dataset is read before its size was compared with what the file really stores.
+
+Source: the HDF5 file format specification, version 3.0 (https://support.hdfgroup.org/documentation/hdf5/latest).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+
+from bimact.data.formats.hdf5_heap import FileWithSoundHeaps
+from bimact.data.formats.inside import real_file
+from bimact.errors import UserError
+
+SUFFIXES = (".hdf5", ".h5")
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_DAMAGE = (  # what h5py raises on damaged files
+    OSError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    BufferError,
+    MemoryError,
+    SystemError,
+)
+_LARGEST_PART = 1 << 30  # bytes of a row, or of a chunk
+_LARGEST_ATTRIBUTE = 4 << 20  # bytes
+_UNSUSPICIOUS = 64 << 20  # bytes that may be read whatever the file says
+_BEST_RATIO = 1100  # of deflate, for data that is all the same, with some room
+_BLOCK = 64 << 20  # bytes of rows that are read at once
+_LONGEST_TEXT = 200  # characters of a library's error
+
+Value: TypeAlias = "str | int | float | bool"
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading.
+
+    Raises:
+        UserError: naming the file, if HDF5 cannot open it, or has an error inside the block.
+    """
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            yield file
+    except _DAMAGE as error:
+        raise UserError(f"cannot read {path}: {_cause(path, error)}") from None
+
+
+def _cause(path: Path, error: BaseException) -> str:
+    try:
+        if path.stat().st_size == 0:
+            return "it is empty; copy or record it again"
+        path.open("rb").close()
+    except OSError as reason:
+        return reason.strerror or str(reason)
+    if "lock file" in str(error) or "already open" in str(error):
+        return "another program is writing it; wait until it has finished"
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is, so it is damaged; copy or record it again"
+    said = printable(str(error))[:_LONGEST_TEXT] or type(error).__name__
+    return f"it is damaged or cut off ({said}); copy or record it again"
+
+
+def has_signature(path: Path) -> bool:
+    """Whether a file begins as HDF5 files do, damaged or not."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SIGNATURE)) == _SIGNATURE
+    except OSError:
+        return False
+
+
+def hdf5_files(folder: Path) -> list[str]:
+    """The names of a folder's HDF5 files, 2 before 10.
+
+    Raises:
+        UserError: if the folder cannot be read.
+    """
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    return natural_order(name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+
+
+def file_inside(dataset: Path, name: str) -> Path:
+    """The file of a dataset; "." is the dataset itself.
+
+    Raises:
+        UserError: if it is not there, or is a link that leaves the dataset.
+    """
+    if name == ".":
+        return dataset
+    if real_file(dataset, name) is None:
+        raise UserError(f"{dataset / name} is not there any more")
+    return dataset / name
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Names sorted so that numbers in them count: demo_2 before demo_10."""
+
+    def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+        parts = re.findall(r"\d+|\D+", name)
+        # Not int(): there is no limit to a name's digits, but to those of int().
+        return [
+            (0, len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (1, 0, part) for part in parts
+        ], name
+
+    return sorted(names, key=key)
+
+
+def printable(text: str) -> str:
+    """Text in one line, without what a terminal takes for commands."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+# What a file holds ----------------------------------------------------------------------------------
+
+
+def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
+    """What stands at a path inside a group; None: nothing.
+
+    Raises:
+        UserError: if the path leads through a soft or external link.
+    """
+    here: Any = group
+    for part in path.split("/"):
+        if not isinstance(here, h5py.Group) or not here.id.links.exists(part.encode()):
+            return None
+        if is_link(here, part):
+            raise UserError(
+                f"{name_of(here)}/{part} in {group.file.filename} is a link, and links are not followed, since they "
+                "can lead to any file: store the data itself there"
+            )
+        here = here[part]
+    return here if isinstance(here, h5py.Group | h5py.Dataset) else None
+
+
+def find_dataset(group: h5py.Group, *paths: str) -> h5py.Dataset | None:
+    """The first dataset among some paths; None: at none of them is one."""
+    return next((item for path in paths if isinstance(item := find(group, path), h5py.Dataset)), None)
+
+
+def dataset_at(group: h5py.Group, *paths: str) -> h5py.Dataset:
+    """The first dataset among some paths.
+
+    Raises:
+        UserError: if at none of them is one.
+    """
+    found = find_dataset(group, *paths)
+    if found is None:
+        raise UserError(f"{group.file.filename} has no {name_of(group)}/{paths[-1]} any more: copy it again")
+    return found
+
+
+def find_group(group: h5py.Group, path: str) -> h5py.Group | None:
+    item = find(group, path)
+    return item if isinstance(item, h5py.Group) else None
+
+
+def members(group: h5py.Group | None) -> list[str]:
+    """The names in a group, sorted; without those that cannot be shown or used for a file."""
+    names = [] if group is None else [name for name in group if isinstance(name, str)]  # bytes: not UTF-8
+    return sorted(name for name in names if name.isprintable() and not name.startswith("."))
+
+
+def is_link(group: h5py.Group, name: str) -> bool:
+    """Whether a name stands for a path, in this file or another one."""
+    kind: int = group.id.links.get_info(name.encode()).type
+    return kind != h5py.h5l.TYPE_HARD
+
+
+def name_of(item: h5py.Group | h5py.Dataset) -> str:
+    """Its path in the file."""
+    return printable(str(item.name or "").rstrip("/"))
+
+
+def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Value | None:
+    """One text or number; None: there is none, or something else."""
+    if not h5py.h5a.exists(item.id, name.encode()):
+        return None
+    opened = h5py.h5a.open(item.id, name.encode())
+    is_plain = opened.get_type().get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)
+    is_one = opened.get_space().get_simple_extent_npoints() == 1
+    if not is_plain or not is_one or opened.get_storage_size() > _LARGEST_ATTRIBUTE:
+        return None
+    with _sound_heaps(item) as same:
+        value = np.asarray(same.attrs[name]).reshape(-1)[0]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        return printable(value)
+    return value if isinstance(value, int | float) else None
+
+
+@contextmanager
+def _sound_heaps(item: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Dataset]:
+    """The same object, where damage to the texts of any length is an error instead of a loop without an end."""
+    with FileWithSoundHeaps(item.file.filename) as content, h5py.File(content, "r") as file:
+        path = str(item.name).strip("/")
+        same = find(file, path) if path else file
+        if same is None:
+            raise UserError(f"{item.file.filename} has changed while it was read: try again")
+        yield same
+
+
+def read_texts(dataset: h5py.Dataset) -> list[str]:
+    """The texts (N,) of a dataset, each in one line; none if it holds something else.
+
+    Raises:
+        UserError: if it may not be read.
+    """
+    if dataset.ndim != 1 or h5py.check_string_dtype(dataset.dtype) is None:
+        return []
+    check(dataset)
+    with _sound_heaps(dataset) as same:
+        return [printable(text) for text in same.asstr(errors="replace")[()]]
+
+
+def text_of(item: h5py.Group | h5py.Dataset, *names: str) -> str | None:
+    """The first attribute that is text and not empty."""
+    values = (attribute(item, name) for name in names)
+    return next((value for value in values if isinstance(value, str) and value), None)
+
+
+def rate_of(value: object) -> float | None:
+    """A number of steps a second; None: it is none."""
+    is_rate = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
+    return float(value) if is_rate else None  # type: ignore[arg-type]
+
+
+def json_of(item: h5py.Group | h5py.Dataset, name: str) -> dict[str, Any]:
+    """The object in an attribute; empty if it is anything else."""
+    try:
+        content = json.loads(text_of(item, name) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# Datasets -------------------------------------------------------------------------------------------
+
+
+def fault_of(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> str | None:
+    """Why a dataset is not read, as the end of a sentence; None: it may be read.
+
+    Args:
+        may_be_sparse: parts that were never written are zeros, as in the padding of JPEG files.
+    """
+    settings = dataset.id.get_create_plist()
+    if dataset.is_virtual or settings.get_external_count():
+        return "keeps its data in other files: store it in this one"
+    if dataset.shape is None or not dataset.shape:
+        return "holds no rows"
+    for number in range(settings.get_nfilters()):
+        code, _, _, name = settings.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            said = printable(name.decode(errors="replace")) or "of no name"
+            return (
+                f"needs the HDF5 filter {code} ({said}), which is not there: install hdf5plugin and set "
+                "HDF5_PLUGIN_PATH to its PLUGIN_PATH, or write the data without that filter"
+            )
+    return _fault_of_sizes(dataset, may_be_sparse)
+
+
+def _fault_of_sizes(dataset: h5py.Dataset, may_be_sparse: bool) -> str | None:
+    size = math.prod(dataset.shape) * dataset.dtype.itemsize
+    stored, end = dataset.id.get_storage_size(), dataset.file.id.get_filesize()
+    offset = dataset.id.get_offset()  # None for chunks, for data in the header, and for what was never written
+    if stored > end or (offset is not None and offset + size > end):
+        return f"claims {size} bytes, which reach beyond the file's end: copy or record it again"
+    if dataset.chunks is None:
+        return "was never written, though the file announces it: record it again" if stored < size else None
+    whole = math.prod(-(-rows // chunk) for rows, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    if dataset.id.get_num_chunks() < whole and not may_be_sparse:
+        return (
+            f"lacks {whole - dataset.id.get_num_chunks()} of {whole} parts, which were never written: record it again"
+        )
+    chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    is_absurd = max(size, chunk) > max(_UNSUSPICIOUS, _BEST_RATIO * stored)
+    if is_absurd or max(chunk, size // max(1, dataset.shape[0])) > _LARGEST_PART:
+        return f"claims {size} bytes in parts of {chunk}, of which the file stores {stored}: it is damaged"
+    return None
+
+
+def check(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> None:
+    """See that a dataset may be read.
+
+    Raises:
+        UserError: naming file and dataset.
+    """
+    fault = fault_of(dataset, may_be_sparse=may_be_sparse)
+    if fault is not None:
+        raise UserError(f"{name_of(dataset)} in {dataset.file.filename} {fault}")
+
+
+def is_numeric(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "biuf" and dtype.itemsize <= 8
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """A type in this machine's byte order; an enumeration's numbers."""
+    return np.dtype(dtype.newbyteorder("=").str)
+
+
+def read_vectors(dataset: h5py.Dataset) -> np.ndarray:
+    """(T, D) numbers of a dataset (T, D) or (T,).
+
+    Raises:
+        UserError: if it may not be read.
+    """
+    check(dataset)
+    values = np.asarray(dataset[()]).reshape(len(dataset), -1)
+    return np.ascontiguousarray(values, native(dataset.dtype))
+
+
+def read_rows(dataset: h5py.Dataset, steps: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(step, its row) for each of some ascending steps; a repeated step gives the same row again.
+
+    Rows that are compressed together are read together, so that they are unpacked once.
+    """
+    together = 1 if dataset.chunks is None else dataset.chunks[0]
+    row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+    at_once = max(1, min(together, _BLOCK // max(1, row_bytes)))
+    for _, group in groupby(steps, key=lambda step: step // at_once):
+        wanted = list(group)
+        block = dataset[wanted[0] : wanted[-1] + 1]
+        for step in wanted:
+            yield step, block[step - wanted[0]]

@@ -1,0 +1,358 @@
+"""The folder `meta` of a LeRobotDataset: what it holds, which episodes, in which files.
+
+Versions 2.0 and 2.1 have one data file and one video for each episode, listed in `episodes.jsonl`; in version 3 a
+file holds many episodes, listed in the Parquet files of `meta/episodes`. Source: LeRobot 0.4.4, `datasets/utils.py`,
+`datasets/lerobot_dataset.py` and `datasets/v30/convert_dataset_v21_to_v30.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any
+
+from bimact.data.formats.lerobot_columns import column_names, read_table
+from bimact.data.formats.lerobot_paths import existing, fill_in, find
+from bimact.errors import UserError
+
+INFO = "meta/info.json"
+_TASKS_V2, _TASKS_V3 = "meta/tasks.jsonl", "meta/tasks.parquet"
+_EPISODES_V2, _EPISODES_V3 = "meta/episodes.jsonl", "meta/episodes"
+_CHUNK = "chunk-{episode_chunk:03d}"
+_DEFAULT_PATHS = {
+    2: (
+        f"data/{_CHUNK}/episode_{{episode_index:06d}}.parquet",
+        f"videos/{_CHUNK}/{{video_key}}/episode_{{episode_index:06d}}.mp4",
+    ),
+    3: (
+        "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+    ),
+}
+_MAX_JSON = 1 << 28  # bytes
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One of the things that each step has.
+
+    Attributes:
+        dtype: "video", "image", "string" or a type of numbers.
+        names: of its dimensions, if the file gives any.
+        is_depth: it is no colour camera.
+    """
+
+    dtype: str
+    names: tuple[str, ...] | None
+    is_depth: bool
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `info.json` says.
+
+    Attributes:
+        root: the dataset's folder.
+        version: such as "v2.1".
+    """
+
+    root: Path
+    version: str
+    fps: float
+    features: Mapping[str, Feature]
+    data_path: str
+    video_path: str
+    chunks_size: int
+    robot_type: str | None
+
+    @property
+    def is_v3(self) -> bool:
+        return self.version.startswith("v3")
+
+    @property
+    def video_keys(self) -> list[str]:
+        """Features that are colour videos."""
+        return [key for key, feature in self.features.items() if feature.dtype == "video" and not feature.is_depth]
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """Where an episode's video is: a file, relative to the dataset, and at which second of it the episode begins."""
+
+    file: str
+    start: float
+
+
+@dataclass(frozen=True)
+class ListedEpisode:
+    """An episode as `meta` lists it.
+
+    Attributes:
+        index: its number.
+        length: steps.
+        tasks: texts of what was to be done; none: they are to be found by the steps' task_index.
+        data_file: relative to the dataset.
+        first_index: number of its first step in the whole dataset, if listed.
+        videos: by feature.
+        fault: why it cannot be used, if so.
+    """
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    data_file: str
+    first_index: int | None
+    videos: Mapping[str, VideoPart]
+    fault: str | None = None
+
+
+def read_info(root: Path) -> Info:
+    """Read `meta/info.json`.
+
+    Raises:
+        UserError: naming the key, if it is damaged or says what cannot be.
+    """
+    path = root / INFO
+    content = _Record(_parsed(_read_text(root, INFO), str(path)), path)
+    version = _version(content, root)
+    data_path, video_path = _DEFAULT_PATHS[3 if version.startswith("v3") else 2]
+    features = content.values.get("features")
+    if not isinstance(features, dict):
+        raise UserError(
+            f"{path}: features is {shortened(features)}, it has to be an object with the columns and cameras"
+        )
+    return Info(
+        root=root,
+        version=version,
+        fps=content.number("fps"),
+        features={key: _feature(_Record(value, path, f"features.{key}.")) for key, value in features.items()},
+        data_path=content.text("data_path") or data_path,
+        video_path=content.text("video_path") or video_path,
+        chunks_size=content.integer("chunks_size", 1000, least=1),
+        robot_type=content.text("robot_type"),
+    )
+
+
+def read_tasks(info: Info) -> dict[int, str]:
+    """The text of each task by its number; nothing if the dataset has no list of them.
+
+    Raises:
+        UserError: if the list is damaged.
+    """
+    file = _tasks_file(info)
+    if file is None:
+        return {}
+    if file == _TASKS_V2:
+        records = list(_read_json_lines(info.root, file))
+        return {record.integer("task_index"): record.text("task") or "" for record in records}
+    path = existing(info.root, file)
+    # Pandas' index: LeRobot leaves it without a name.
+    names = [name for name in column_names(path) if name != "task_index"]
+    text = "task" if "task" in names else next(iter(names), "task")
+    records = [_Record(row, path) for row in read_table(path, ["task_index", text])]
+    return {record.integer("task_index"): record.text(text) or "" for record in records}
+
+
+def read_episodes(info: Info) -> Iterator[ListedEpisode]:
+    """All episodes that `meta` lists, in their files' order.
+
+    Raises:
+        UserError: if the lists are damaged.
+    """
+    for record in _episode_records(info):
+        yield _episode_v3(info, record) if info.is_v3 else _episode_v2(info, record)
+
+
+def meta_files(info: Info) -> list[str]:
+    """Files that the above is read from, relative to the dataset."""
+    tasks = _tasks_file(info)
+    return [INFO, *([] if tasks is None else [tasks]), *_episodes_files(info)]
+
+
+# Episodes ------------------------------------------------------------------------------------------
+
+
+def _episodes_files(info: Info) -> list[str]:
+    if not info.is_v3:
+        return [_EPISODES_V2]
+    found = sorted((info.root / _EPISODES_V3).glob("*/*.parquet"))
+    return [path.relative_to(info.root).as_posix() for path in found]
+
+
+def _episode_records(info: Info) -> Iterator[_Record]:
+    files = _episodes_files(info)
+    if not files:
+        raise UserError(f"{info.root / _EPISODES_V3}, which lists the episodes, is empty or missing: copy it again")
+    for file in files:
+        if not info.is_v3:
+            yield from _read_json_lines(info.root, file)
+            continue
+        path = existing(info.root, file)
+        keys = [key for key in column_names(path) if not key.startswith("stats/")]
+        for row in read_table(path, keys):
+            yield _Record(row, path)
+
+
+def _episode_v2(info: Info, record: _Record) -> ListedEpisode:
+    index = record.integer("episode_index")
+    places = {"episode_chunk": index // info.chunks_size, "episode_index": index}
+    where = f"{info.root / INFO}: "
+    return ListedEpisode(
+        index=index,
+        length=record.integer("length"),
+        tasks=record.texts("tasks"),
+        data_file=fill_in(info.data_path, places, where + "data_path"),
+        first_index=None,
+        videos={
+            key: VideoPart(fill_in(info.video_path, {**places, "video_key": key}, where + "video_path"), 0.0)
+            for key in info.video_keys
+        },
+    )
+
+
+def _episode_v3(info: Info, record: _Record) -> ListedEpisode:
+    where = f"{info.root / INFO}: "
+    places = {"chunk_index": record.integer("data/chunk_index"), "file_index": record.integer("data/file_index")}
+    videos = {}
+    fault = None
+    for key in info.video_keys:
+        prefix = f"videos/{key}/"
+        if any(record.values.get(prefix + name) is None for name in ("chunk_index", "file_index", "from_timestamp")):
+            fault = f"{_EPISODES_V3} does not tell its video of {key}"
+            continue
+        video = {name: record.integer(prefix + name) for name in ("chunk_index", "file_index")}
+        file = fill_in(info.video_path, {**video, "video_key": key}, where + "video_path")
+        videos[key] = VideoPart(file, record.number(prefix + "from_timestamp", least=0.0))
+    has_first = record.values.get("dataset_from_index") is not None
+    return ListedEpisode(
+        index=record.integer("episode_index"),
+        length=record.integer("length"),
+        tasks=record.texts("tasks"),
+        data_file=fill_in(info.data_path, places, where + "data_path"),
+        first_index=record.integer("dataset_from_index") if has_first else None,
+        videos=videos,
+        fault=fault,
+    )
+
+
+# info.json -----------------------------------------------------------------------------------------
+
+
+def _version(content: _Record, root: Path) -> str:
+    version = content.text("codebase_version")
+    if version is None:
+        return "v3.0" if (root / _EPISODES_V3).is_dir() else "v2.1"
+    if not re.fullmatch(r"v[23]\.\d{1,3}", version):
+        raise UserError(
+            f"{root / INFO}: codebase_version is {shortened(version)}; bimact reads LeRobotDataset v2.0, v2.1 and v3.0"
+        )
+    return version
+
+
+def _feature(record: _Record) -> Feature:
+    details = [record.values.get(name) for name in ("info", "video_info", "image_info")]
+    flags = [
+        part.get(f"{prefix}is_depth_map")
+        for part in (*details, record.values)
+        if isinstance(part, dict)
+        for prefix in ("", "video.", "image.")
+    ]
+    return Feature(
+        dtype=record.text("dtype") or "",
+        names=_names(record.values.get("names")),
+        is_depth=any(flag is True for flag in flags),
+    )
+
+
+def _names(names: Any) -> tuple[str, ...] | None:
+    """Names in a list, in a list of lists or in an object such as {"motors": [...]}, in their order."""
+    if isinstance(names, dict):
+        names = list(names.values())
+    if not isinstance(names, list):
+        return None
+    if any(isinstance(part, list) for part in names):
+        names = [name for part in names for name in (part if isinstance(part, list) else [part])]
+    return tuple(names) if names and all(isinstance(name, str) for name in names) else None
+
+
+def _tasks_file(info: Info) -> str | None:
+    """LeRobot's documentation of v3 names the list of v2, so look for both."""
+    names = (_TASKS_V3, _TASKS_V2) if info.is_v3 else (_TASKS_V2, _TASKS_V3)
+    return next((name for name in names if find(info.root, name) is not None), None)
+
+
+# JSON ----------------------------------------------------------------------------------------------
+
+
+class _Record:
+    """An object of a file, and what messages call the file and the object's keys."""
+
+    def __init__(self, values: Any, path: Path, prefix: str = "") -> None:
+        if not isinstance(values, dict):
+            raise UserError(
+                f"{path}: {prefix.rstrip('.') or 'its content'} is {shortened(values)}, it has to be an object"
+            )
+        self.values: Mapping[str, Any] = values
+        self._path = path
+        self._prefix = prefix
+
+    def integer(self, key: str, default: int | None = None, least: int = 0) -> int:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if isinstance(value, float) and value.is_integer():  # a table in which some rows lack it
+            value = int(value)
+        if type(value) is not int or not least <= value < 1 << 53:
+            raise self._error(key, f"a whole number, at least {least}")
+        return value
+
+    def number(self, key: str, least: float = 1e-6) -> float:
+        value: Any = self.values.get(key)
+        if type(value) not in (int, float) or not least <= value < 1e6:
+            raise self._error(key, "a number above 0" if least > 0 else f"a number from {least:g} on")
+        return float(value)
+
+    def text(self, key: str) -> str | None:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self._error(key, "text")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts without repetitions; one text is a list of it."""
+        value = self.values.get(key)
+        value = [value] if isinstance(value, str) else value or []
+        if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
+            raise self._error(key, "a list of texts")
+        return tuple(dict.fromkeys(value))
+
+    def _error(self, key: str, wanted: str) -> UserError:
+        found = shortened(self.values.get(key))
+        return UserError(f"{self._path}: {self._prefix}{key} is {found}, it has to be {wanted}")
+
+
+def _read_json_lines(root: Path, file: str) -> Iterator[_Record]:
+    path = root / file
+    for number, line in enumerate(_read_text(root, file).split("\n"), start=1):
+        if line.strip():
+            yield _Record(_parsed(line, f"{path}, line {number},"), path, f"line {number}: ")
+
+
+def _read_text(root: Path, file: str) -> str:
+    path = existing(root, file)
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, which is far too much: it is damaged")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy or record it again") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is no readable JSON ({error}): copy or record it again") from None

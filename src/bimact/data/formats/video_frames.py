@@ -1,0 +1,182 @@
+"""Frames of a video file at given times, decoded once from front to back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Interpolation
+
+from bimact.errors import UserError
+
+# Both hold the time of each frame; and neither can name other files to read, as playlists can.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
+_MAX_PIXELS = 1 << 25  # of a frame: far above any camera's, far below what fills the memory
+_EXACT = 1e-3  # seconds: a frame so near to the wanted time needs no comparison with the next one
+_LONGEST = 1e6  # seconds of a video
+_FEWEST_GROUPS = 2  # groups of pictures that are worth a jump over them
+# Matrices by their number in ISO/IEC 23091-2 → swscale's number, which older PyAV does not name:
+# BT.709, FCC, SMPTE 240M, BT.2020 (both kinds). All others are taken for BT.601, and so is "unspecified".
+_MATRICES = {1: 1, 4: 4, 7: 7, 9: 9, 10: 9}
+_BT601 = 5
+
+
+def frames_at(
+    path: Path, times: Sequence[float], *, fps: float, describe: Callable[[int], str]
+) -> Iterator[np.ndarray]:
+    """The frames that are nearest to some times.
+
+    A video that ends before a wanted time has no frame for it, even if only its last frame is missing: nothing is
+    repeated in its stead.
+
+    Args:
+        path: an MP4 or Matroska file.
+        times: seconds since the file's first frame, ascending; a time may occur several times.
+        fps: a frame may be half of 1 / fps away from the time that it is wanted for.
+        describe: number of a time → what messages call it, such as "episode 3, step 170".
+
+    Yields:
+        (H, W, 3) uint8 RGB for each time; the same array again if it is the same frame.
+
+    Raises:
+        UserError: if the file cannot be decoded or has no frame near one of the times.
+    """
+    with _libav_errors(path, "opened"), _open(path) as container:
+        playback = _Playback(container)
+        shown: _TimedFrame | None = None
+        image = np.empty(0, np.uint8)
+        for number, time in enumerate(times):
+            with _libav_errors(path, f"decoded at {time:.2f} s ({describe(number)})"):
+                found = playback.nearest(time)
+                if found is None or not abs(found.time - time) <= 0.5 / fps + _EXACT:
+                    raise UserError(
+                        f"{path} has no frame at {time:.2f} s ({describe(number)}): "
+                        "leave the episode out or record it again"
+                    )
+                if found is not shown:
+                    shown, image = found, _to_rgb(found.frame)
+            yield image
+
+
+def frame_size(path: Path) -> tuple[int, int]:
+    """Height and width of a video file's first frame in pixels.
+
+    Raises:
+        UserError: if it cannot be decoded.
+    """
+    with _libav_errors(path, "decoded"), _open(path) as container:
+        for frame in container.decode(container.streams.video[0]):
+            return frame.height, frame.width
+    raise UserError(f"{path} holds no frame: leave its episode out or record it again")
+
+
+class _TimedFrame(NamedTuple):
+    time: float  # seconds since the file's first frame
+    frame: VideoFrame
+
+
+class _Playback:
+    """Plays a file forward, and jumps over frames if none of them is wanted."""
+
+    def __init__(self, container: InputContainer) -> None:
+        self._container = container
+        self._stream = container.streams.video[0]
+        self._unit = float(self._stream.time_base or 1)  # seconds
+        self._origin = (self._stream.start_time or 0) * self._unit
+        self._frames = self._decoded()
+        self._present: _TimedFrame | None = None
+        self._next: _TimedFrame | None = None
+        self._last_key_time: float | None = None
+        self._group_duration = 0.0  # the longest time between key frames so far, once there is one
+
+    def nearest(self, time: float) -> _TimedFrame | None:
+        """The frame nearest to a time that is not before those asked for before; None: there are no frames."""
+        if not abs(time) < _LONGEST:
+            return None
+        if self._present is None or 0 < _FEWEST_GROUPS * self._group_duration < time - self._present.time:
+            self._jump_to(time)
+        while self._present is not None and abs(self._present.time - time) > _EXACT:
+            if self._next is None:
+                self._next = next(self._frames, None)
+            if self._next is None or abs(self._next.time - time) > abs(self._present.time - time):
+                break
+            self._present, self._next = self._next, None
+        return self._present
+
+    def _jump_to(self, time: float) -> None:
+        """Go to the last key frame before a time.
+
+        Where frames are reordered some containers go to one that is shown later; so try again further back.
+        """
+        back = 0.0
+        while True:
+            target = max(0.0, time - back)
+            offset = round((self._origin + target) / self._unit)
+            self._container.seek(offset, stream=self._stream, backward=True)
+            self._frames = self._decoded()
+            self._last_key_time = self._next = None
+            self._present = next(self._frames, None)
+            if target == 0 or (self._present is not None and self._present.time <= time + _EXACT):
+                return
+            back = max(1.0, 2 * back)
+
+    def _decoded(self) -> Iterator[_TimedFrame]:
+        for frame in self._container.decode(self._stream):
+            if frame.pts is None:  # belongs nowhere
+                continue
+            time = frame.pts * self._unit - self._origin
+            if frame.key_frame:
+                if self._last_key_time is not None:
+                    self._group_duration = max(self._group_duration, time - self._last_key_time)
+                self._last_key_time = time
+            yield _TimedFrame(time, frame)
+
+
+def _open(path: Path) -> InputContainer:
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        container = av.open(str(path), options=options, metadata_errors="replace")
+    except (av.error.ArgumentError, av.error.InvalidDataError):
+        raise UserError(
+            f"{path} cannot be opened: it is no MP4 or Matroska video or is cut off; copy or record it again"
+        ) from None
+    context = container.streams.video[0].codec_context if container.streams.video else None
+    if context is None:
+        container.close()
+        raise UserError(f"{path} holds no video that libav decodes: leave its episode out or record it again")
+    context.thread_count = 1  # episodes are decoded in parallel by processes
+    context.options = {"max_pixels": str(_MAX_PIXELS)}
+    return container
+
+
+@contextmanager
+def _libav_errors(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (av.error.FFmpegError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "it asks for too much memory"
+        raise UserError(f"{path} cannot be {what}: {reason}; copy or record it again") from None
+
+
+def _to_rgb(frame: VideoFrame) -> np.ndarray:
+    """(H, W, 3) uint8.
+
+    The colour matrix and range are named, since older PyAV, such as 15, takes all video for BT.601 of limited range.
+    """
+    if frame.format.is_rgb:
+        return frame.to_ndarray(format="rgb24")
+    is_full_range = int(frame.color_range) == ColorRange.JPEG
+    return frame.reformat(
+        format="rgb24",
+        src_colorspace=_MATRICES.get(int(frame.colorspace), _BT601),
+        dst_colorspace=_BT601,
+        src_color_range=ColorRange.JPEG if is_full_range else ColorRange.MPEG,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=Interpolation.BICUBIC,
+    ).to_ndarray()

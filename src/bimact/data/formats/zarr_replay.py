@@ -1,0 +1,301 @@
+"""Replay buffers of diffusion_policy: a zarr hierarchy of version 2 or 3, as a folder or as a .zip file.
+
+`data/` holds arrays whose first axis is all steps of all episodes, `meta/episode_ends` (E,) the row after each
+episode's last step. What an array is, its shape and its name tell:
+
+- cameras: (N, H, W, 3) or (N, 3, H, W), uint8, or floats up to 255 or up to 1;
+- columns: (N,) and (N, D) numbers;
+- the action: `action`, or `actions`. UMI's buffers have neither: there the user chooses;
+- the state: the first there is of `state`, `robot_state`, `agent_pos`, `qpos`, `robot_eef_pose` (diffusion_policy's
+  real robots) and `robot_joint`; else all of `robot<i>_eef_pos`, `robot<i>_eef_rot_axis_angle`,
+  `robot<i>_gripper_width` and the like (UMI, robomimic), robot by robot; else all columns but actions, times and what
+  is told of the task (`reward`, `stage`, ...).
+
+Source: diffusion_policy/common/replay_buffer.py in https://github.com/real-stanford/diffusion_policy, and the buffers
+of https://github.com/real-stanford/universal_manipulation_interface.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bimact.data.formats.zarr_arrays import ZarrArray
+from bimact.data.formats.zarr_files import ZarrFiles, open_files
+from bimact.data.source import Camera, Column, Format, Source, SourceEpisode
+from bimact.errors import UserError
+
+_ENDS, _TIMES = "meta/episode_ends", "timestamp"
+_SUFFIXES = (".zarr", ".zarr.zip")
+_SIDES = range(8, 8193)  # pixels of an image; (N, 2, 3, 3) are rotations
+_LARGEST_VECTOR = 100_000
+_MOST_EPISODES, _MOST_STEPS = 10**6, 10**9
+_ROWS_FOR_FPS = 1000
+_IMAGES_FOR_SCALE = 8
+_ACTIONS = ("action", "actions")
+_STATES = ("state", "robot_state", "agent_pos", "qpos", "robot_eef_pose", "robot_joint")
+_STATE_PARTS = re.compile(
+    r"robot\d+_(eef_pos|eef_rot_axis_angle|eef_quat|eef_pose|joint|joint_pos|qpos|gripper_width|gripper_qpos)"
+)
+_NO_STATE = re.compile(r"action|timestamp|reward|done|terminal|stage|success|episode|frame|step|index|task")
+_FPS_ATTRIBUTES = ("fps", "frequency", "control_frequency", "control_freq", "hz")
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What messages call the rows of a buffer."""
+
+    starts: tuple[int, ...]  # (E,) ascending: each episode's first row
+    names: tuple[str, ...]
+
+    def __call__(self, row: int) -> str:
+        episode = max(0, bisect_right(self.starts, row) - 1)
+        return f"{self.names[episode]}, step {row - self.starts[episode]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZarrReplay(Source):
+    """A replay buffer.
+
+    Attributes:
+        arrays: those of `data` that are cameras or columns.
+        places: where each episode is in them.
+        scales: camera → what its numbers are multiplied by, so that white is 255.
+    """
+
+    arrays: Mapping[str, ZarrArray]
+    places: _Places
+    scales: Mapping[str, float]
+
+    def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        start, length = self.places.starts[episode], self.episodes[episode].length
+        return {key: self.arrays[key].read(start, start + length, self.places).reshape(length, -1) for key in keys}
+
+    def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
+        array = self.arrays[camera]
+        rows = [self.places.starts[episode] + step for step in steps]
+        for _, group in itertools.groupby(rows, lambda row: row // array.rows_at_once):
+            wanted = list(group)
+            block = array.read(wanted[0], wanted[-1] + 1, self.places)
+            for row in wanted:
+                where = f"{array.files.where(array.name)} ({self.places(row)})"
+                yield _as_image(block[row - wanted[0]], self.scales[camera], where)
+
+    def read_timestamps(self, episode: int) -> np.ndarray | None:
+        if _TIMES not in self.columns or self.columns[_TIMES].size != 1:
+            return None
+        return self.read_columns(episode, [_TIMES])[_TIMES][:, 0].astype(np.float64)
+
+
+def is_zarr_replay(path: Path) -> bool:
+    """Whether a path is a zarr folder, a .zarr.zip file, or a folder that holds some of them."""
+    if path.is_file():
+        return path.name.endswith(".zarr.zip")
+    return path.name.endswith(".zarr") or _is_buffer(path) or bool(_buffers_in(path))
+
+
+def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
+    """Open a replay buffer. Its files are read as they are.
+
+    Args:
+        path: its folder or .zip file, or a folder that holds just one.
+
+    Raises:
+        UserError: if it is damaged, or holds what cannot be read without risk.
+    """
+    path = path.absolute()
+    buffer = _buffer_of(path)
+    files = open_files(buffer)
+    names = files.names()
+    ends = _read_ends(files)
+    arrays, left_out = _arrays(files, names, ends[-1])
+    lengths = [end - start for start, end in zip([0, *ends], ends)]
+    numbers = [number for number, length in enumerate(lengths) if length]
+    episode_names = tuple(f"episode {number}" for number in numbers)
+    places = _Places(tuple(ends[number] - lengths[number] for number in numbers), episode_names)
+    cameras = {key: array for key, array in arrays.items() if _is_camera(array)}
+    columns = {key: array for key, array in arrays.items() if key not in cameras}
+    read_from = _relative(path, buffer, [f"data/{key}" for key in arrays])
+    return ZarrReplay(
+        path=path,
+        format=f"zarr v{next((array.version for array in arrays.values()), 2)} replay buffer",
+        episodes=tuple(
+            SourceEpisode(name, lengths[number], read_from) for name, number in zip(episode_names, numbers, strict=True)
+        ),
+        cameras={key: Camera(*_image_shape(array)[:2]) for key, array in cameras.items()},
+        columns={key: Column(math.prod(array.shape[1:]), dtype=str(array.dtype)) for key, array in columns.items()},
+        state_keys=_state_keys(columns),
+        action_keys=tuple(key for key in _ACTIONS if key in columns)[:1],
+        fps=_fps(files, columns.get(_TIMES), places, ends[-1]),
+        files=_relative(path, buffer, [name for name in names if name.startswith(("data/", "meta/", ".z", "zarr."))]),
+        skipped=tuple(f"episode {number} has no steps" for number, length in enumerate(lengths) if not length),
+        metadata={"arrays_left_out": left_out} if left_out else {},
+        arrays=arrays,
+        places=places,
+        scales={key: _scale(array, places) for key, array in cameras.items()},
+    )
+
+
+FORMAT = Format(name="zarr replay buffer of diffusion_policy", recognizes=is_zarr_replay, open=open_zarr_replay)
+
+
+# Finding it ----------------------------------------------------------------------------------------
+
+
+def _is_buffer(path: Path) -> bool:
+    return any((path / _ENDS / name).is_file() for name in (".zarray", "zarr.json"))
+
+
+def _buffers_in(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.name.endswith(_SUFFIXES))
+
+
+def _buffer_of(path: Path) -> Path:
+    """The buffer that a path names, or the only one in a folder."""
+    if path.is_file() or path.name.endswith(".zarr") or _is_buffer(path):
+        return path
+    buffers = _buffers_in(path)
+    if len(buffers) > 1:
+        raise UserError(f"{path} holds several datasets: give one of them, such as {buffers[0]}")
+    return buffers[0]
+
+
+def _relative(path: Path, buffer: Path, names: list[str]) -> tuple[str, ...]:
+    """Names inside a buffer → names inside the dataset; those of a .zip file are the file itself."""
+    inside = "" if buffer == path else buffer.name
+    if buffer.is_file():
+        return (inside or ".",)
+    return tuple(f"{inside}/{name}" if inside else name for name in names)
+
+
+# Its arrays ----------------------------------------------------------------------------------------
+
+
+def _read_ends(files: ZarrFiles) -> list[int]:
+    """The row after each episode's last step."""
+    array = ZarrArray.open(files, _ENDS)
+    where = files.where(_ENDS)
+    if array is None:
+        raise UserError(f"{where} is missing: without it this is no replay buffer, or a copy that was cut short")
+    if array.dtype is None or array.dtype.kind not in "iu" or len(array.shape) != 1:
+        raise UserError(f"{where} is {_described(array)}: it has to be (episodes,) of int64")
+    if not 0 < array.shape[0] <= _MOST_EPISODES:
+        raise UserError(f"{where} lists {array.shape[0]} episodes: record at least one, or copy the dataset again")
+    ends: list[int] = array.read(0, array.shape[0], lambda row: f"episode {row}").tolist()
+    for episode, (start, end) in enumerate(zip([0, *ends], ends)):
+        if end < start:
+            raise UserError(f"{where} is damaged: episode {episode} ends at row {end} and begins at row {start}")
+    if not 0 < ends[-1] <= _MOST_STEPS:
+        raise UserError(f"{where} tells of {ends[-1]} steps: record some, or copy the dataset again")
+    return ends
+
+
+def _arrays(files: ZarrFiles, names: list[str], steps: int) -> tuple[dict[str, ZarrArray], dict[str, str]]:
+    """The cameras and columns in `data`, and what else there is: key → its shape and type."""
+    arrays, left_out = {}, {}
+    for name in names:
+        parts = name.split("/")
+        if len(parts) != 3 or parts[0] != "data" or parts[2] not in (".zarray", "zarr.json"):
+            continue
+        key = parts[1]
+        array = ZarrArray.open(files, f"data/{key}")
+        if array is None:
+            continue
+        is_useful = key.isprintable() and not key.startswith(".") and (_is_camera(array) or _is_column(array))
+        if not is_useful:
+            left_out[key] = _described(array)
+        elif array.shape[0] < steps:
+            raise UserError(
+                f"{files.where(array.name)} has {array.shape[0]} steps and {_ENDS} tells of {steps}: copy the dataset "
+                "again, or write all arrays from the same recording"
+            )
+        else:
+            arrays[key] = array
+    if not arrays:
+        raise UserError(f"{files.where('data')} holds no arrays of numbers: copy the dataset again")
+    return arrays, left_out
+
+
+def _described(array: ZarrArray) -> str:
+    return f"{array.shape!s:.80} of {array.kind:.40}"
+
+
+def _is_column(array: ZarrArray) -> bool:
+    return array.dtype is not None and len(array.shape) in (1, 2) and 0 < math.prod(array.shape[1:]) <= _LARGEST_VECTOR
+
+
+def _is_camera(array: ZarrArray) -> bool:
+    if array.dtype is None or not (array.dtype == np.uint8 or array.dtype.kind == "f") or len(array.shape) != 4:
+        return False
+    height, width, channels = _image_shape(array)
+    return height in _SIDES and width in _SIDES and channels == 3
+
+
+def _image_shape(array: ZarrArray) -> tuple[int, int, int]:
+    """Height, width and channels of (N, H, W, C) or (N, C, H, W)."""
+    first, second, third = array.shape[1:]
+    return (second, third, first) if first == 3 and third != 3 else (first, second, third)
+
+
+def _state_keys(columns: Mapping[str, ZarrArray]) -> tuple[str, ...]:
+    for key in _STATES:
+        if key in columns:
+            return (key,)
+    parts = tuple(key for key in columns if _STATE_PARTS.fullmatch(key))
+    return parts or tuple(key for key in columns if not _NO_STATE.match(key))
+
+
+def _scale(array: ZarrArray, places: _Places) -> float:
+    """What a camera's numbers are multiplied by, so that white is 255."""
+    if array.dtype == np.uint8:
+        return 1.0
+    brightest = (array.read(start, start + 1, places).max() for start in places.starts[:_IMAGES_FOR_SCALE])
+    return 1.0 if any(value > 1 for value in brightest) else 255.0
+
+
+def _as_image(values: np.ndarray, scale: float, where: str) -> np.ndarray:
+    """(H, W, 3) or (3, H, W) → (H, W, 3) uint8."""
+    if values.shape[0] == 3 and values.shape[2] != 3:
+        values = np.moveaxis(values, 0, -1)
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    with np.errstate(over="ignore"):  # becomes inf, which is no colour
+        colors = np.rint(values.astype(np.float32) * scale)
+    if not ((colors >= 0) & (colors <= 255)).all():
+        raise UserError(f"{where} has values that are no colours: they have to be from 0 to {255 / scale:g}")
+    return np.ascontiguousarray(colors.astype(np.uint8))
+
+
+def _fps(files: ZarrFiles, times: ZarrArray | None, places: _Places, steps: int) -> float | None:
+    """Steps a second, as an attribute says or as the times of steps show."""
+    for folder in ("", "data/", "meta/"):
+        attributes = _attributes(files, folder)
+        for value in (attributes.get(name) for name in _FPS_ATTRIBUTES):
+            if isinstance(value, (int, float)) and 0 < value < 1e6:
+                return float(value)
+    if times is None or math.prod(times.shape[1:]) != 1:
+        return None
+    rows = min(steps, _ROWS_FOR_FPS)
+    try:
+        seconds = times.read(0, rows, places).reshape(-1).astype(np.float64)
+    except UserError:
+        return None  # whoever needs the times is told
+    with np.errstate(all="ignore"):
+        gaps = np.delete(np.diff(seconds), [start - 1 for start in places.starts if 0 < start < rows])
+        middle = float(np.median(gaps)) if len(gaps) else 0.0
+    return round(1 / middle, 2) if 1e-6 < middle < 1e6 else None
+
+
+def _attributes(files: ZarrFiles, folder: str) -> Mapping[str, object]:
+    """What a group says of itself, in v2 and in v3."""
+    attributes = files.read_json(f"{folder}.zattrs")
+    if attributes is None:
+        attributes = (files.read_json(f"{folder}zarr.json") or {}).get("attributes")
+    return attributes if isinstance(attributes, dict) else {}

@@ -1,0 +1,117 @@
+"""Which dataset formats there are; `open_source` and `open_dataset`, which recognise them."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from bimact.data.cached_copy import cached_copy
+from bimact.data.episodes import Episodes
+from bimact.data.remote import local_copy
+from bimact.data.selection import SelectedSource, Selection
+from bimact.data.source import Format, Source
+from bimact.data.workers import run_apart
+from bimact.errors import UserError
+
+# The first that recognises a dataset opens it. Each module is imported when a dataset is opened: what a format needs
+# is of no use to others.
+_MODULES = ("guide_npy", "raw_memmap", "lerobot", "aloha_hdf5", "robomimic_hdf5", "zarr_replay")
+_PATIENCE = 900.0  # seconds for listing a dataset's files: there may be a hundred thousand on a slow disk
+
+
+def known_formats() -> list[Format]:
+    """Those of bimact, then those that other packages' entry points in the group `bimact.formats` name."""
+    return [*(_own(name) for name in _MODULES), *_plugins()]
+
+
+def _own(module: str) -> Format:
+    found: Format = import_module(f"bimact.data.formats.{module}").FORMAT
+    return found
+
+
+def _plugins() -> list[Format]:
+    return [point.load() for point in entry_points(group="bimact.formats")]
+
+
+def open_source(path: str | Path, *, selection: Selection | None = None, cache_dir: str | Path | None = None) -> Source:
+    """Open demonstrations in any format that is known; nothing is decoded or converted yet.
+
+    Args:
+        path: a folder or file; a dataset's name on the Hugging Face hub, such as "lerobot/aloha_sim_insertion_human";
+            or a URL that fsspec knows (s3://, gs://, hf://).
+        selection: the part to use; None: all of it, under the columns' own names.
+        cache_dir: where downloads and converted copies go.
+
+    Raises:
+        UserError: if there is no such dataset, no format recognises it, its content is faulty, or it lacks what is
+            selected.
+    """
+    cache = None if cache_dir is None else Path(cache_dir)
+    local = local_copy(str(path), cache) or Path(path)
+    if not local.exists():
+        raise UserError(_not_found(local))
+    source = _open(local.absolute(), cache)
+    return source if selection is None else selection.applied_to(source)
+
+
+def open_dataset(
+    path: str | Path,
+    *,
+    selection: Selection | None = None,
+    cache_dir: str | Path | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> Episodes:
+    """Open demonstrations for training: as arrays on disk, converted once if their format needs it.
+
+    Args:
+        path: as `open_source` takes it.
+        selection: the part to use.
+        cache_dir: where downloads and converted copies go; None: beside the dataset, or the user's cache folder.
+        image_size: height and width that images are needed in; larger ones are stored in this size. None: as they are.
+
+    Raises:
+        UserError: as `open_source`; or if the copy cannot be made.
+    """
+    source = (selection or Selection()).applied_to(open_source(path, cache_dir=cache_dir))
+    return arrays_of(source, cache_dir, image_size)
+
+
+def arrays_of(
+    source: SelectedSource, cache_dir: str | Path | None, image_size: tuple[int, int] | None = None
+) -> Episodes:
+    """A source as arrays on disk: its own files, or a copy that is made if there is none yet.
+
+    Raises:
+        UserError: if the copy cannot be made.
+    """
+    return source.mapped() or cached_copy(source, None if cache_dir is None else Path(cache_dir), image_size)
+
+
+def _open(path: Path, cache_dir: Path | None) -> Source:
+    for candidate in (_own("guide_npy"), *_plugins()):
+        if candidate.in_process and candidate.recognizes(path):
+            return candidate.open(path, cache_dir)
+    source: Source = run_apart(_open_first, path, cache_dir, what=str(path), timeout=_PATIENCE)
+    return source
+
+
+def _open_first(path: Path, cache_dir: Path | None) -> Source:
+    """In a child: open a dataset by the first format that recognises it."""
+    formats = known_formats()
+    for candidate in formats:
+        if not candidate.in_process and candidate.recognizes(path):
+            return candidate.open(path, cache_dir)
+    names = "; ".join(candidate.name for candidate in formats)
+    raise UserError(f"{path.resolve()} is no dataset in a format that bimact knows ({names})")
+
+
+def _not_found(path: Path) -> str:
+    """The absolute path that was looked at, and names that are near to it."""
+    absolute = path.resolve()
+    parent = absolute.parent
+    siblings = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    close = difflib.get_close_matches(absolute.name, siblings, n=3)
+    hint = f"; near it there is {', '.join(str(parent / name) for name in close)}" if close else ""
+    return f"dataset not found: {absolute}{hint}"

@@ -1,0 +1,148 @@
+"""What a dataset's files hold, before anything is converted: what each format's reader gives.
+
+A `Source` is small and picklable: it lists episodes, cameras and columns, and reads one episode's part at a time. All
+that looks through a dataset (the cached copy for training, `bimact check`, `view`, `convert`) goes through it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bimact.data.episodes import Episodes
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Height and width of a camera's images in the files, in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """A vector that each step has.
+
+    Attributes:
+        size: numbers in it.
+        names: of its dimensions, such as the joints'; None: not told.
+        dtype: in the files.
+    """
+
+    size: int
+    names: tuple[str, ...] | None = None
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class SourceEpisode:
+    """One demonstration.
+
+    Attributes:
+        name: what messages call it, such as "episode_3.hdf5" or "episode 3".
+        length: steps, at least one.
+        files: those that it is read from, relative to the dataset.
+        task: what was to be done, in words; None: not told.
+    """
+
+    name: str
+    length: int
+    files: tuple[str, ...]
+    task: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """A dataset as its files hold it. Quantities are in the robot's own units.
+
+    Attributes:
+        path: the dataset's folder or file, absolute.
+        format: the format's name for people, such as "LeRobotDataset v3.0".
+        episodes: those that can be read, in the dataset's order.
+        cameras: colour cameras, by name; a name holds neither "/" nor a leading ".".
+        columns: vectors by the format's own key, such as "observation.state" or "qpos".
+        state_keys: columns that make up the proprioceptive state unless the user chooses others.
+        action_keys: columns that make up the action unless the user chooses others.
+        fps: steps a second; None: not told.
+        color_order: "rgb" or "bgr", where the format leaves open how its images are to be read: what the reader took,
+            which may be replaced. None: there is no doubt.
+        files: all files that the content depends on, relative to `path` ("." for the path itself).
+        skipped: a sentence for each episode that is listed and cannot be used.
+        metadata: whatever else is worth keeping, such as {"robot_type": "aloha"}; JSON's types only.
+    """
+
+    path: Path
+    format: str
+    episodes: tuple[SourceEpisode, ...]
+    cameras: Mapping[str, Camera]
+    columns: Mapping[str, Column]
+    state_keys: tuple[str, ...]
+    action_keys: tuple[str, ...]
+    fps: float | None = None
+    color_order: str | None = None
+    files: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(E,) int64: steps of each episode."""
+        return np.array([episode.length for episode in self.episodes], dtype=np.int64)
+
+    @property
+    def num_steps(self) -> int:
+        return sum(episode.length for episode in self.episodes)
+
+    @abstractmethod
+    def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """The vectors of one episode: key → (T, size) in the files' own type.
+
+        Raises:
+            UserError: if they cannot be read.
+        """
+
+    @abstractmethod
+    def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
+        """The images (H, W, 3) uint8 RGB of one camera at some steps of one episode, one after the other.
+
+        Args:
+            steps: ascending; a step may occur several times.
+
+        Raises:
+            UserError: naming file, episode and step if an image cannot be read or has another size.
+        """
+
+    def read_timestamps(self, episode: int) -> np.ndarray | None:
+        """(T,) float64 seconds as recorded; None: the format keeps none."""
+        return None
+
+    def mapped(self) -> Episodes | None:
+        """The whole dataset as arrays on disk, if its own files can be mapped into memory; None: they cannot."""
+        return None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A dataset format: how it is recognised and how it is opened.
+
+    Both run in a process of their own with limited memory and time, since a damaged file can crash the library that
+    reads it. Packages outside bimact add formats by an entry point in the group `bimact.formats` that names one.
+
+    Attributes:
+        name: for people.
+        recognizes: looks at file names and first bytes; takes the dataset's folder or file.
+        open: takes the path and a folder for converted copies (None: the format's own choice); raises a `UserError`
+            if files are missing or damaged.
+        in_process: the reader is pure Python and guards itself: no process of its own is needed.
+    """
+
+    name: str
+    recognizes: Callable[[Path], bool]
+    open: Callable[[Path, Path | None], Source]
+    in_process: bool = False

@@ -1,0 +1,144 @@
+"""Runs functions in child processes: in parallel, and where a damaged file may crash the library that reads it.
+
+A child has a limit on its memory, ignores Ctrl-C (the main process decides what it means) and ends with the process
+that started it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import TimeoutError as JobTimeout
+from typing import Any
+
+import psutil
+from pebble import ProcessExpired, ProcessPool
+
+from bimact.errors import UserError
+from bimact.machine import usable_cores
+
+_MEMORY = 8 << 30  # bytes of address space of a child: far above what an episode needs
+_PRELOADED = ["bimact.data.workers", "numpy", "av", "h5py", "pyarrow.parquet", "PIL.Image"]
+_SECONDS_TO_LOOK_FOR_PARENT = 2.0
+
+
+def run_apart(function: Callable[..., Any], *args: Any, what: str, timeout: float = 300.0) -> Any:
+    """Call a function in a child process.
+
+    Args:
+        function: of a module's top level; it, its arguments and its result are pickled.
+        what: what the sentence about a child that fails begins with, such as a file's name.
+        timeout: seconds after which the child is taken to hang.
+
+    Raises:
+        UserError: that of the function; or if the child crashes, hangs or runs out of memory.
+    """
+    ((_, result),) = run_jobs(function, [args], describe=lambda *_: what, timeout=timeout, workers=1)
+    return result
+
+
+def run_jobs(
+    function: Callable[..., Any],
+    jobs: Sequence[tuple[Any, ...]],
+    *,
+    describe: Callable[..., str],
+    timeout: float,
+    workers: int | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Call a function for each of many jobs in child processes.
+
+    Args:
+        function: of a module's top level; it, its arguments and its results are pickled.
+        jobs: the arguments of each call.
+        describe: takes a job's arguments; what the sentence about a child that fails begins with.
+        timeout: seconds after which a job is taken to hang.
+        workers: children; None: one for each core.
+
+    Yields:
+        (number of the job, its result) as they are done.
+
+    Raises:
+        UserError: the first one of a job, or if a child crashes, hangs or runs out of memory; nothing runs on then.
+    """
+    if multiprocessing.current_process().daemon:  # such a process may have no children
+        yield from ((number, function(*job)) for number, job in enumerate(jobs))
+        return
+    workers = min(workers or usable_cores(), max(1, len(jobs)))
+    pool = ProcessPool(max_workers=workers, context=_context(), initializer=_start_child, initargs=(os.getpid(),))
+    waiting = iter(range(len(jobs)))
+    running: dict[Future[Any], int] = {}
+    try:
+        while True:
+            while len(running) < 2 * workers and (number := next(waiting, None)) is not None:
+                future: Future[Any] = pool.schedule(_guarded, args=(function, *jobs[number]), timeout=timeout)
+                running[future] = number
+            if not running:
+                break
+            finished = wait(running, return_when=FIRST_COMPLETED).done
+            for future in sorted(finished, key=_has_failed):  # what is done counts before a fault ends all
+                number = running.pop(future)
+                yield number, _result_of(future, describe(*jobs[number]), timeout)
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def _has_failed(future: Future[Any]) -> bool:
+    return future.exception() is not None
+
+
+def _result_of(future: Future[Any], what: str, timeout: float) -> Any:
+    try:
+        return future.result()
+    except JobTimeout:
+        raise UserError(
+            f"{what}: reading takes more than {timeout:.0f} s; the file is damaged, or the disk slow"
+        ) from None
+    except MemoryError:
+        raise UserError(
+            f"{what}: reading asks for more than {_MEMORY / 1e9:.0f} GB of memory; the file is damaged"
+        ) from None
+    except ProcessExpired:
+        raise UserError(f"{what}: reading it crashes the library of its format; the file is damaged") from None
+
+
+def _guarded(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except UserError as error:
+        # Without its cause, which may be an object of a library that cannot be pickled.
+        raise UserError(str(error)) from None
+
+
+def _context() -> Any:
+    """A fork server: its children start in a moment, and hold nothing of this process, such as threads or a GPU."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def _start_child(main_process: int) -> None:
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(main_process,), daemon=True).start()
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end_with(main_process: int) -> None:
+    """End this child when the main process has ended: its results have no reader."""
+    while psutil.pid_exists(main_process):
+        time.sleep(_SECONDS_TO_LOOK_FOR_PARENT)
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""Policies of other software: into a run of bimact, and back."""

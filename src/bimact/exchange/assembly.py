@@ -1,0 +1,187 @@
+"""Weights in our names, statistics and settings → a policy, whatever software they come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bimact.config import to_config
+from bimact.encoder.weights import read_state_dict
+from bimact.errors import UserError, in_words
+from bimact.policy.act import ActPolicy, build_act_policy
+
+# By whether blocks have a bottleneck and how many the third stage has.
+_RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50"}
+
+
+_NOT_IN_THE_PAPER = ("step_positions", "camera_positions")
+
+
+@dataclass(frozen=True)
+class Affine:
+    """How a vector is normalised: (x - mean) / std + shift.
+
+    Attributes:
+        mean: (D,), in the robot's units.
+        std: (D,), in the robot's units, more than 0.
+        shift: -1 where [mean, mean + 2 std] becomes [-1, 1]. It is kept apart, since a mean that includes it would
+            be rounded to the lowest value where the two lie close together.
+    """
+
+    mean: Tensor
+    std: Tensor
+    shift: float = 0.0
+
+    @property
+    def center(self) -> Tensor:
+        """(D,): what becomes 0."""
+        return self.mean - self.shift * self.std
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A policy with what there is to say of it.
+
+    Attributes:
+        policy: in evaluation mode on the CPU; its config is complete.
+        origin: what it was read from, such as "LeRobot policy of 2025".
+        notes: what was left out or taken for granted, a sentence each.
+    """
+
+    policy: ActPolicy
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file of torch or safetensors; nothing in it is run, and all of them are in the file.
+
+    Raises:
+        UserError: if the file cannot be read, or announces more than it holds.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    weights = read_state_dict(path)
+    # A tensor of any size can be announced over a few bytes, and a network would be made as large.
+    if sum(value.numel() * value.element_size() for value in weights.values()) > path.stat().st_size:
+        raise UserError(f"{path} announces larger tensors than it holds: do not trust this file")
+    return weights
+
+
+def checked_cameras(names: Sequence[str]) -> list[str]:
+    """Names of cameras, if they can be such.
+
+    Raises:
+        UserError: if one cannot, or two are the same.
+    """
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise UserError(f"{ascii(name)[:80]} is no name for a camera: give names by --cameras, such as top,left")
+    if len(set(names)) < len(names):
+        raise UserError(f"cameras have the same name ({', '.join(names)}): give names by --cameras, such as top,left")
+    return list(names)
+
+
+def network_settings(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """The settings that the shapes of weights in our names tell, for a network as in the paper.
+
+    Args:
+        weights: without the statistics.
+        path: of their file, for messages.
+
+    Raises:
+        UserError: if they are not those of such a network.
+    """
+    try:
+        chunk_size, hidden_dim = weights["queries.weight"].shape
+        return {
+            "temporal_context": 1,
+            "chunk_size": chunk_size,
+            "hidden_dim": hidden_dim,
+            "dim_feedforward": len(weights["encoder.layers.0.feed_forward.linear1.weight"]),
+            "num_encoder_layers": _count(weights, "encoder.layers."),
+            "num_decoder_layers": _count(weights, "decoder.layers."),
+            "n_vae_encoder_layers": _count(weights, "posterior.encoder.layers.") or 4,
+            "pre_norm": "encoder.norm.weight" in weights,
+            "use_vae": "posterior.cls" in weights,
+            "latent_dim": weights["latent_proj.weight"].shape[1],
+            "state_dim": weights["state_proj.weight"].shape[1],
+            "action_dim": len(weights["action_head.weight"]),
+            "encoder": {
+                "name": "pri3d",
+                "model_name": _resnet(weights, path),
+                "pretrained": None,
+                "freeze": False,
+                "fuse": "tokens",
+                "weights_from_checkpoint": True,
+            },
+        }
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise UserError(f"{path} does not hold the network of ACT, or not all of it ({error})") from None
+
+
+def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different parts follow a prefix."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)})
+
+
+def _resnet(weights: Mapping[str, Tensor], path: Path) -> str:
+    backbone = "image_encoder.backbone."
+    kind = (f"{backbone}layer1.0.conv3.weight" in weights, _count(weights, f"{backbone}layer3."))
+    if kind not in _RESNETS:
+        raise UserError(f"{path} has another image backbone than bimact knows ({', '.join(_RESNETS.values())})")
+    return _RESNETS[kind]
+
+
+def assemble(
+    settings: Mapping[str, Any], weights: Mapping[str, Tensor], state: Affine, action: Affine, path: Path
+) -> ActPolicy:
+    """Make the policy.
+
+    Args:
+        settings: of `network_settings`, with cameras and whatever else is known.
+        weights: in our names; the positions of steps and cameras, which they lack, are zero.
+        state: how the proprioceptive state is normalised.
+        action: how actions are.
+        path: of the weights, for messages.
+
+    Raises:
+        UserError: if settings are out of range, or weights are missing, too many or of other shapes.
+    """
+    statistics = {
+        "state_normalizer.mean": state.mean,
+        "state_normalizer.std": state.std,
+        "action_normalizer.mean": action.center,
+        "action_normalizer.std": action.std,
+    }
+    try:
+        config = to_config(dict(settings))
+        with torch.device("meta"):  # without numbers: what does not fit is found before memory is taken for it
+            empty = build_act_policy(config)
+        positions = {
+            name: torch.zeros(value.shape) for name, value in empty.state_dict().items() if name in _NOT_IN_THE_PAPER
+        }
+        complete = {**positions, **statistics, **{name: value.float() for name, value in weights.items()}}
+        empty.load_state_dict(complete, assign=True)
+    except UserError as error:
+        raise UserError(f"{path.parent}: {error}") from None
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the network: {in_words(error)}") from None
+    policy = build_act_policy(config)
+    policy.load_state_dict(complete)
+    readers = [policy.state_proj] if policy.posterior is None else [policy.state_proj, policy.posterior.state_proj]
+    for linear in readers:
+        _shift_input(linear, state.shift)
+    return policy.eval()
+
+
+@torch.no_grad()
+def _shift_input(linear: nn.Linear, shift: float) -> None:
+    """Make a layer see its input + shift."""
+    linear.bias.add_(linear.weight.sum(dim=1), alpha=shift)

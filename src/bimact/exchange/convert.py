@@ -1,0 +1,163 @@
+"""`bimact convert-checkpoint`: reads a policy, whatever software it is of, and writes it for another."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bimact.config import save_config
+from bimact.errors import UserError
+from bimact.evaluate.run import load_run
+from bimact.exchange.assembly import Converted
+from bimact.exchange.lerobot_reader import lerobot_folder, read_lerobot
+from bimact.exchange.lerobot_writer import refuse_inexpressible, write_lerobot
+from bimact.exchange.original_act import HEADS, IMAGE_SIZE, original_checkpoint, read_original
+from bimact.files import atomic_write
+from bimact.train.checkpoint import FOLDER, RUN_CONFIG
+from bimact.train.resume import new_run_settings
+
+FORMATS = ("bimact", "lerobot")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be converted, and what its files may not tell.
+
+    Attributes:
+        path: a LeRobot policy's folder, one of the original ACT or its checkpoint, or a run of bimact.
+        cameras: names for the cameras; None: as in the files.
+        stats: of the original ACT, `dataset_stats.pkl`; None: beside the checkpoint.
+        nheads: heads of attention; None: as in the files, or the original ACT's.
+        image_size: height and width of the cameras' images; None: as in the files, or the original ACT's.
+        checkpoint: of a run; None: the best.
+    """
+
+    path: Path
+    cameras: Sequence[str] | None = None
+    stats: Path | None = None
+    nheads: int | None = None
+    image_size: tuple[int, int] | None = None
+    checkpoint: str | None = None
+
+    @property
+    def is_run(self) -> bool:
+        return (self.path / RUN_CONFIG).is_file() and (self.path / FOLDER).is_dir()
+
+
+def convert(source: Source, target: Path, to: str | None = None) -> Converted:
+    """Convert a policy.
+
+    Args:
+        source: the policy.
+        target: the folder to write, which must not exist. It appears whole or not at all.
+        to: one of `FORMATS`; None: what the source is not.
+
+    Returns:
+        the policy, with what there is to say of it.
+
+    Raises:
+        UserError: if the source cannot be read or expressed there, or the target exists or cannot be written.
+    """
+    if os.path.lexists(target):
+        raise UserError(f"{target} exists already: choose a free name")
+    to = to or ("lerobot" if source.is_run else "bimact")
+    if source.is_run and to == "bimact":
+        raise UserError(f"{source.path} is a run of bimact already")
+    converted = read(source)
+    if to == "lerobot":
+        refuse_inexpressible(converted.policy)
+    with _new_folder(target) as folder:
+        if to == "lerobot":
+            write_lerobot(converted, folder)
+        else:
+            _write_run(converted, folder, target)
+    return converted
+
+
+def read(source: Source) -> Converted:
+    """The policy that files hold.
+
+    Raises:
+        UserError: if they hold none that bimact knows.
+    """
+    folder = lerobot_folder(source.path)
+    checkpoint = original_checkpoint(source.path)
+    if source.is_run:
+        _refuse_options(source, "a run of bimact", ("cameras", "stats", "nheads"))
+        return _read_run(source)
+    if folder is not None:
+        _refuse_options(source, "a policy of LeRobot", ("stats", "nheads", "image_size", "checkpoint"))
+        return read_lerobot(folder, source.cameras)
+    if checkpoint is not None:
+        _refuse_options(source, "the original ACT", ("checkpoint",))
+        heads, size = source.nheads or HEADS, source.image_size or IMAGE_SIZE
+        return read_original(checkpoint, source.cameras, source.stats, heads, size)
+    if not source.path.exists():
+        raise UserError(f"{source.path.absolute()} does not exist")
+    raise UserError(
+        f"{source.path} is no policy that bimact knows: it takes a folder with LeRobot's config.json and "
+        "model.safetensors, one with the original ACT's policy_best.ckpt and dataset_stats.pkl, or a run of bimact"
+    )
+
+
+def _refuse_options(source: Source, what: str, names: Sequence[str]) -> None:
+    given = [f"--{name}" for name in names if getattr(source, name) is not None]
+    if given:
+        raise UserError(f"{source.path} is {what}, for which {' and '.join(given)} has no meaning: leave it out")
+
+
+def _read_run(source: Source) -> Converted:
+    run = load_run(source.path, source.checkpoint or "best", "cpu")
+    policy, notes = run.policy, []
+    if source.image_size is not None:
+        policy.config = dataclasses.replace(policy.config, image_size=list(source.image_size))
+    if policy.config.temporal_ensemble and policy.config.ensemble_window is not None:
+        notes.append("LeRobot averages all chunks: ensemble_window is left out")
+    return Converted(policy, f"run of bimact, checkpoint {run.checkpoint.name}", tuple(notes))
+
+
+def _write_run(converted: Converted, folder: Path, target: Path) -> None:
+    config = dataclasses.replace(new_run_settings(converted.policy.config), output_dir=str(target))
+    save_config(config, folder / RUN_CONFIG)
+    best, last = (folder / FOLDER / f"act-train-{name}.pth" for name in ("best", "last"))
+    with atomic_write(best) as file:
+        torch.save(converted.policy.state_dict(), file)
+    try:
+        os.link(best, last)
+    except OSError:  # a file system without hard links
+        shutil.copy2(best, last)
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder that takes its name only when the block ends without an error.
+
+    Raises:
+        UserError: if the disk is full or cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)  # mkdtemp's folders are their owner's alone
+        temporary.rename(target)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch's writer hides it
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"cannot write {target}: {cause.strerror or cause}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

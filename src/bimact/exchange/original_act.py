@@ -1,0 +1,146 @@
+"""A checkpoint of the original ACT → a policy of bimact.
+
+Formats: `policy_best.ckpt` and `dataset_stats.pkl` as `imitate_episodes.py` of https://github.com/tonyzhaozh/act
+(revision 742c753) writes them, or that of ACT++ (https://github.com/MarkFzp/act-plus-plus, revision 26bab07).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bimact.data.safe_pickle import load_pickle
+from bimact.errors import UserError
+from bimact.exchange.assembly import (
+    Affine,
+    Converted,
+    assemble,
+    checked_cameras,
+    network_settings,
+    read_weights,
+)
+from bimact.policy.original_act_weights import from_original
+
+CHECKPOINTS = ("policy_best.ckpt", "policy_last.ckpt")
+STATISTICS = "dataset_stats.pkl"
+HEADS = 8  # in `imitate_episodes.py`
+IMAGE_SIZE = (480, 640)  # of the original's simulation and of ALOHA's cameras
+
+
+def original_checkpoint(path: Path) -> Path | None:
+    """The checkpoint in a folder of a training, or the file itself; None if there is none."""
+    if path.is_file():
+        return path
+    return next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)
+
+
+def read_original(
+    path: Path,
+    cameras: Sequence[str] | None,
+    statistics: Path | None = None,
+    heads: int = HEADS,
+    image_size: tuple[int, int] = IMAGE_SIZE,
+) -> Converted:
+    """Read a policy of the original ACT.
+
+    Args:
+        path: the checkpoint.
+        cameras: that it was trained with.
+        statistics: `dataset_stats.pkl`; None: beside the checkpoint.
+        heads: of attention, which no weights tell.
+        image_size: height and width of the cameras' images.
+
+    Raises:
+        UserError: if files are missing or damaged, or the policy has what bimact's has not.
+    """
+    weights = _known(read_weights(path), path)
+    if cameras is None:
+        raise UserError(
+            f"which cameras was {path} trained with? Its weights do not tell: give --cameras top, or "
+            "--cameras cam_high,cam_low,cam_left_wrist,cam_right_wrist"
+        )
+    notes = []
+    if not any(name.startswith("model.encoder.") for name in weights):
+        weights = {name: value for name, value in weights.items() if not name.startswith(_POSTERIOR)}
+        notes.append("it was trained without the CVAE's encoder")
+    try:
+        ours, unused = from_original(weights)
+    except KeyError as error:
+        raise UserError(f"{path} is not of the original ACT: {ascii(error.args[0])[1:-1][:200]}") from None
+    if unused:
+        notes.append(f"{unused} of {unused + 1} decoder layers are left out: the original uses the first alone")
+    settings = {
+        **network_settings(ours, path),
+        "cameras": checked_cameras(cameras),
+        "nheads": heads,
+        "image_size": list(image_size),
+    }
+    notes.append(f"{heads} attention heads and images of {image_size[0]}x{image_size[1]} are taken for granted")
+    file = statistics or path.parent / STATISTICS
+    stats = _read_statistics(file)
+    state = _affine(stats, "qpos", settings["state_dim"], file)
+    action = _affine(stats, "action", settings["action_dim"], file)
+    policy = assemble(settings, ours, state, action, path)
+    return Converted(policy, "checkpoint of the original ACT", tuple(notes))
+
+
+# What only the CVAE's encoder uses, which ACT++ keeps even without it.
+_POSTERIOR = ("model.cls_embed.", "model.encoder_joint_proj.", "model.encoder_action_proj.", "model.latent_proj.")
+
+
+def _known(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights, if they are those of a network that bimact's can stand for.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    if "model.query_embed.weight" not in weights:
+        raise UserError(
+            f"{path} is no checkpoint of the original ACT, it has no 'model.query_embed.weight': of a LeRobot policy "
+            "or a run of bimact, give the folder"
+        )
+    found = {
+        "it has a backbone for each camera, and bimact one for all": "model.backbones.1.0.body.conv1.weight" in weights,
+        "it sees the environment's state": "model.input_proj_env_state.weight" in weights,
+        "its positions in images are learned": "model.backbones.0.1.row_embed.weight" in weights,
+        "its latent is discrete (use_vq)": _is_discrete(weights),
+    }
+    obstacles = [sentence for sentence, holds in found.items() if holds]
+    if obstacles:
+        raise UserError(f"{path} cannot become a policy of bimact: {'; '.join(obstacles)}")
+    return weights
+
+
+def _is_discrete(weights: Mapping[str, Tensor]) -> bool:
+    """A latent of Z numbers is projected from Z, and to a mean and a variance for each."""
+    to, of = weights.get("model.latent_proj.weight"), weights.get("model.latent_out_proj.weight")
+    return to is not None and of is not None and len(to) != 2 * of.shape[-1]
+
+
+def _read_statistics(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing, by which the policy normalises: give it by --stats")
+    stats = load_pickle(path)
+    if not isinstance(stats, dict):
+        raise UserError(f"{path} holds no statistics of the original ACT")
+    return stats
+
+
+def _affine(stats: Mapping[str, Any], kind: str, size: int, path: Path) -> Affine:
+    """Of `qpos` or `action`."""
+    mean, std = (_numbers(stats, f"{kind}_{name}", size, path) for name in ("mean", "std"))
+    if not bool(mean.isfinite().all() and std.isfinite().all()) or float(std.min()) <= 0:
+        raise UserError(f"{path} has statistics of {kind} that are not finite, or deviations of 0")
+    return Affine(mean, std)
+
+
+def _numbers(stats: Mapping[str, Any], name: str, size: int, path: Path) -> Tensor:
+    value = stats.get(name)
+    if not (isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.shape == (size,)):
+        raise UserError(f"{path} has no '{name}' of {size} numbers: is it of another policy?")
+    return torch.from_numpy(np.array(value, dtype=np.float32))
