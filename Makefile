@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 		if [ "$${driver:-580}" -lt 580 ] 2> /dev/null; then \
 			$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.8,<2.11' torchvision; \
 		fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,sweep,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,sweep,rerun,dev]'
 	@$(BIN)/python scripts/setup_opengl.py
 	@touch $@
 

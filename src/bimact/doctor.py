@@ -27,7 +27,7 @@ from bimact.nvidia import Driver, Gpu, has_nvidia_card, query_driver
 from bimact.opengl import choose_backend, missing_opengl, opengl_works
 
 _LITTLE_DISK = 10.0  # GiB: a checkpoint of the guide's policy takes 1.2, with what resuming needs
-_REINSTALL = "pip install --editable '.[sim,sweep,dev]' in the project's root"
+_REINSTALL = "pip install --editable '.[sim,sweep,rerun,dev]' in the project's root"
 _PACKAGES = (  # component, module that training imports, distribution
     ("open_clip", "open_clip", "open_clip_torch"),
     ("timm", "timm", "timm"),

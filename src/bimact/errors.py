@@ -14,3 +14,8 @@ def in_words(error: BaseException, most: int = 300) -> str:
     """What a library's error says, as a part of a sentence: one line, nothing that steers a terminal, not too long."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(error))
     return " ".join(text.split())[:most]
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: names in a stranger's file must not steer it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -253,7 +253,7 @@ def test_recorded_demonstrations_give_no_warning(tmp_path: Path, task: str) -> N
     from bimact.sim.recording import RecordingSettings, record
 
     cameras = ("top", "left_wrist", "right_wrist")
-    record(RecordingSettings(task, 3, cameras, (48, 64)), tmp_path / task)
+    record(RecordingSettings(task, 2, cameras, (48, 64)), tmp_path / task)
     report = check_dataset(tmp_path / task)
     assert report.warnings == report.errors == ()
     assert {finding.code for finding in report.infos} <= {"idle-tail"}

@@ -191,7 +191,7 @@ class Facts:
         joined = np.concatenate([np.stack(pair) for pair in values], axis=1, dtype=np.float64)  # (2, N)
         if joined.shape[1] < 3 or (np.ptp(joined, axis=1) == 0).any():
             return None
-        return float(np.corrcoef(joined)[0, 1])
+        return float(np.asarray(np.corrcoef(joined))[0, 1])
 
     @property
     def _sampled_episodes(self) -> range:

@@ -18,10 +18,8 @@ from bimact.check.guide_observations import inspect_observations, note_conversio
 from bimact.check.scan import Files
 from bimact.data.episodes import Episodes, Rows
 from bimact.data.formats.guide_npy import (
-    ACTION,
     ACTIONS,
     FILES,
-    FORMAT,
     JOURNAL,
     METADATA,
     GuideSource,
@@ -32,8 +30,7 @@ from bimact.data.formats.guide_npy import (
     refuse_missing,
     refuse_unfinished,
 )
-from bimact.data.formats.guide_observations import LENGTHS, OBSERVATIONS, STATE, check_total
-from bimact.data.source import Camera, Column, SourceEpisode
+from bimact.data.formats.guide_observations import LENGTHS, OBSERVATIONS, check_total
 
 FILES_OF_PARTS = Files(lengths=LENGTHS, state=OBSERVATIONS, action=ACTIONS)
 
@@ -51,24 +48,7 @@ class Parts:
     def as_source(self, path: Path) -> GuideSource:
         """The dataset, all parts of which are there. Nothing is converted: pickled forms stay in memory."""
         assert self.lengths is not None and self.state is not None and self.actions is not None
-        opened = Episodes(path, self.lengths, self.images, self.state, self.actions, **self.metadata)
-        return GuideSource(
-            path=path,
-            format=FORMAT.name,
-            episodes=tuple(
-                SourceEpisode(f"episode {number}", length, FILES, opened.task)
-                for number, length in enumerate(self.lengths.tolist())
-            ),
-            cameras={name: Camera(*rows.shape[1:3]) for name, rows in self.images.items()},
-            columns={
-                STATE: Column(self.state.shape[1], opened.state_names),
-                ACTION: Column(self.actions.shape[1], opened.joint_names),
-            },
-            state_keys=(STATE,),
-            action_keys=(ACTION,),
-            fps=opened.fps,
-            opened=opened,
-        )
+        return GuideSource.of(Episodes(path, self.lengths, self.images, self.state, self.actions, **self.metadata))
 
 
 def inspect_guide_npy(path: Path, findings: Findings) -> Parts:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bimact.check.findings import DatasetReport, Finding, Summary
 from bimact.check.kinds import KINDS, Severity
-from bimact.check.text import printable
+from bimact.errors import printable
 
 _MOST = 5  # sentences of one kind
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from bimact import __version__
 from bimact.cli import check, convert, convert_checkpoint, doctor, evaluate, record, report, sweep, train, view
-from bimact.errors import UserError
+from bimact.errors import UserError, printable
 
 # In the order of `bimact --help`. What a command needs is imported when it runs: `--help` answers at once, and
 # recording needs no PyTorch.
@@ -41,7 +41,7 @@ def _run_command(command: Callable[[argparse.Namespace], None], options: argpars
     except UserError as error:
         if options.debug:
             raise
-        print(f"{options.command}{_rank()}: {error}", file=sys.stderr)
+        print(f"{options.command}{_rank()}: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted{_rank()}", file=sys.stderr)

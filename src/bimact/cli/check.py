@@ -7,7 +7,6 @@ import contextlib
 import json
 import sys
 
-from bimact.check.text import printable as _printable  # noqa: F401
 from bimact.cli.arguments import Commands, add_selection, selection_of
 from bimact.errors import UserError
 

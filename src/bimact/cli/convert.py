@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bimact.cli.arguments import Commands, add_selection, selection_of
-from bimact.cli.check import _printable as printable
+from bimact.errors import printable
 
 if TYPE_CHECKING:
     from bimact.convert.dataset import Conversion

@@ -186,7 +186,8 @@ def _make(plan: _Plan, place: Path) -> None:
 def _announce(plan: _Plan, place: Path) -> None:
     source = plan.source
     cameras = ", ".join(f"{name} {height}x{width}" for name, (height, width) in plan.sizes.items()) or "no cameras"
-    content = f"{len(source.episodes)} episodes, {source.num_steps} steps, {cameras}"
+    count = len(source.episodes)
+    content = f"{count} episode{'s' if count > 1 else ''}, {source.num_steps} steps, {cameras}"
     print(
         f"Converting {source.path} ({source.format}) once:\n  {content}: {plan.bytes / 1e9:.2f} GB in {place}",
         flush=True,

@@ -146,6 +146,12 @@ class SelectedSource(Source):
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         needed = {key for name in keys for key in self.vectors[name].keys}
         columns = self.whole.read_columns(episode, sorted(needed))
+        recorded = self.whole.episodes[episode]
+        for key, values in columns.items():
+            if len(values) != recorded.length:
+                raise UserError(
+                    f"{self.path}, {recorded.name}: '{key}' has {len(values)} rows, the episode {recorded.length} steps"
+                )
         steps = self._steps(episode)
         return {name: self.vectors[name].read(columns)[steps] for name in keys}
 

@@ -110,7 +110,7 @@ def open_guide_npy(path: Path, cache_dir: Path | None) -> Episodes:
 
     Raises:
         UserError: if files are missing or damaged, contradict each other or have another format; the sentence
-            names the file and, where there is one, the step. Values are not looked at (see `checks.py`).
+            names the file and, where there is one, the step. Values are not looked at (see `bimact check`).
     """
     path = path.absolute()
     refuse_unfinished(path)
@@ -144,7 +144,11 @@ class GuideSource(Source):
 
     @classmethod
     def open(cls, path: Path, cache_dir: Path | None) -> GuideSource:
-        opened = open_guide_npy(path, cache_dir)
+        return cls.of(open_guide_npy(path, cache_dir))
+
+    @classmethod
+    def of(cls, opened: Episodes) -> GuideSource:
+        """Arrays that are open already."""
         return cls(
             path=opened.path,
             format=FORMAT.name,
@@ -160,7 +164,7 @@ class GuideSource(Source):
             state_keys=(STATE,),
             action_keys=(ACTION,),
             fps=opened.fps,
-            files=tuple(name for name in (*FILES, METADATA) if (path / name).exists()),
+            files=tuple(name for name in (*FILES, METADATA) if (opened.path / name).exists()),
             metadata=opened.metadata,
             opened=opened,
         )
