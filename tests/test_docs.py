@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_dataset
 from foreign_policies import (
     lerobot_config,
     lerobot_weights,
@@ -25,6 +24,7 @@ from foreign_policies import (
     write_lerobot_with_processors,
     write_original,
 )
+from guide_files import write_dataset
 from hdf5_files import write_aloha
 from lerobot_files import write_lerobot
 from omegaconf import OmegaConf

@@ -66,4 +66,6 @@ def explain_missing_opengl() -> Iterator[None]:
 def opengl_works() -> bool:
     """Try to make a context, in a process of its own: a library that failed to load stays failed."""
     choose_backend()
-    return subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, check=False).returncode == 0
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # no modules of the current folder
+    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, check=False, env=environment)
+    return probe.returncode == 0

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_dataset
 from demonstrations import ArraySource, clean, save_guide
+from guide_files import write_dataset
 from synthetic import synthetic_source
 
 from bimact.check.dataset import check_dataset

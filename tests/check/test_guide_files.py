@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import write_dataset
+from guide_files import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from guide_files import write_dataset
 
 from bimact.cli import main
 from bimact.data.opening import open_source

@@ -105,13 +105,13 @@ def test_resize_keeps_a_constant_image() -> None:
 @pytest.mark.parametrize(
     "fault, words",
     [
-        ("error", "episode 1, step 7 is damaged: copy it again"),
-        ("crash", "episode 1: reading it crashes the library"),
-        ("memory", "episode 1: reading asks for more than"),
+        ("error", "episode 2, step 2 is damaged: copy it again"),
+        ("crash", "episode 2: reading it crashes the library"),
+        ("memory", "episode 2: reading asks for more than"),
     ],
 )
 def test_a_fault_leaves_no_copy_and_what_is_done_counts(tmp_path: Path, fault: str, words: str) -> None:
-    source = synthetic_source(tmp_path / "data", log=tmp_path / "log", faults={(1, "top"): fault})
+    source = synthetic_source(tmp_path / "data", log=tmp_path / "log", faults={(2, "top"): fault})  # the last one
     with pytest.raises(UserError, match=words):
         copy(source, tmp_path / "cache")
     assert not [entry for entry in tmp_path.glob("cache/*/arrays-*") if not entry.name.endswith(".unfinished")]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from guide_files import write_dataset
 from synthetic import synthetic_source
 
 from bimact.data.episodes import Episodes, SelectedRows

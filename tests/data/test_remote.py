@@ -19,7 +19,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from conftest import write_dataset
+from guide_files import write_dataset
 from hub_server import COMMIT, HubServer
 
 from bimact.data import mirror

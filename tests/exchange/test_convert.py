@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_dataset
 from foreign_policies import (
     SIZE,
     chunk_of,
@@ -24,6 +23,7 @@ from foreign_policies import (
     write_lerobot_with_processors,
     write_original,
 )
+from guide_files import write_dataset
 
 from bimact.cli import main
 from bimact.config import load_config, save_config

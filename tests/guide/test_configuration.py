@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, write_dataset
+from conftest import tiny_config
+from guide_files import write_dataset
 from omegaconf import OmegaConf
 from policies import (
     LENGTHS,

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_config, write_dataset
+from conftest import tiny_config
+from guide_files import write_dataset
 
 from bimact.cli import _parser
 from bimact.config import load_config, save_config

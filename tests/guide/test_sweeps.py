@@ -13,7 +13,8 @@ from typing import Any
 import optuna
 import pytest
 import yaml
-from conftest import tiny_config, write_dataset
+from conftest import tiny_config
+from guide_files import write_dataset
 from omegaconf import OmegaConf
 
 from bimact.sweep.sweep_file import read_sweep

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config, write_dataset
+from conftest import tiny_config
+from guide_files import write_dataset
 from omegaconf import OmegaConf
 from processes import ROOT, project_copy, run_script, start_script
 

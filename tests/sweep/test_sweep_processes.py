@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import write_dataset
+from guide_files import write_dataset
 from optuna.trial import TrialState
 from sweep_helpers import trials_in, write_sweep
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_dataset
+from guide_files import write_dataset
 from optuna.trial import TrialState
 from sweep_helpers import LR, TRAINING, make_plan, trials_in
 

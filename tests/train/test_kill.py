@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_config, write_dataset
+from conftest import tiny_config
+from guide_files import write_dataset
 from processes import in_child
 
 from bimact.config import Config, save_config

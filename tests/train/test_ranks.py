@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_config, write_dataset
+from conftest import tiny_config
+from guide_files import write_dataset
 
 from bimact.config import save_config
 from bimact.train.optimizer import make_optimizer

@@ -269,7 +269,7 @@ def _jobs(source: Source) -> Iterator[_Job]:
     count = len(source.episodes)
     for first in range(0, count, _EPISODES_A_JOB):
         yield _Job(first, None, min(first + _EPISODES_A_JOB, count))
-    for episode in range(count):
+    for episode in np.argsort(-source.lengths, kind="stable").tolist():  # the last ones keep no core waiting
         for camera in source.cameras:
             yield _Job(episode, camera, episode + 1)
 

@@ -24,7 +24,7 @@ from bimact.errors import UserError
 from bimact.machine import usable_cores
 
 _MEMORY = 8 << 30  # bytes of address space of a child: far above what an episode needs
-_PRELOADED = ["bimact.data.workers", "numpy", "av", "h5py", "pyarrow.parquet", "PIL.Image"]
+_PRELOADED = ["bimact.data.opening", "av", "h5py", "pyarrow.parquet", "PIL.Image"]
 _SECONDS_TO_LOOK_FOR_PARENT = 2.0
 
 
@@ -32,7 +32,7 @@ def run_apart(function: Callable[..., Any], *args: Any, what: str, timeout: floa
     """Call a function in a child process.
 
     Args:
-        function: of a module's top level; it, its arguments and its result are pickled.
+        function: of the top level of a module that is not the main program; its arguments and result are pickled.
         what: what the sentence about a child that fails begins with, such as a file's name.
         timeout: seconds after which the child is taken to hang.
 
@@ -54,7 +54,7 @@ def run_jobs(
     """Call a function for each of many jobs in child processes.
 
     Args:
-        function: of a module's top level; it, its arguments and its results are pickled.
+        function: of the top level of a module that is not the main program; its arguments and results are pickled.
         jobs: the arguments of each call.
         describe: takes a job's arguments; what the sentence about a child that fails begins with.
         timeout: seconds after which a job is taken to hang.
@@ -117,12 +117,11 @@ def _guarded(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _context() -> Any:
-    """A fork server: its children start in a moment, and hold nothing of this process, such as threads or a GPU."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+    if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
+    from bimact.data.fork_server import fork_server
+
+    return fork_server(_PRELOADED)
 
 
 def _start_child(main_process: int) -> None:

@@ -91,7 +91,8 @@ class RawMemmap(Source):
         for step in steps:
             begin = (self.starts[episode] + step) * self.layout.row_bytes
             begin += CAMERAS.index(camera) * count * _FLOAT.itemsize
-            colors = np.rint(self._floats(OBSERVATIONS, [begin], count)[0] * 255)
+            with np.errstate(over="ignore", invalid="ignore"):  # is refused below
+                colors = np.rint(self._floats(OBSERVATIONS, [begin], count)[0] * 255)
             if not ((colors >= 0) & (colors <= 255)).all():
                 raise UserError(
                     f"{self.path / OBSERVATIONS}: the {camera} image of {self.episodes[episode].name}, step {step} has "

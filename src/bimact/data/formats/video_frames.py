@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Interpolation
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from bimact.errors import UserError
 
@@ -25,6 +25,8 @@ _FEWEST_GROUPS = 2  # groups of pictures that are worth a jump over them
 # BT.709, FCC, SMPTE 240M, BT.2020 (both kinds). All others are taken for BT.601, and so is "unspecified".
 _MATRICES = {1: 1, 4: 4, 7: 7, 9: 9, 10: 9}
 _BT601 = 5
+# Episodes are decoded in parallel by processes. PyAV before 17 knows no other number of threads.
+_ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 def frames_at(
@@ -51,6 +53,7 @@ def frames_at(
         playback = _Playback(container)
         shown: _TimedFrame | None = None
         image = np.empty(0, np.uint8)
+        to_rgb = _ToRgb()
         for number, time in enumerate(times):
             with _libav_errors(path, f"decoded at {time:.2f} s ({describe(number)})"):
                 found = playback.nearest(time)
@@ -60,7 +63,7 @@ def frames_at(
                         "leave the episode out or record it again"
                     )
                 if found is not shown:
-                    shown, image = found, _to_rgb(found.frame)
+                    shown, image = found, to_rgb(found.frame)
             yield image
 
 
@@ -150,7 +153,7 @@ def _open(path: Path) -> InputContainer:
     if context is None:
         container.close()
         raise UserError(f"{path} holds no video that libav decodes: leave its episode out or record it again")
-    context.thread_count = 1  # episodes are decoded in parallel by processes
+    context.thread_count = 1
     context.options = {"max_pixels": str(_MAX_PIXELS)}
     return container
 
@@ -164,19 +167,26 @@ def _libav_errors(path: Path, what: str) -> Iterator[None]:
         raise UserError(f"{path} cannot be {what}: {reason}; copy or record it again") from None
 
 
-def _to_rgb(frame: VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8.
+class _ToRgb:
+    """Makes frames (H, W, 3) uint8.
 
     The colour matrix and range are named, since older PyAV, such as 15, takes all video for BT.601 of limited range.
     """
-    if frame.format.is_rgb:
-        return frame.to_ndarray(format="rgb24")
-    is_full_range = int(frame.color_range) == ColorRange.JPEG
-    return frame.reformat(
-        format="rgb24",
-        src_colorspace=_MATRICES.get(int(frame.colorspace), _BT601),
-        dst_colorspace=_BT601,
-        src_color_range=ColorRange.JPEG if is_full_range else ColorRange.MPEG,
-        dst_color_range=ColorRange.JPEG,
-        interpolation=Interpolation.BICUBIC,
-    ).to_ndarray()
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        if frame.format.is_rgb:
+            return frame.to_ndarray(format="rgb24")
+        is_full_range = int(frame.color_range) == ColorRange.JPEG
+        return self._reformatter.reformat(
+            frame,
+            format="rgb24",
+            src_colorspace=_MATRICES.get(int(frame.colorspace), _BT601),
+            dst_colorspace=_BT601,
+            src_color_range=ColorRange.JPEG if is_full_range else ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=Interpolation.BICUBIC,
+            **_ONE_THREAD,
+        ).to_ndarray()

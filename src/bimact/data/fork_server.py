@@ -1,0 +1,63 @@
+"""Starts child processes in a moment, which hold nothing of this one, such as threads, a GPU or its main program."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+from typing import Any
+
+_LOCK = threading.Lock()
+
+
+def fork_server(modules: Sequence[str]) -> ForkServerContext:
+    """The fork server of this process, which is started if there is none.
+
+    Args:
+        modules: what its children have imported already.
+    """
+    context = _Context()
+    context.set_forkserver_preload(list(modules))
+    with _LOCK, _no_modules_of_the_current_folder():
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _no_modules_of_the_current_folder() -> Iterator[None]:
+    """A Python that is started meanwhile imports nothing from where the user stands: a stranger's dataset may be there.
+
+    Python can do so from version 3.11 on.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+class _Process(ForkServerProcess):
+    """A child that does not run the main program again, which needs no `if __name__ == "__main__"` then."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:
+        with _LOCK:
+            main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+            try:
+                return ForkServerProcess._Popen(process_obj)
+            finally:
+                sys.modules["__main__"] = main
+
+
+class _Context(ForkServerContext):
+    Process = _Process
