@@ -112,3 +112,17 @@ def test_a_number_to_the_base_60_is_no_range(tmp_path: Path) -> None:
         load_config(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("state_dims: '7:14'\n")
     assert load_config(tmp_path / "config.yaml").state_dims == "7:14"
+
+
+def test_columns_of_another_length_than_the_episode_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Selection(state_keys=("qpos",)).applied_to(synthetic_source(tmp_path))
+    read = type(source.whole).read_columns
+
+    def read_one_row_less(self: object, episode: int, keys: list[str]) -> dict[str, np.ndarray]:
+        return {key: values[:-1] for key, values in read(self, episode, keys).items()}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(source.whole), "read_columns", read_one_row_less)
+    with pytest.raises(UserError, match="episode 1: 'qpos' has 7 rows, the episode 8 steps"):
+        source.read_columns(1, ["state"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import time
 
@@ -75,3 +76,16 @@ def test_leaving_early_ends_the_children() -> None:
     jobs.close()  # type: ignore[attr-defined]
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def _in_a_daemon(results: multiprocessing.Queue[object]) -> None:
+    results.put(list(run_jobs(double, [(1,), (2,)], describe=str, timeout=30)))
+
+
+def test_a_process_that_may_have_no_children_does_the_jobs_itself() -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    daemon = context.Process(target=_in_a_daemon, args=(results,), daemon=True)
+    daemon.start()
+    assert results.get(timeout=60) == [(0, (2, daemon.pid)), (1, (4, daemon.pid))]
+    daemon.join()

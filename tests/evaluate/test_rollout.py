@@ -109,3 +109,10 @@ def test_images_have_the_size_of_the_training(tmp_path: Path) -> None:
 def test_faulty_settings(tmp_path: Path, settings: RolloutSettings, changes: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         evaluate_rollouts(_run(tmp_path, None, **changes), settings)
+
+
+@pytest.mark.parametrize("setting", ["state_dim", "action_dim"])
+def test_policies_of_other_robots_are_refused(tmp_path: Path, setting: str) -> None:
+    run = _run(tmp_path, None, **{setting: 7})
+    with pytest.raises(UserError, match=f"the policy has {setting} 7, the simulated robot 14"):
+        evaluate_rollouts(run, RolloutSettings("transfer_cube", rollouts=1))
