@@ -40,3 +40,11 @@ def test_modules_that_lie_in_the_current_folder_are_not_run(tmp_path: Path) -> N
     result = subprocess.run(command, capture_output=True, text=True, cwd=dataset, timeout=60)
     assert result.returncode == 0, result.stderr
     assert not trace.exists(), trace.read_text()
+
+
+def test_locks_of_libraries_leave_nothing_behind(tmp_path: Path) -> None:
+    dataset = write_aloha(tmp_path / "aloha", (3, 2))
+    bimact = Path(sys.executable).parent / "bimact"
+    command = [str(bimact), "convert", str(dataset), str(tmp_path / "out"), "--to", "zarr"]  # numcodecs makes a lock
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and "semaphore" not in result.stderr and "resource_tracker" not in result.stderr

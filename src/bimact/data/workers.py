@@ -128,6 +128,9 @@ def _start_child(main_process: int) -> None:
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if sys.platform != "win32":
+        # Locks that libraries make (numcodecs does) have no name then, which would outlive a child that is killed.
+        multiprocessing.set_start_method("fork", force=True)
     threading.Thread(target=_end_with, args=(main_process,), daemon=True).start()
     if sys.platform == "linux":
         import resource
