@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ from bimact.config import Config, to_config
 # The compiler of PyTorch and the renderer of the simulation each bring an LLVM; the process survives this order alone.
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401
+# Notes on where caches lie go to a folder of this run; matplotlib's list of fonts, which takes long, is kept.
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+_CACHE = tempfile.TemporaryDirectory(prefix="bimact-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 torch.set_num_threads(1)  # small models: threads would only wait for each other
 # Background jobs of a shell ignore Ctrl-C, those of nohup lost terminals: not so the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

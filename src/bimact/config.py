@@ -165,6 +165,12 @@ class Config:
         None, "where converted datasets go; null: beside the dataset", "if the dataset's disk is full or read-only"
     )
 
+    feature_cache: bool | None = key(
+        None,
+        "encode each image once and keep the tokens on disk, which a frozen encoder allows; null: if that is less work",
+        "false if the tokens do not fit on the disk",
+    )
+
     # policy
     chunk_size: int = key(
         50, "actions predicted at once (the horizon, in steps)", "one to two seconds; more for long tasks", low=1

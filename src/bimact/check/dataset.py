@@ -15,7 +15,7 @@ from bimact.check.kinds import KINDS, READING
 from bimact.check.scan import NO_FILES, Files, scan
 from bimact.check.values import nonfinite_value
 from bimact.config import Config
-from bimact.data.conversion import CACHE
+from bimact.data.cache_places import CACHE
 from bimact.data.formats.guide_npy import is_guide_npy
 from bimact.data.opening import open_source
 from bimact.data.remote import local_copy

@@ -12,7 +12,7 @@ import numpy as np
 
 from bimact.check.findings import Findings
 from bimact.data.episodes import Rows
-from bimact.data.formats.guide_npy import NpyRows, open_records
+from bimact.data.formats.guide_npy import open_records
 from bimact.data.formats.guide_observations import (
     IMAGE_PREFIX,
     INVALID,
@@ -32,6 +32,7 @@ from bimact.data.formats.guide_observations import (
     structured_fields,
     uneven_columns,
 )
+from bimact.data.npy_rows import NpyRows
 from bimact.data.safe_pickle import read_npy_header
 from bimact.progress import progress_bar
 

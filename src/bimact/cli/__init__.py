@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from bimact import __version__
-from bimact.cli import check, convert, convert_checkpoint, doctor, evaluate, record, report, sweep, train, view
+from bimact.cli import cache, check, convert, convert_checkpoint, doctor, evaluate, record, report, sweep, train, view
 from bimact.errors import UserError, printable
 
 # In the order of `bimact --help`. What a command needs is imported when it runs: `--help` answers at once, and
 # recording needs no PyTorch.
-_COMMANDS = (record, check, view, convert, train, sweep, evaluate, report, convert_checkpoint, doctor)
+_COMMANDS = (record, check, view, convert, train, sweep, evaluate, report, convert_checkpoint, cache, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

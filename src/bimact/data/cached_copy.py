@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,18 +18,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bimact.data.conversion import check_space, first_writable, one_at_a_time, places
+from bimact.data.array_folder import ArrayFolder, RowWriter, read_description
+from bimact.data.cache_places import check_space, first_writable, one_at_a_time, places
 from bimact.data.episodes import Episodes
-from bimact.data.formats.guide_npy import NpyRows
+from bimact.data.npy_rows import NpyRows
 from bimact.data.selection import ACTION, STATE, SelectedSource
 from bimact.data.source import Source
 from bimact.data.workers import run_jobs
 from bimact.errors import UserError
-from bimact.files import flush_to_disk, write_json
 from bimact.progress import progress_bar
 
 _VERSION = 1  # of what copies look like: another number makes them anew
-_DESCRIPTION, _JOURNAL, _UNFINISHED = "episodes.json", "done.txt", ".unfinished"
 _BLOCK = 16  # images that are written at once
 _SECONDS_A_STEP = 1.0  # a child that is slower than this hangs
 _EPISODES_A_JOB = 64  # whose vectors are read at once
@@ -52,11 +50,11 @@ def cached_copy(source: SelectedSource, cache_dir: Path | None, image_size: tupl
     plan = _Plan(source, image_size)
     candidates = places(source.path, cache_dir)
     for place in candidates:
-        if plan.is_whole(place):
+        if plan.at(place).is_whole:
             return plan.opened(place)
     place = first_writable(source.path, candidates)
     with one_at_a_time(source.path, place):
-        if not plan.is_whole(place):  # else made by the process that this one has waited for
+        if not plan.at(place).is_whole:  # else made by the process that this one has waited for
             try:
                 _make(plan, place)
             except OSError as error:
@@ -92,10 +90,6 @@ class _Plan:
         images = {_image_file(number): (np.dtype(np.uint8), (steps, *size, 3)) for number, size in stored}
         return {f"{STATE}.npy": vectors[STATE], f"{ACTION}.npy": vectors[ACTION], **images}
 
-    @property
-    def bytes(self) -> int:
-        return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in self.arrays.values())
-
     @cached_property
     def origin(self) -> str:
         """Which files, in which state, the copy is made of."""
@@ -126,16 +120,11 @@ class _Plan:
             "recorded_fps": source.whole.fps,
         }
 
-    @cached_property
-    def folder(self) -> str:
-        return f"arrays-{_digest(self.description)}"
-
-    def is_whole(self, place: Path) -> bool:
-        """Whether the copy is there: it got its name when it was whole."""
-        return (place / self.folder / _DESCRIPTION).is_file()
+    def at(self, place: Path) -> ArrayFolder:
+        return ArrayFolder(place / f"arrays-{_digest(self.description)}", self.arrays, self.description)
 
     def opened(self, place: Path) -> Episodes:
-        folder, source = place / self.folder, self.source
+        folder, source = self.at(place).path, self.source
         return Episodes(
             path=source.path,
             lengths=source.lengths,
@@ -169,74 +158,36 @@ def _common_task(source: Source) -> str | None:
 
 
 def _make(plan: _Plan, place: Path) -> None:
-    source = plan.source
-    unfinished = place / (plan.folder + _UNFINISHED)
+    folder = plan.at(place)
     _remove_outdated(plan, place)
-    done = _read_journal(unfinished / _JOURNAL)
+    done = folder.done()
     if done is None:
-        check_space(source.path, place, plan.bytes)
-        _announce(plan, place)
-        _reserve(plan, unfinished)
-    _decode(plan, unfinished, done or set())
-    (unfinished / _JOURNAL).unlink()
-    unfinished.rename(place / plan.folder)
-    flush_to_disk(place)
+        check_space(plan.source.path, place, folder.bytes)
+        _announce(plan, folder)
+        folder.reserve()
+    _decode(plan, folder, done or set())
+    folder.finish()
 
 
-def _announce(plan: _Plan, place: Path) -> None:
+def _announce(plan: _Plan, folder: ArrayFolder) -> None:
     source = plan.source
     cameras = ", ".join(f"{name} {height}x{width}" for name, (height, width) in plan.sizes.items()) or "no cameras"
     count = len(source.episodes)
     content = f"{count} episode{'s' if count > 1 else ''}, {source.num_steps} steps, {cameras}"
-    print(
-        f"Converting {source.path} ({source.format}) once:\n  {content}: {plan.bytes / 1e9:.2f} GB in {place}",
-        flush=True,
-    )
+    size = f"{folder.bytes / 1e9:.2f} GB in {folder.path.parent}"
+    print(f"Converting {source.path} ({source.format}) once:\n  {content}: {size}", flush=True)
 
 
 def _remove_outdated(plan: _Plan, place: Path) -> None:
     """Remove what was made, or half made, of what the dataset was before it changed."""
     for folder in place.glob("arrays-*"):
-        try:
-            description = json.loads((folder / _DESCRIPTION).read_text())
-            is_outdated = description["dataset"] == plan.description["dataset"] and description["origin"] != plan.origin
-        except (OSError, ValueError, LookupError, TypeError):
-            is_outdated = True
-        if is_outdated:
+        description = read_description(folder) or {}
+        is_current = description.get("origin") == plan.origin
+        if not is_current and description.get("dataset") in (None, plan.description["dataset"]):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reserve(plan: _Plan, folder: Path) -> None:
-    """Make the files in their full size, so that a full disk is noticed now."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name, (dtype, shape) in plan.arrays.items():
-        np.lib.format.open_memmap(folder / name, "w+", dtype, shape).flush()
-        with (folder / name).open("r+b") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-            os.fsync(file.fileno())
-    write_json(folder / _DESCRIPTION, plan.description)
-    (folder / _JOURNAL).touch()
-
-
-def _read_journal(path: Path) -> set[str] | None:
-    """The lines that were written whole; None if nothing was begun."""
-    try:
-        text = path.read_text()
-    except OSError:
-        return None
-    return set(text[: text.rfind("\n") + 1].splitlines())
-
-
-def _note(path: Path, line: str) -> None:
-    with path.open("a") as file:
-        file.write(f"{line}\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _decode(plan: _Plan, folder: Path, done: set[str]) -> None:
+def _decode(plan: _Plan, folder: ArrayFolder, done: set[str]) -> None:
     """Read all that is not done yet, in child processes."""
     jobs = [job for job in _jobs(plan.source) if str(job) not in done]
     frames = plan.source.num_steps * len(plan.source.cameras)
@@ -245,11 +196,11 @@ def _decode(plan: _Plan, folder: Path, done: set[str]) -> None:
     with progress_bar("decoding", max(1, frames), frames - left) as progress:
         for number, steps in run_jobs(
             _convert_part,
-            [(plan.source, folder, job, plan.sizes) for job in jobs],
+            [(plan.source, folder.unfinished, job, plan.sizes) for job in jobs],
             describe=lambda source, folder, job, sizes: f"{source.path}, {source.episodes[job.episode].name}",
             timeout=300 + longest * _SECONDS_A_STEP,
         ):
-            _note(folder / _JOURNAL, str(jobs[number]))
+            folder.note(str(jobs[number]))
             progress.advance(steps)
 
 
@@ -283,7 +234,7 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
     length = source.episodes[job.episode].length
     frames = source.read_frames(job.episode, job.camera, range(length))
     first = int(source.lengths[: job.episode].sum())
-    with _RowWriter(file) as rows:
+    with RowWriter(file) as rows:
         for step, block in _blocks(frames, sizes[job.camera]):
             rows.write(first + step, block)
     return length
@@ -291,7 +242,7 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
 
 def _convert_vectors(source: Source, folder: Path, job: _Job) -> None:
     starts = np.concatenate([[0], np.cumsum(source.lengths)])
-    with _RowWriter(folder / f"{STATE}.npy") as states, _RowWriter(folder / f"{ACTION}.npy") as actions:
+    with RowWriter(folder / f"{STATE}.npy") as states, RowWriter(folder / f"{ACTION}.npy") as actions:
         for episode in range(job.episode, job.end):
             columns = source.read_columns(episode, (STATE, ACTION))
             for key, rows in ((STATE, states), (ACTION, actions)):
@@ -319,27 +270,3 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-class _RowWriter:
-    """Writes rows of a .npy file that is there in its full size; they are on the disk when the block ends."""
-
-    def __init__(self, path: Path) -> None:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        self._offset: int = array.offset
-        self._row, self._dtype = array.shape[1:], array.dtype
-        self._file = path.open("r+b", buffering=0)
-
-    def __enter__(self) -> _RowWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
-            os.fsync(self._file.fileno())
-        self._file.close()
-
-    def write(self, first: int, rows: np.ndarray) -> None:
-        """Put rows (n, …) at the numbers from `first` on."""
-        assert rows.shape[1:] == self._row and rows.dtype == self._dtype
-        self._file.seek(self._offset + first * self._dtype.itemsize * int(np.prod(self._row)))
-        self._file.write(np.ascontiguousarray(rows).data)

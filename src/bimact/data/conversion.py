@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bimact.data.cache_places import check_space, first_writable, one_at_a_time, places
 from bimact.errors import UserError
 from bimact.files import flush_to_disk, write_json
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-CACHE = ".bimact_cache"
 IDENTITY = "source.json"
-_LOCK = "lock"
 _TEMPORARY = ".unfinished-"
 _ABANDONED = 24 * 3600  # seconds after which an unfinished copy is nobody's work
 _VERSION = 1  # of what copies look like: another number makes them anew
@@ -92,16 +84,6 @@ def converted_copy(source: Path, cache_dir: Path | None, prepare: Callable[[], C
     return copy
 
 
-def places(source: Path, cache_dir: Path | None) -> list[Path]:
-    """Folders for the copies of a dataset, given as its folder or a file in it, in the order of preference."""
-    dataset = (source if source.is_dir() else source.parent).resolve()
-    name = hashlib.sha256(os.fsencode(dataset)).hexdigest()[:16]
-    if cache_dir is not None:
-        return [cache_dir.absolute() / name]
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [dataset / CACHE, users / "bimact" / name]
-
-
 def _folder_of(source: Path, place: Path, identity: _Identity) -> Path:
     return place / f"{source.stem}-{identity.size}-{identity.mtime_ns}"
 
@@ -114,57 +96,6 @@ def _is_whole(copy: Path, identity: _Identity) -> bool:
         return False
 
 
-def first_writable(source: Path, candidates: list[Path]) -> Path:
-    """The first folder that can be written; it is made if need be.
-
-    Raises:
-        UserError: if none can.
-    """
-    for place in candidates:
-        if _is_writable(place):
-            return place
-    tried = " or ".join(str(place) for place in candidates)
-    raise UserError(
-        f"{source} has to be converted once, and the copy cannot be written to {tried}: "
-        "give a folder that can be written as cache_dir=..."
-    )
-
-
-def _is_writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-@contextmanager
-def one_at_a_time(source: Path, place: Path) -> Iterator[bool]:
-    """Wait until no other process converts into a folder; yields whether that is certain.
-
-    Where the file system has no locks two processes may do the same work, but both copies are whole, and the
-    first one stays. The system takes the lock back when its holder dies.
-    """
-    with (place / _LOCK).open("a") as file:
-        try:
-            _lock(source, file.fileno())
-        except OSError:
-            yield False
-        else:
-            yield True
-
-
-def _lock(source: Path, descriptor: int) -> None:
-    if fcntl is None:
-        raise OSError("no locks")
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"another process is converting {source}: waiting for it", flush=True)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
 def _clean_up(copy: Path, is_alone: bool) -> None:
     """Remove copies of what the source was before, and what conversions that were killed have left."""
     stem, _, _ = copy.name.partition("-")
@@ -174,20 +105,6 @@ def _clean_up(copy: Path, is_alone: bool) -> None:
         # Without locks an unfinished copy may be another process's work.
         if is_old_copy or (is_unfinished and (is_alone or time.time() - folder.stat().st_mtime > _ABANDONED)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_space(source: Path, place: Path, needed: int) -> None:
-    """See that a copy of so many bytes fits.
-
-    Raises:
-        UserError: with both sizes.
-    """
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise UserError(
-            f"the converted copy of {source} needs {needed / 1e9:.3f} GB and {place} has {free / 1e9:.3f} GB "
-            "free: free some space or give another folder as cache_dir=..."
-        )
 
 
 def _write_whole(source: Path, copy: Path, identity: _Identity, conversion: Conversion) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,12 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
+def identity_of(rows: Rows) -> dict[str, Any] | None:
+    """Which rows these are: "file", its "state" and what of it, for JSON; None if they come from no file."""
+    identity: dict[str, Any] | None = getattr(rows, "identity", None)
+    return identity
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Episodes:
     episode_names: tuple[str, ...] | None = None  # what the files call them; None: by their number
     camera_sizes: Mapping[str, tuple[int, int]] | None = None  # (H, W) in the files; None: those of `images`
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    # camera → (N, rows, columns, E): the tokens that a frozen encoder makes of its images, in float32, float16 or,
+    # as uint16, the bits of bfloat16. Windows have them in the images' stead.
+    features: Mapping[str, Rows] = field(default_factory=dict)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -63,6 +73,9 @@ class Episodes:
     def starts(self) -> np.ndarray:
         """(E,) int64: the row of each episode's first step."""
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
+
+    def with_features(self, features: Mapping[str, Rows]) -> Episodes:
+        return replace(self, features=features)
 
     def rows_of(self, episode: int) -> slice:
         start = int(self.starts[episode])
@@ -100,6 +113,12 @@ class SelectedRows:
     @property
     def dtype(self) -> np.dtype[Any]:
         return self.whole.dtype
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        whole = identity_of(self.whole)
+        rows = None if self.rows is None else hashlib.sha256(self.rows.tobytes()).hexdigest()
+        return None if whole is None else {**whole, "rows": rows, "columns": self.columns}
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -30,6 +29,7 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from rich.filesize import decimal
 
+from bimact.data.cache_places import users_cache
 from bimact.errors import UserError
 from bimact.files import flush_to_disk, lock_file
 from bimact.progress import ProgressBar, progress_bar
@@ -101,8 +101,9 @@ def mirrored(url: str, cache_dir: Path | None) -> Path:
         UserError: if there is nothing at the URL, it cannot be read, or does not fit on the disk.
     """
     shown = _without_secrets(url).rstrip("/")
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimact"
-    place = (cache_dir or users).absolute() / "remote" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    place = (
+        (cache_dir or users_cache()).absolute() / "remote" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    )
     with _in_sentences(shown):
         system, root = _file_system(url, shown)
         files = _listed(system, root, shown, is_folder=url.endswith("/"))

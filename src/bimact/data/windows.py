@@ -91,7 +91,8 @@ class WindowDataset(Dataset[Batch]):
     A batch is `obs, actions`: `image_<camera>` (B, T, 3, H, W) uint8, `state` (B, T, S) float32,
     `action_is_pad` (B, C) bool; actions (B, C, A) float32. Images are gathered from the memory map in one
     indexing operation a camera; their memory is laid out (B, T, H, W, 3), which is what convolutions on
-    channels-last tensors read fastest.
+    channels-last tensors read fastest. Where the episodes have an encoder's tokens, these take the place of the
+    images: `features_<camera>` (B, T, rows, columns, E).
     """
 
     def __init__(self, episodes: Episodes, index: WindowIndex, cameras: Sequence[str] | None = None) -> None:
@@ -115,17 +116,19 @@ class WindowDataset(Dataset[Batch]):
         chosen = np.asarray(windows)
         observation_rows = self.index.observations(chosen)
         action_rows, is_pad = self.index.actions(chosen)
-        obs = {
-            f"image_{camera}": torch.from_numpy(_gather(self.episodes.images[camera], observation_rows)).permute(
-                0, 1, 4, 2, 3
-            )
-            for camera in self.cameras
-        }
+        obs = dict(self._seen(camera, observation_rows) for camera in self.cameras)
         state = _gather(self.episodes.state, observation_rows)
         obs["state"] = torch.from_numpy(np.ascontiguousarray(state, dtype=np.float32))
         obs["action_is_pad"] = torch.from_numpy(is_pad)
         actions = _gather(self.episodes.actions, action_rows)
         return obs, torch.from_numpy(np.ascontiguousarray(actions, dtype=np.float32))
+
+    def _seen(self, camera: str, rows: np.ndarray) -> tuple[str, Tensor]:
+        """A camera's entry of the observation at rows (B, T)."""
+        if camera in self.episodes.features:
+            features = torch.from_numpy(_gather(self.episodes.features[camera], rows))
+            return f"features_{camera}", features.view(torch.bfloat16) if features.dtype == torch.uint16 else features
+        return f"image_{camera}", torch.from_numpy(_gather(self.episodes.images[camera], rows)).permute(0, 1, 4, 2, 3)
 
 
 def _gather(source: object, rows: np.ndarray) -> np.ndarray:

@@ -46,6 +46,11 @@ class ImageEncoder(nn.Module):
         self.out_dim = out_dim
         self.frozen = config.freeze
         self.crop = tuple(config.crop) if config.crop else None
+        # What its tokens depend on besides its weights.
+        self.description = {
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            **{name: getattr(config, name) for name in ("model_name", "spatial", "crop", "image_size")},
+        }
         chosen = tuple(config.image_size) if config.image_size else image_size
         self.image_size: tuple[int, int] | None = (chosen[0], chosen[1]) if chosen else None
         mean, std = config.image_mean or mean, config.image_std or std

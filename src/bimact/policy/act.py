@@ -128,8 +128,9 @@ class ActPolicy(nn.Module):
         """Predict a chunk of actions.
 
         Args:
-            obs: `image_<camera>` (B, T, 3, H, W) uint8 for each of the policy's cameras and `state`
-                (B, T, S); in training mode also `action_is_pad` (B, C). Other entries are ignored.
+            obs: `image_<camera>` (B, T, 3, H, W) uint8 for each of the policy's cameras, or in its stead
+                `features_<camera>` (B, T, rows, columns, E), what its encoder makes of it; and `state` (B, T, S); in
+                training mode also `action_is_pad` (B, C). Other entries are ignored.
             actions: (B, C, A), the demonstrated chunk: the posterior sees it in training mode, where the
                 latent is sampled. In evaluation mode it is not looked at and the latent is 0.
             noise: (B, Z) standard normal numbers that the latent is sampled with; None: drawn here.
@@ -164,12 +165,10 @@ class ActPolicy(nn.Module):
         """Tokens (B, T · K', D) of all cameras and steps, oldest step first, and positions (1, T · K', D)."""
         if not self.cameras:
             return None
-        images = [self._images(obs, camera) for camera in self.cameras]
-        grids = [self.image_encoder.token_grid(*image.shape[-2:]) for image in images]
-        batch, context = images[0].shape[:2]
-        tokens = [
-            self.image_proj(features).unflatten(0, (batch, context)) for features in self._encode_images(images)
-        ]  # of each camera (B, T, K, D)
+        encoded = self._encoded(obs)
+        grids = [(features.shape[2], features.shape[3]) for features in encoded]
+        batch, context = encoded[0].shape[:2]
+        tokens = [self.image_proj(features.flatten(2, 3)) for features in encoded]  # of each camera (B, T, K, D)
         if self.config.encoder.fuse != "tokens":
             if len(set(grids)) > 1:
                 raise UserError(
@@ -185,18 +184,35 @@ class ActPolicy(nn.Module):
         positions = (self.step_positions[:, None] + places).flatten(0, 1)[None]
         return torch.cat(tokens, dim=2).flatten(1, 2), positions
 
+    def _encoded(self, obs: Observation) -> list[Tensor]:
+        """The encoder's tokens of each camera (B, T, rows, columns, E): those given, else made of the images."""
+        given = [obs.get(f"features_{camera}") for camera in self.cameras]
+        missing = [camera for camera, features in zip(self.cameras, given) if features is None]
+        made = iter(self.encode_images([self._images(obs, camera) for camera in missing]))
+        return [next(made) if features is None else features for features in given]
+
     def _images(self, obs: Observation, camera: str) -> Tensor:
         name = f"image_{camera}"
         if name not in obs:
             raise UserError(f"the policy was trained with '{name}', which the observation does not have")
         return obs[name]
 
-    def _encode_images(self, images: list[Tensor]) -> list[Tensor]:
-        """Of each camera (B, T, 3, H, W) → (B·T, K, E); cameras of one size go through the encoder as one batch."""
+    def encode_images(self, images: list[Tensor]) -> list[Tensor]:
+        """Of each camera (B, T, 3, H, W) → (B, T, rows, columns, E).
+
+        Cameras of one size go through the encoder as one batch.
+        """
+        if not images:
+            return []
         flat = [image.flatten(0, 1) for image in images]
         if len({image.shape[-2:] for image in flat}) == 1:
-            return list(self.image_encoder(torch.cat(flat)).chunk(len(flat)))
-        return [self.image_encoder(image) for image in flat]
+            encoded = list(self.image_encoder(torch.cat(flat)).chunk(len(flat)))
+        else:
+            encoded = [self.image_encoder(image) for image in flat]
+        return [
+            features.unflatten(1, self.image_encoder.token_grid(*image.shape[-2:])).unflatten(0, image.shape[:2])
+            for features, image in zip(encoded, images)
+        ]
 
     def _grid_positions(self, grid: tuple[int, int]) -> Tensor:
         """(K, D) positions of a grid of tokens, computed once for each grid."""

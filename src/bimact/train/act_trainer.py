@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from bimact.config import Config, save_config
+from bimact.data.episodes import Episodes
 from bimact.data.nonfinite import refuse_nonfinite
 from bimact.data.training_order import Part, Step
 from bimact.data.windows import Batch
@@ -24,6 +26,7 @@ from bimact.policy.demonstrations import open_demonstrations
 from bimact.train import resume
 from bimact.train.checkpoint import RUN_CONFIG, copy_checkpoint, finish_interrupted_saves, save_checkpoint
 from bimact.train.device import make_accelerator, to_device
+from bimact.train.features import uses_features, with_features
 from bimact.train.hints import Hints
 from bimact.train.loaders import Demonstrations, Loaders, fill_from_dataset
 from bimact.train.memory import is_out_of_memory, out_of_memory, with_largest_batch
@@ -72,31 +75,32 @@ class ActTrainer:
         config = fill_from_dataset(config, episodes)
         if self.checkpoint is not None:
             config = resume.keep_batch_size(config, self.checkpoint)
+            config = resume.keep_feature_cache(config, self.checkpoint)
             for change in resume.settle_changes(config, self.checkpoint, episodes, override_config):
                 self._print(f"Changed since: {change}")
-        data = Demonstrations.split(episodes, config)
-        if config.auto_batch_size:
-            config = with_largest_batch(config, data.training, self.accelerator, self.ranks)
-        self.config = config
+        self.config = dataclasses.replace(config, feature_cache=uses_features(config, episodes, self.ranks.count))
         self.step = 0  # optimizer steps done
         self.pending: list[Tensor] = []  # losses (3,) of steps that are not logged yet, still on the device
         self.best_val_loss = math.inf
         self.watch = LossWatch()
-        self._build(data)
+        self._build(episodes)
         if self.checkpoint is not None:
             self._resume(self.checkpoint)
         self.total_steps, self.total_epochs = self.order.length_of_run(self.step, config.num_epochs, config.num_steps)
 
-    def _build(self, data: Demonstrations) -> None:
+    def _build(self, episodes: Episodes) -> None:
         """Make the policy, the loaders and the optimizer."""
-        config = self.config
-        set_seed(config.seed)
-        self._print("Building ACT policy...")
-        policy = ActPolicy(config if self.checkpoint is None else resume.new_run_settings(config))
-        data.fit_normalizers(policy)
+        policy = self._build_policy()
         self._print(f"Total parameters: {sum(p.numel() for p in policy.parameters()):,}")
         self._print(f"Trainable parameters: {sum(p.numel() for p in policy.parameters() if p.requires_grad):,}\n")
-
+        if self.config.feature_cache:
+            episodes = with_features(self.config, policy, episodes, self.accelerator)
+        data = Demonstrations.split(episodes, self.config)
+        if self.config.auto_batch_size:
+            self.config = with_largest_batch(self.config, data.training, self.accelerator, self.ranks)
+        config = self.config
+        if self.checkpoint is None:
+            data.fit_normalizers(policy)
         self._print("Creating data loaders...")
         self.data = data
         self.loaders = Loaders.of(data, config, self.ranks, pin_memory=self.accelerator.device.type == "cuda")
@@ -106,6 +110,19 @@ class ActTrainer:
             self._print(f"Validation samples: {len(data.validation)}")
         optimizer = make_optimizer(policy, config, self.ranks.count * config.gradient_accumulation_steps)
         self.policy, self.optimizer = self.accelerator.prepare(self.ranks.joined(policy), optimizer)
+
+    def _build_policy(self) -> ActPolicy:
+        """The policy with its first weights, or with those that training goes on from."""
+        set_seed(self.config.seed)
+        self._print("Building ACT policy...")
+        if self.checkpoint is None:
+            return ActPolicy(self.config)
+        policy = ActPolicy(resume.new_run_settings(self.config))
+        try:
+            policy.load_state_dict(self.checkpoint.weights)
+        except RuntimeError as error:
+            raise UserError(f"{self.checkpoint.path} does not fit the settings: {in_words(error)}") from error
+        return policy
 
     @property
     def bare_policy(self) -> ActPolicy:
@@ -351,11 +368,6 @@ class ActTrainer:
         return save_checkpoint(self.run, name, self.bare_policy.state_dict(), state)
 
     def _resume(self, checkpoint: resume.Checkpoint) -> None:
-        try:
-            self.bare_policy.load_state_dict(checkpoint.weights)
-        except RuntimeError as error:
-            reason = in_words(error)
-            raise UserError(f"{checkpoint.path} does not fit the settings: {reason}") from error
         state = checkpoint.state
         if state is None:
             self.order.epoch = checkpoint.epochs

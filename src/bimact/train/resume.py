@@ -48,6 +48,7 @@ FREE = frozenset(
         "output_dir",
         "num_workers",
         "cache_dir",
+        "feature_cache",
         "device",
         "auto_batch_size",
         "checkpoint_frequency",
@@ -122,6 +123,13 @@ def keep_batch_size(config: Config, checkpoint: Checkpoint) -> Config:
     if not config.auto_batch_size or checkpoint.config is None:
         return config
     return dataclasses.replace(config, auto_batch_size=False, batch_size=checkpoint.config.batch_size)
+
+
+def keep_feature_cache(config: Config, checkpoint: Checkpoint) -> Config:
+    """A run that trained on cached tokens goes on so, and so does one that did not: their rounding differs."""
+    if config.feature_cache is not None or checkpoint.config is None or not config.encoder.freeze:
+        return config
+    return dataclasses.replace(config, feature_cache=checkpoint.config.feature_cache)
 
 
 def settle_changes(config: Config, checkpoint: Checkpoint, episodes: Episodes, override: bool) -> list[str]:

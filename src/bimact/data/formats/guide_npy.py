@@ -31,6 +31,7 @@ from bimact.data.formats.guide_observations import (
     observation_dtype,
 )
 from bimact.data.formats.raw_memmap import is_raw_memmap
+from bimact.data.npy_rows import NpyRows
 from bimact.data.safe_pickle import read_npy_header
 from bimact.data.source import Camera, Column, Format, Source, SourceEpisode
 from bimact.errors import UserError, in_words
@@ -43,7 +44,6 @@ __all__ = [
     "LENGTHS",
     "METADATA",
     "OBSERVATIONS",
-    "NpyRows",
     "observation_dtype",
     "open_guide_npy",
 ]
@@ -52,53 +52,6 @@ ACTIONS, METADATA = "actions.npy", "metadata.json"
 ACTION = "action"  # the column of a source
 FILES = (OBSERVATIONS, ACTIONS, LENGTHS)
 JOURNAL = "recording.json"  # of a recording that is under way
-
-
-class NpyRows:
-    """Rows of a .npy file, or of one field of it, read through a memory map.
-
-    Pickling it (to a loader's worker) passes the path, not the data.
-
-    Args:
-        path: the file; no pickled one.
-        field: one field of a structured array; None: the whole array.
-        dtype: type that rows are converted to; None: as they are.
-    """
-
-    def __init__(self, path: Path, field: str | None = None, dtype: Any = None) -> None:
-        self.path = path
-        self.field = field
-        self._dtype = None if dtype is None else np.dtype(dtype)
-        self._array: np.ndarray | None = None
-
-    @property
-    def array(self) -> np.ndarray:
-        """The memory map, in the file's own type."""
-        if self._array is None:
-            whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            self._array = whole if self.field is None else whole[self.field]
-        return self._array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._dtype or self.array.dtype
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        chosen = self.array[rows]
-        if self._dtype is None or chosen.dtype == self._dtype:
-            return chosen
-        with np.errstate(over="ignore"):  # becomes inf, which `checks.find_nonfinite` finds
-            return chosen.astype(self._dtype)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_array": None}
 
 
 def open_guide_npy(path: Path, cache_dir: Path | None) -> Episodes:
