@@ -36,7 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, is_pad: Tensor | None, dropout: floa
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return drop(scores.softmax(dim=-1), dropout).to(v.dtype) @ v
+    return drop(scores.softmax(dim=-1).to(v.dtype), dropout) @ v
 
 
 class Attention(nn.Module):

@@ -30,7 +30,7 @@ from bimact.train.features import uses_features, with_features
 from bimact.train.hints import Hints
 from bimact.train.loaders import Demonstrations, Loaders, fill_from_dataset
 from bimact.train.memory import is_out_of_memory, out_of_memory, with_largest_batch
-from bimact.train.optimizer import load_optimizer_state, make_optimizer, set_learning_rates
+from bimact.train.optimizer import clip_gradients, load_optimizer_state, make_optimizer, set_learning_rates
 from bimact.train.prediction_plot import predict, prediction_figure
 from bimact.train.randomness import latent_noise, seed_step
 from bimact.train.ranks import Ranks
@@ -254,7 +254,7 @@ class ActTrainer:
                 with self.accelerator.no_sync(self.policy):  # gradients meet once a step
                     losses.append(self._backward(part, batch, noise))
         if self.config.grad_clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip_norm)
+            clip_gradients(self.accelerator, self.policy.parameters(), self.config.grad_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses).sum(dim=0)

@@ -14,6 +14,7 @@ from bimact.config import Config
 from bimact.data.windows import Batch
 from bimact.errors import UserError
 from bimact.kernels import missing_kernels
+from bimact.machine import keep_freed_memory
 
 
 def choose_device(name: str) -> torch.device:
@@ -85,6 +86,8 @@ def make_accelerator(config: Config) -> Accelerator:
     if AcceleratorState._shared_state:
         # accelerate keeps the first precision and device of a process; a notebook's next training may want others.
         AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", 1)) == 1)
+    if device.type == "cpu":
+        keep_freed_memory()
     # Others wait so long while one converts a dataset; a process that dies is noticed at once.
     waiting = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     return Accelerator(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from bimact.config import Config
@@ -50,6 +52,17 @@ def learning_rate_factor(config: Config, step: int, total_steps: int) -> float:
         return 1.0
     progress = (step - warmup) / max(1, total_steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def clip_gradients(accelerator: Accelerator, parameters: Iterable[Tensor], most: float) -> None:
+    """Scale all gradients down together if their norm is above a limit."""
+    if accelerator.device.type != "cpu":
+        accelerator.clip_grad_norm_(parameters, most)
+        return
+    learned = list(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
+    if norm > most:  # on a CPU to look costs nothing, and to multiply by 1 a pass over all gradients
+        torch.nn.utils.clip_grads_with_norm_(learned, most, norm)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
