@@ -15,7 +15,7 @@ from bimact.machine import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
-for _ in range(3):
+for _ in range(10):
     torch.ones(30_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
