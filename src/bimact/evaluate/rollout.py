@@ -19,6 +19,7 @@ from bimact.evaluate.intervals import wilson_interval
 from bimact.evaluate.run import LoadedRun
 from bimact.machine import usable_cores
 from bimact.policy.ensembling import TemporalEnsemble
+from bimact.policy.image_memory import ImageMemory
 from bimact.progress import progress_bar
 from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, JOINTS, MAX_REWARD, find_task
 
@@ -174,13 +175,14 @@ def _acting(run: LoadedRun, settings: RolloutSettings) -> Callable[[dict[str, np
     """The function from observations (N, T, …) of N environments to the actions (N, k, A) to execute."""
     config = run.config
     ensemble = TemporalEnsemble(config.chunk_size, config.ensemble_coefficient, config.ensemble_window)
+    memory = ImageMemory(run.policy)
     steps = _steps_a_call(run, settings)
 
     @torch.inference_mode()
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:
         obs = {name: torch.from_numpy(value).to(run.device) for name, value in observation.items()}
         obs = {name: x.permute(0, 1, 4, 2, 3) if name.startswith("image_") else x for name, x in obs.items()}
-        chunk, _ = run.policy(obs)
+        chunk, _ = run.policy(memory.encoded(obs, new=steps))
         actions = ensemble.update(chunk)[:, None] if settings.temporal_ensemble else chunk[:, :steps]
         return actions.cpu().numpy()
 
