@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from bimact.data.windows import (
     WindowDataset,
     WindowIndex,
     create_temporal_dataloader,
+    in_batches,
     make_loader,
+    measured_workers,
     split_episodes,
 )
 from bimact.errors import UserError
@@ -132,3 +135,18 @@ def test_guide_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.cat([actions[:, 0, 0] for _, actions in batches]).tolist() == list(range(7))
     shuffled = create_temporal_dataloader("somewhere", 1, 1, 7, shuffle=True)
     assert sorted(next(iter(shuffled))[1][:, 0, 0].tolist()) == list(range(7))
+
+
+@pytest.mark.parametrize(("seconds", "workers"), [(0.0, 0), (0.01, 3)])
+def test_loading_processes_only_where_loading_takes_long(
+    seconds: float, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes = episodes_of([9, 7])
+    dataset = WindowDataset(episodes, WindowIndex.over(episodes, np.arange(2), 1, 4))
+    load = dataset.__getitems__
+    monkeypatch.setattr(WindowDataset, "__getitems__", lambda self, windows: time.sleep(seconds) or load(windows))
+    monkeypatch.setattr("bimact.data.windows.default_workers", lambda: 3)
+    batches = in_batches(range(len(dataset)), 4)
+    assert measured_workers(dataset, batches, for_gpu=False) == workers
+    assert make_loader(dataset, batches).num_workers == workers
+    assert make_loader(dataset, batches, num_workers=1).num_workers == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -12,6 +13,7 @@ import torch
 from conftest import tiny_config
 
 from bimact.config import Config
+from bimact.data.normalize import Normalizer
 from bimact.errors import UserError
 from bimact.evaluate.rollout import RolloutSettings, evaluate_rollouts
 from bimact.evaluate.run import LoadedRun
@@ -30,7 +32,12 @@ class Demonstrator(torch.nn.Module):
         self.chunk, self.steps, self.calls = chunk, steps, 0
         self.seen: list[dict[str, torch.Tensor]] = []
         self.images: list[torch.Tensor] = []
+        self.state_normalizer = Normalizer(14)
+        self.image_encoder = SimpleNamespace(settle=lambda: None)
         self.cameras = ("top",)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
 
     def encode_images(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         self.images += images

@@ -284,13 +284,18 @@ def test_ensemble_window_is_how_many_chunks_are_averaged(window: int | None) -> 
 def test_acting_takes_window_and_coefficient_from_the_runs_config() -> None:
     from bimact.evaluate.rollout import RolloutSettings, _acting
     from bimact.evaluate.run import LoadedRun
+    from bimact.policy.acting import Actor
 
     policy = make_policy(temporal_ensemble=True, ensemble_window=3, ensemble_coefficient=0.5)
     run = LoadedRun(Path("run"), Path("act-train-1.pth"), policy.config, policy, torch.device("cpu"))
-    act = _acting(run, RolloutSettings("transfer_cube", temporal_ensemble=True))
+    act = _acting(run, Actor(policy), RolloutSettings("transfer_cube", temporal_ensemble=True))
     chunks: list[Tensor] = []
     for step in range(8):
         obs = make_batch(policy.config, size=1)[0]
+        for camera in ("left", "right"):  # they see the same at all times
+            obs[f"image_{camera}"] = obs[f"image_{camera}"][:, :1].expand(
+                -1, policy.config.temporal_context, -1, -1, -1
+            )
         obs["state"] = obs["state"] + step
         with torch.no_grad():
             chunks.append(policy(obs)[0][0])

@@ -100,3 +100,33 @@ def test_padding_does_not_leak() -> None:
     changed[:, 4:] += 5
     before, after = encoder(x, positions, is_pad), encoder(changed, positions, is_pad)
     torch.testing.assert_close(before[:, :4], after[:, :4])
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_tokens_that_are_not_wanted_change_nothing(pre_norm: bool) -> None:
+    torch.manual_seed(0)
+    encoder = TransformerEncoder(3, 16, 4, 24, 0.0, pre_norm)
+    x, positions = torch.randn(2, 6, 16), torch.randn(1, 6, 16)
+    is_pad = torch.zeros(2, 6, dtype=torch.bool)
+    is_pad[0, 4:] = True
+    torch.testing.assert_close(encoder(x, positions, is_pad, wanted=2), encoder(x, positions, is_pad)[:, :2])
+    torch.testing.assert_close(encoder(x, positions, wanted=1), encoder(x, positions)[:, :1])
+
+
+def test_gradients_in_half_precision_reach_all_projections() -> None:
+    """The packed weights are cast as a whole: each part's gradient has to come back to its place."""
+    torch.manual_seed(0)
+    attention = Attention(16, 4, dropout=0.0)
+    query, key = torch.randn(3, 5, 16), torch.randn(3, 7, 16)
+
+    def gradient(precise: bool, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        attention.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            attention(query, key, key).float().square().sum().backward()
+        assert attention.in_proj_weight.grad is not None
+        return attention.in_proj_weight.grad.clone()
+
+    for q, k in ((query, key), (key, key)):
+        precise, rounded = gradient(True, q, k), gradient(False, q, k)
+        assert rounded.dtype == torch.float32
+        assert (rounded - precise).norm() < 0.02 * precise.norm()

@@ -1,15 +1,24 @@
-"""Rows of a .npy file, read through a memory map."""
+"""Rows of a .npy file: small ones through a memory map, images by reads."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from bimact.errors import UserError
+
+# Bytes of a row from which on it is read and not mapped: the system maps a page at a time, which takes longer than to
+# copy it, and counts all pages that were ever touched as this process's memory.
+_READ_FROM = 4096
+
 
 class NpyRows:
-    """Rows of a .npy file, or of one field of it, read through a memory map.
+    """Rows of a .npy file, or of one field of it; what is not asked for stays on the disk.
 
     Pickling it (to a loader's worker) passes the path, not the data.
 
@@ -24,6 +33,8 @@ class NpyRows:
         self.field = field
         self._dtype = None if dtype is None else np.dtype(dtype)
         self._array: np.ndarray | None = None
+        self._start = 0  # where the first row is in the file, in bytes
+        self._file: BinaryIO | None = None
 
     @property
     def array(self) -> np.ndarray:
@@ -31,6 +42,7 @@ class NpyRows:
         if self._array is None:
             whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
             self._array = whole if self.field is None else whole[self.field]
+            self._start = int(whole.offset) + self._array.ctypes.data - whole.ctypes.data
         return self._array
 
     @property
@@ -56,11 +68,49 @@ class NpyRows:
         }
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        chosen = self.array[rows]
+        chosen = self._read(rows) if self._can_read(rows) else self.array[rows]
         if self._dtype is None or chosen.dtype == self._dtype:
             return chosen
         with np.errstate(over="ignore"):  # becomes inf, which `checks.find_nonfinite` finds
             return chosen.astype(self._dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_array": None}
+        return {**self.__dict__, "_array": None, "_file": None}
+
+    def _can_read(self, rows: Any) -> bool:
+        """Whether large rows are asked for by their numbers."""
+        array = self.array
+        if not (hasattr(os, "preadv") and isinstance(rows, np.ndarray) and rows.dtype.kind in "iu" and rows.ndim == 1):
+            return False
+        is_one_piece = array.ndim > 1 and array.size > 0 and array[:1].flags.c_contiguous
+        is_large = is_one_piece and array[:1].nbytes >= _READ_FROM
+        return is_large and rows.size > 0 and rows.min() >= 0 and rows.max() < len(array)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """(n, …) in the file's own type."""
+        array = self.array
+        if self._file is None:
+            self._file = self.path.open("rb", buffering=0)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        chosen = np.empty((len(rows), *array.shape[1:]), array.dtype)
+        stride = array.strides[0]
+        for first, end in _runs(rows, joined=stride == array[:1].nbytes):
+            self._fill(chosen[first:end], self._start + int(rows[first]) * stride)
+        return chosen
+
+    def _fill(self, into: np.ndarray, position: int) -> None:
+        assert self._file is not None
+        left = into.reshape(-1).view(np.uint8).data
+        while left:
+            count = os.preadv(self._file.fileno(), [left], position)
+            if count == 0:
+                raise UserError(f"{self.path} has become shorter since it was opened: restore it, and start again")
+            left, position = left[count:], position + count
+
+
+def _runs(rows: np.ndarray, joined: bool) -> Iterator[tuple[int, int]]:
+    """Places (first, end) in `rows` of rows that follow each other in the file, if they are `joined` there."""
+    cuts = np.flatnonzero(np.diff(rows) != 1) + 1 if joined else np.arange(1, len(rows))
+    places = [0, *cuts.tolist(), len(rows)]
+    yield from pairwise(places)

@@ -74,6 +74,9 @@ class ImageEncoder(nn.Module):
         super().train(mode and not self.frozen)
         return self
 
+    def settle(self) -> None:
+        """Make an encoder that only acts from now on faster, in ways that end its training and its saving."""
+
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) float → tokens (N, K, out_dim)."""

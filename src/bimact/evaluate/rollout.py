@@ -18,10 +18,11 @@ from bimact.errors import UserError
 from bimact.evaluate.intervals import wilson_interval
 from bimact.evaluate.run import LoadedRun
 from bimact.machine import usable_cores
+from bimact.policy.acting import Actor
 from bimact.policy.ensembling import TemporalEnsemble
-from bimact.policy.image_memory import ImageMemory
 from bimact.progress import progress_bar
 from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, JOINTS, MAX_REWARD, find_task
+from bimact.train.device import choose_precision, precision_dtype
 
 _MAX_PARALLEL = 8
 
@@ -86,6 +87,7 @@ def evaluate_rollouts(run: LoadedRun, settings: RolloutSettings) -> dict[str, An
         cameras=cameras,
         image_size=_image_size(run, settings),
     )
+    actor = Actor(run.policy, precision_dtype(choose_precision(config.mixed_precision, run.device)))
     environments = AsyncVectorEnv(
         [environment] * parallel, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED
     )
@@ -98,7 +100,7 @@ def evaluate_rollouts(run: LoadedRun, settings: RolloutSettings) -> dict[str, An
             while len(rollouts) < settings.rollouts:
                 count = min(parallel, settings.rollouts - len(rollouts))
                 seeds = range(settings.seed + len(rollouts), settings.seed + len(rollouts) + parallel)
-                wave = _roll_out(run, settings, environments, list(seeds), count)
+                wave = _roll_out(run, actor, settings, environments, list(seeds), count)
                 rollouts += wave
                 progress.advance(count, f"{sum(r.success for r in rollouts)} of {len(rollouts)} succeeded")
     finally:
@@ -151,7 +153,12 @@ def _check(settings: RolloutSettings, cameras: tuple[str, ...]) -> None:
 
 
 def _roll_out(
-    run: LoadedRun, settings: RolloutSettings, environments: AsyncVectorEnv, seeds: list[int], count: int
+    run: LoadedRun,
+    actor: Actor,
+    settings: RolloutSettings,
+    environments: AsyncVectorEnv,
+    seeds: list[int],
+    count: int,
 ) -> list[Rollout]:
     """One rollout in each environment; only the first `count` are wanted, the rest fill the batch up."""
     rollouts = [Rollout(seed) for seed in seeds]
@@ -159,7 +166,7 @@ def _roll_out(
         if rollout.seed - settings.seed < settings.videos:
             rollout.video = f"videos/{settings.task}-seed-{rollout.seed}.mp4"
     videos = {rollout.seed: str(run.path / rollout.video) for rollout in rollouts if rollout.video}
-    act = _acting(run, settings)
+    act = _acting(run, actor, settings)
     observation, _ = environments.reset(seed=[*seeds], options={"videos": videos})
     finished = False
     while not finished:
@@ -171,18 +178,17 @@ def _roll_out(
     return rollouts[:count]
 
 
-def _acting(run: LoadedRun, settings: RolloutSettings) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    """The function from observations (N, T, …) of N environments to the actions (N, k, A) to execute."""
+def _acting(run: LoadedRun, actor: Actor, settings: RolloutSettings) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """A rollout's function from observations (N, T, …) of N environments to the actions (N, k, A) to execute."""
     config = run.config
     ensemble = TemporalEnsemble(config.chunk_size, config.ensemble_coefficient, config.ensemble_window)
-    memory = ImageMemory(run.policy)
     steps = _steps_a_call(run, settings)
+    actor.reset()
 
-    @torch.inference_mode()
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:
         obs = {name: torch.from_numpy(value).to(run.device) for name, value in observation.items()}
         obs = {name: x.permute(0, 1, 4, 2, 3) if name.startswith("image_") else x for name, x in obs.items()}
-        chunk, _ = run.policy(memory.encoded(obs, new=steps))
+        chunk = actor.chunk(obs, new=steps)
         actions = ensemble.update(chunk)[:, None] if settings.temporal_ensemble else chunk[:, :steps]
         return actions.cpu().numpy()
 

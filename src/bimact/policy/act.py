@@ -78,7 +78,8 @@ class PosteriorEncoder(nn.Module):
             dim=1,
         )  # (B, 2 + C, D)
         is_pad = torch.cat([action_is_pad.new_zeros(batch, 2), action_is_pad], dim=1)
-        mu, log_sigma2 = self.latent_proj(self.encoder(tokens, self.positions, is_pad)[:, 0]).chunk(2, dim=-1)
+        cls = self.encoder(tokens, self.positions, is_pad, wanted=1)[:, 0]
+        mu, log_sigma2 = self.latent_proj(cls).chunk(2, dim=-1)
         return mu, log_sigma2
 
 

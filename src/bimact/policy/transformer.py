@@ -39,6 +39,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, is_pad: Tensor | None, dropout: floa
     return drop(scores.softmax(dim=-1).to(v.dtype), dropout) @ v
 
 
+def in_autocast_dtype(x: Tensor) -> Tensor:
+    """x in the number format that autocast gives matrix products, where it is on."""
+    device = x.device.type
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if is_on else x
+
+
 class Attention(nn.Module):
     """Multi-head attention with the parameters of `torch.nn.MultiheadAttention`, batch first."""
 
@@ -54,14 +61,15 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, is_pad: Tensor | None = None) -> Tensor:
         """query (B, L, D), key and value (B, M, D) → (B, L, D)."""
         dim = query.shape[-1]
-        weight, bias = self.in_proj_weight, self.in_proj_bias
+        # Cast first, then split: the other way round each part's gradient is cast and put into a tensor of zeros.
+        weight, bias = (in_autocast_dtype(p) for p in (self.in_proj_weight, self.in_proj_bias))
+        sizes = [2 * dim, dim] if query is key else [dim, dim, dim]
+        weights, biases = weight.split(sizes), bias.split(sizes)
         if query is key:
-            qk = F.linear(query, weight[: 2 * dim], bias[: 2 * dim])
-            q, k = qk.chunk(2, dim=-1)
+            q, k = F.linear(query, weights[0], biases[0]).chunk(2, dim=-1)
         else:
-            q = F.linear(query, weight[:dim], bias[:dim])
-            k = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
-        v = F.linear(value, weight[2 * dim :], bias[2 * dim :])
+            q, k = (F.linear(x, w, b) for x, w, b in zip((query, key), weights, biases))
+        v = F.linear(value, weights[-1], biases[-1])
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         attended = attend(q, k, v, is_pad, self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -89,17 +97,18 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, positions: Tensor, is_pad: Tensor | None = None) -> Tensor:
-        """x (B, L, D), positions (1 or B, L, D), is_pad (B, L) → (B, L, D)."""
+    def forward(self, x: Tensor, positions: Tensor, is_pad: Tensor | None = None, wanted: int | None = None) -> Tensor:
+        """x (B, L, D), positions (1 or B, L, D), is_pad (B, L) → the first `wanted` tokens, or all (B, L, D)."""
         if self.pre_norm:
-            x = x + self.dropout(self._attend(self.norm1(x), positions, is_pad))
+            x = x[:, :wanted] + self.dropout(self._attend(self.norm1(x), positions, is_pad, wanted))
             return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self._attend(x, positions, is_pad)))
+        x = self.norm1(x[:, :wanted] + self.dropout(self._attend(x, positions, is_pad, wanted)))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
-    def _attend(self, x: Tensor, positions: Tensor, is_pad: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, positions: Tensor, is_pad: Tensor | None, wanted: int | None) -> Tensor:
         placed = x + positions
-        return self.self_attn(placed, placed, x, is_pad)
+        queries = placed if wanted is None else placed[:, :wanted]
+        return self.self_attn(queries, placed, x, is_pad)
 
 
 class DecoderLayer(nn.Module):
@@ -142,10 +151,14 @@ class TransformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
         xavier_init(self)
 
-    def forward(self, x: Tensor, positions: Tensor, is_pad: Tensor | None = None) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, positions, is_pad)
-        return self.norm(x)
+    def forward(self, x: Tensor, positions: Tensor, is_pad: Tensor | None = None, wanted: int | None = None) -> Tensor:
+        """x (B, L, D), positions (1 or B, L, D), is_pad (B, L) → the first `wanted` tokens, or all (B, L, D).
+
+        The last layer computes nothing for tokens that are not wanted.
+        """
+        for number, layer in enumerate(self.layers, start=1):
+            x = layer(x, positions, is_pad, wanted if number == len(self.layers) else None)
+        return self.norm(x[:, :wanted])
 
 
 class TransformerDecoder(nn.Module):

@@ -56,6 +56,11 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "no"
 
 
+def precision_dtype(precision: str) -> torch.dtype:
+    """The number format of matrix products: of `no`, `bf16` or `fp16`."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX)."""
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import torch
 from accelerate import Accelerator
 
 from bimact.config import Config
@@ -12,8 +11,7 @@ from bimact.data.episodes import Episodes, identity_of
 from bimact.encoder.feature_cache import FeatureCache, Workers
 from bimact.errors import UserError
 from bimact.policy.act import ActPolicy
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from bimact.train.device import precision_dtype
 
 
 def uses_features(config: Config, episodes: Episodes, processes: int) -> bool:
@@ -53,7 +51,7 @@ def with_features(config: Config, policy: ActPolicy, episodes: Episodes, acceler
     Raises:
         UserError: if the tokens do not fit on the disk.
     """
-    dtype = _DTYPES.get(accelerator.mixed_precision, torch.float32)
+    dtype = precision_dtype(accelerator.mixed_precision)
     encoder = policy.image_encoder.to(accelerator.device)
     cache = FeatureCache(encoder, episodes, policy.cameras, dtype, config.cache_dir)
     workers = Workers(

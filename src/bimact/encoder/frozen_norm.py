@@ -1,0 +1,85 @@
+"""Convolutions that do the batch norm behind them at once, at the cost of the convolution alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class _DoneBefore(FrozenBatchNorm2d):
+    """Holds its numbers under the names that checkpoints know; the convolution before it applies them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _NormedConv(nn.Module):
+    """A convolution with the norm that follows: scale · (w * x) + shift = (scale · w) * x + shift.
+
+    Training is the same: the gradient of w comes through the product with the scale.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: _DoneBefore) -> None:
+        super().__init__()
+        self.weight = conv.weight
+        self._parts = (conv, norm)  # in a tuple, since they are no modules of this one
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        return self._parts[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self._parts
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - norm.running_mean * scale
+        return conv._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+
+
+def fold_frozen_norms(network: nn.Module) -> None:
+    """Let each convolution do the frozen norm behind it, in training too; names and values of all tensors stay.
+
+    For networks that call their modules in the order of their names, as torchvision's ResNets do.
+    """
+    for parent, (conv_name, conv), (norm_name, norm) in _neighbours(network):
+        if isinstance(conv, nn.Conv2d) and type(norm) is FrozenBatchNorm2d:
+            done = _DoneBefore(norm.get_buffer("weight").numel(), norm.eps)
+            done.load_state_dict(norm.state_dict())
+            setattr(parent, conv_name, _NormedConv(conv, done))
+            setattr(parent, norm_name, done)
+
+
+@torch.no_grad()
+def settle_norms(network: nn.Module) -> None:
+    """Write all norms, as they are in evaluation mode, into the weights of the convolutions before them, for good.
+
+    For networks as above; their tensors have other names and values after it.
+    """
+    for parent, (conv_name, conv), (norm_name, norm) in _neighbours(network):
+        if isinstance(conv, (nn.Conv2d, _NormedConv)) and isinstance(norm, (_DoneBefore, nn.BatchNorm2d)):
+            settled = copy.copy(conv.conv if isinstance(conv, _NormedConv) else conv)
+            settled._parameters = dict(settled._parameters)
+            settled.weight, settled.bias = fuse_conv_bn_weights(
+                conv.weight,
+                settled.bias,
+                norm.running_mean,  # type: ignore[arg-type]
+                norm.running_var,  # type: ignore[arg-type]
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            settled.to(memory_format=torch.channels_last)  # as images come
+            setattr(parent, conv_name, settled)
+            setattr(parent, norm_name, nn.Identity())
+
+
+def _neighbours(network: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, nn.Module], tuple[str, nn.Module]]]:
+    """(module, name and module of one child, of the next) of all modules in a network."""
+    for parent in list(network.modules()):
+        for one, next_one in pairwise(list(parent.named_children())):
+            yield parent, one, next_one
