@@ -40,8 +40,7 @@ typecheck: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python benchmarks/simulation.py
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build

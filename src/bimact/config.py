@@ -159,7 +159,7 @@ class Config:
         False, "take the largest power of two that fits into memory as batch_size", "to fill a GPU without trying sizes"
     )
     num_workers: int | None = key(
-        None, "processes that load data; null: chosen by the machine", "higher if the GPU waits for data", low=0
+        None, "threads that load data; null: chosen by the machine", "higher if the GPU waits for data", low=0
     )
     cache_dir: str | None = key(
         None, "where converted datasets go; null: beside the dataset", "if the dataset's disk is full or read-only"

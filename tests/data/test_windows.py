@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bimact.data.episodes import Episodes
-from bimact.data.training_order import TrainingOrder
 from bimact.data.windows import (
     WindowDataset,
     WindowIndex,
-    create_temporal_dataloader,
-    in_batches,
-    make_loader,
-    measured_workers,
     split_episodes,
 )
 from bimact.errors import UserError
@@ -103,50 +97,3 @@ def test_split(count: int, val_split: float, seed: int) -> None:
         assert abs(len(val) - val_split * count) <= 1
     again = split_episodes([7] * count, val_split, seed)
     assert np.array_equal(train, again[0]) and np.array_equal(val, again[1])
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_loader_sees_each_sample_once_and_can_begin_in_the_middle(workers: int) -> None:
-    episodes = episodes_of([5, 8, 4])
-    dataset = WindowDataset(episodes, WindowIndex.over(episodes, np.arange(3), 1, 2))
-    order = TrainingOrder(dataset.index, 4, seed=3)
-    loader = make_loader(dataset, order, num_workers=workers)
-
-    def seen() -> list[int]:
-        return [int(row) for obs, _ in loader for row in obs["state"][:, 0, 0]]
-
-    first = seen()
-    assert sorted(first) == list(range(17)) and first != sorted(first)
-    assert seen() == first
-    order.done = 8
-    assert seen() == first[8:]
-    order.done, order.epoch = 0, 1
-    assert sorted(seen()) == list(range(17)) and seen() != first
-
-
-def test_guide_loader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bimact.data.windows.open_dataset", lambda path: episodes_of([3, 4]))
-    loader = create_temporal_dataloader(
-        dataset_path="somewhere", temporal_context=3, chunk_size=5, batch_size=2, shuffle=False
-    )
-    batches = list(loader)
-    assert [len(actions) for _, actions in batches] == [2, 2, 2, 1]
-    assert batches[0][0]["image_left"].shape == (2, 3, 3, 2, 4)
-    assert torch.cat([actions[:, 0, 0] for _, actions in batches]).tolist() == list(range(7))
-    shuffled = create_temporal_dataloader("somewhere", 1, 1, 7, shuffle=True)
-    assert sorted(next(iter(shuffled))[1][:, 0, 0].tolist()) == list(range(7))
-
-
-@pytest.mark.parametrize(("seconds", "workers"), [(0.0, 0), (0.01, 3)])
-def test_loading_processes_only_where_loading_takes_long(
-    seconds: float, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    episodes = episodes_of([9, 7])
-    dataset = WindowDataset(episodes, WindowIndex.over(episodes, np.arange(2), 1, 4))
-    load = dataset.__getitems__
-    monkeypatch.setattr(WindowDataset, "__getitems__", lambda self, windows: time.sleep(seconds) or load(windows))
-    monkeypatch.setattr("bimact.data.windows.default_workers", lambda: 3)
-    batches = in_batches(range(len(dataset)), 4)
-    assert measured_workers(dataset, batches, for_gpu=False) == workers
-    assert make_loader(dataset, batches).num_workers == workers
-    assert make_loader(dataset, batches, num_workers=1).num_workers == 1

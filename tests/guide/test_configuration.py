@@ -29,7 +29,8 @@ from torch import Tensor
 
 from bimact.cli import main
 from bimact.config import save_config
-from bimact.data.windows import create_temporal_dataloader, split_episodes
+from bimact.data.loader import create_temporal_dataloader
+from bimact.data.windows import split_episodes
 from bimact.policy.act import ActOutput, ActPolicy, act_losses, build_act_policy
 from bimact.policy.ensembling import TemporalEnsemble
 from bimact.train.tracking import read_metrics

@@ -16,7 +16,7 @@ from guide_files import write_dataset
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from bimact.data.windows import create_temporal_dataloader
+from bimact.data.loader import create_temporal_dataloader
 from bimact.policy.act import ActPolicy, build_act_policy
 from bimact.train.act_trainer import ActTrainer
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
+from torch.utils.data import BatchSampler, Dataset
 
 from bimact.data.episodes import Episodes
-from bimact.data.opening import open_dataset
 from bimact.errors import UserError
-from bimact.machine import usable_cores
 
 Batch = tuple[dict[str, Tensor], Tensor]
-
-# Seconds that a batch may take to load beside the training: a hundredth of the shortest steps on a CPU, and on a GPU.
-_QUICK, _QUICK_FOR_GPU, _TRIED_BATCHES = 2e-3, 2e-4, 5
 
 
 def split_episodes(lengths: Sequence[int] | np.ndarray, val_split: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,101 +131,6 @@ def _gather(source: object, rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(source[rows.reshape(-1)]).reshape(*rows.shape, *source.shape[1:])  # type: ignore
 
 
-def make_loader(
-    dataset: WindowDataset,
-    batches: Sampler[list[int]],
-    *,
-    num_workers: int | None = None,
-    pin_memory: bool = False,
-) -> DataLoader[Batch]:
-    """A loader of whole batches with workers and prefetching.
-
-    Args:
-        batches: the windows of each batch.
-        num_workers: loading processes; None: chosen by a measurement.
-        pin_memory: put batches into page-locked memory, for CUDA.
-    """
-    workers = measured_workers(dataset, batches, pin_memory) if num_workers is None else num_workers
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]  # the dataset makes whole batches
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-        persistent_workers=workers > 0,
-        worker_init_fn=_ignore_interrupts,
-        # Each iteration draws a seed for the workers; from the global generator, it would change the random
-        # numbers of a run that is resumed in mid-epoch.
-        generator=torch.Generator(),
-    )
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """A Ctrl-C, and a launcher's request to end, reach the whole group; the main process decides what they mean.
-
-    A loading process ends when the main one does.
-    """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def measured_workers(dataset: WindowDataset, batches: Iterable[Sequence[int]], for_gpu: bool) -> int:
-    """No process if a batch takes less time to load than to be handed over by one, else `default_workers()`.
-
-    Args:
-        for_gpu: whether steps are short, so that even little time counts.
-    """
-    times = []
-    for windows in islice(batches, _TRIED_BATCHES):
-        began = time.perf_counter()
-        dataset.__getitems__(windows)
-        times.append(time.perf_counter() - began)
-    return 0 if times and min(times) < (_QUICK_FOR_GPU if for_gpu else _QUICK) else default_workers()
-
-
-def default_workers() -> int:
-    """One process for every second core of this rank's, up to four: gathering rows is cheap next to a step."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(4, usable_cores() // (2 * ranks_here)))
-
-
 def in_batches(windows: Iterable[int], batch_size: int) -> BatchSampler:
     """Windows in their order, as batches of which the last one may be smaller."""
     return BatchSampler(windows, batch_size, drop_last=False)
-
-
-def create_temporal_dataloader(
-    dataset_path: str | Path,
-    temporal_context: int,
-    chunk_size: int,
-    batch_size: int,
-    shuffle: bool = True,
-    *,
-    cameras: Sequence[str] | None = None,
-    num_workers: int = 0,
-    seed: int = 0,
-) -> DataLoader[Batch]:
-    """Batches `obs, actions` over all steps of a dataset, in the form that `ActPolicy` takes.
-
-    Args:
-        dataset_path: the demonstrations.
-        temporal_context: T, observations in a sample.
-        chunk_size: C, actions in a sample.
-        batch_size: B; the last batch may be smaller.
-        shuffle: a new order each epoch instead of the order in time.
-        cameras: which cameras; None: all.
-        num_workers: loading processes; 0: load in this one.
-        seed: of the order.
-    """
-    episodes = open_dataset(dataset_path)
-    index = WindowIndex.over(episodes, np.arange(len(episodes.lengths)), temporal_context, chunk_size)
-    dataset = WindowDataset(episodes, index, cameras)
-    shuffled = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
-    batches = in_batches(shuffled if shuffle else range(len(dataset)), batch_size)
-    return make_loader(dataset, batches, num_workers=num_workers)

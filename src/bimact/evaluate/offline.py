@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bimact.data.episodes import Episodes
-from bimact.data.windows import WindowDataset, WindowIndex, in_batches, make_loader, split_episodes
+from bimact.data.loader import Loader
+from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_episodes
 from bimact.errors import UserError
 from bimact.evaluate.run import LoadedRun
 from bimact.policy.demonstrations import open_demonstrations
@@ -61,7 +62,7 @@ def evaluate_offline(run: LoadedRun, dataset_dir: str | None = None) -> dict[str
     episodes = open_demonstrations(config, path)
     chosen, which = _choose_episodes(run, episodes, own_data=dataset_dir is None)
     index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
-    loader = make_loader(
+    loader = Loader(
         WindowDataset(episodes, index, config.cameras),
         in_batches(range(len(index)), max(32, config.batch_size)),
         num_workers=config.num_workers,

@@ -152,15 +152,20 @@ class ActTrainer:
     def _train(self) -> None:
         display = TrainingDisplay(self.step, self.total_steps, self.ranks.is_main)
         self.stopping = False
-        with stop_at_step_end(insist=self.ranks.count == 1) as self.stop, display as self.display:
-            while self.step < self.total_steps and not self.stopping:
-                self._train_epoch()
-        if self.stopping and self.step < self.total_steps:
-            self._reduce_pending()
-            if self.ranks.is_main:
-                path = self._save("last")
-                self._print(f"\nInterrupted at step {self.step}. To go on: --resume_from {path}")
-            raise KeyboardInterrupt
+        with stop_at_step_end(insist=self.ranks.count == 1) as self.stop:
+            with display as self.display:
+                while self.step < self.total_steps and not self.stopping:
+                    self._train_epoch()
+            if self.stopping and self.step < self.total_steps:
+                self._save_interrupted()
+                raise KeyboardInterrupt
+
+    def _save_interrupted(self) -> None:
+        self._reduce_pending()
+        if self.ranks.is_main:
+            path = self._save("last")
+            self._print(f"\nInterrupted at step {self.step}. To go on: --resume_from {path}")
+        self.accelerator.wait_for_everyone()  # a launcher ends all processes when one has ended
 
     @contextmanager
     def _run_folder(self) -> Iterator[None]:

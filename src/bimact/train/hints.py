@@ -17,7 +17,7 @@ class Hints:
 
     Args:
         config: whose settings the advice names.
-        num_workers: processes that load data.
+        num_workers: threads that load data.
     """
 
     def __init__(self, config: Config, num_workers: int) -> None:

@@ -6,13 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from bimact.config import Config
 from bimact.data.episodes import Episodes
+from bimact.data.loader import Loader
 from bimact.data.normalize import compute_statistics
 from bimact.data.training_order import TrainingOrder
-from bimact.data.windows import Batch, WindowDataset, WindowIndex, in_batches, make_loader, split_episodes
+from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_episodes
 from bimact.policy.act import ActPolicy
 from bimact.train.ranks import Ranks
 
@@ -74,8 +74,8 @@ class Loaders:
     """
 
     order: TrainingOrder
-    training: DataLoader[Batch]
-    validation: DataLoader[Batch] | None
+    training: Loader
+    validation: Loader | None
 
     @classmethod
     def of(cls, demonstrations: Demonstrations, config: Config, ranks: Ranks, pin_memory: bool) -> Loaders:
@@ -90,10 +90,10 @@ class Loaders:
         )
         return cls(
             order,
-            make_loader(training, order, num_workers=config.num_workers, pin_memory=pin_memory),
+            Loader(training, order, num_workers=config.num_workers, pin_memory=pin_memory),
             None
             if validation is None
-            else make_loader(
+            else Loader(
                 validation,
                 in_batches(ranks.share(len(validation)), config.batch_size),
                 num_workers=config.num_workers,

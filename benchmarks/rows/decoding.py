@@ -1,7 +1,4 @@
-"""Decoding a dataset into the copy that training reads: two cores against one, in turn, and the memory that it takes.
-
-python benchmarks/conversion.py DATASET [DATASET ...]
-"""
+"""Decoding a dataset into the copy that training reads: two cores against one, and the memory that it takes."""
 
 from __future__ import annotations
 
@@ -9,8 +6,6 @@ import contextlib
 import io
 import multiprocessing
 import os
-import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -18,8 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil
+from measuring import Figure, Row, ratios
+from recordings import lerobot
 
-ROUNDS, IMAGE_SIZE = 5, (224, 224)
+ROUNDS, IMAGE_SIZE = 3, (224, 224)
 
 
 def convert(dataset: str, cores: int) -> tuple[float, float]:
@@ -50,22 +47,19 @@ def _watch_memory(highest: list[float]) -> None:
         time.sleep(0.05)
 
 
-def main() -> None:
+def decoding() -> Row:
+    dataset = str(lerobot())
     context = multiprocessing.get_context("spawn")
-    print("| dataset | images/s, one core | two cores | ratio, median (lowest, highest) | memory, GB |")
-    print("|---|---|---|---|---|")
-    for dataset in sys.argv[1:]:
-        results: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
-        for _ in range(ROUNDS):
-            for cores in results:
-                with ProcessPoolExecutor(1, context) as pool:
-                    results[cores].append(pool.submit(convert, dataset, cores).result())
-        ratios = [two[0] / one[0] for one, two in zip(results[1], results[2])]
-        speeds = [statistics.median(speed for speed, _ in results[cores]) for cores in results]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
-        memory = max(memory for _, memory in results[2])
-        print(f"| {Path(dataset).name} | {speeds[0]:.0f} | {speeds[1]:.0f} | {spread} | {memory:.2f} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    results: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+    for _ in range(ROUNDS):
+        for cores in results:
+            with ProcessPoolExecutor(1, context) as pool:
+                results[cores].append(pool.submit(convert, dataset, cores).result())
+    one, two = ([rate for rate, _ in results[cores]] for cores in results)
+    memory = max(memory for _, memory in results[2])
+    return Row(
+        "decoding a LeRobotDataset once for training (480×640 AV1 to 224×224): images a second, two cores / one",
+        ratios(two, one),
+        "≥ 1.6",
+        [f"{Figure.of(one)} and {Figure.of(two)} images/s; at most {memory:.2f} GB of memory"],
+    )

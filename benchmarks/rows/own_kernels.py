@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from measuring import ROOT, Figure, Row, in_turn, ratios
 from torch.nn import functional as F
 
 from bimact.config import load_config
@@ -18,7 +17,7 @@ from bimact.policy.act import ActPolicy, act_losses
 from bimact.train.device import choose_precision
 
 ROUNDS, STEPS = 7, 5
-DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+DEMO = ROOT / "configs" / "demo.yaml"
 
 
 def make_step(dropout: float) -> Callable[[], None]:
@@ -71,25 +70,22 @@ def seconds(step: Callable[[], None]) -> float:
     return (time.perf_counter() - began) / STEPS
 
 
-def compare(name: str, step: Callable[[], None], stock: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+def compare(what: str, step: Callable[[], None], stock: Callable[[], contextlib.AbstractContextManager[None]]) -> Row:
     step()
-    ours, theirs = [], []
-    for _ in range(ROUNDS):
-        ours.append(seconds(step))
+
+    def theirs() -> float:
         with stock():
-            theirs.append(seconds(step))
-    ratios = [b / a for a, b in zip(ours, theirs)]
-    print(
-        f"{name}: {statistics.median(ours):.3f} s a step, with PyTorch's own {statistics.median(theirs):.3f} s: "
-        f"median ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
-        flush=True,
-    )
+            return seconds(step)
+
+    ours, others = in_turn(ROUNDS, lambda: seconds(step), theirs)
+    times = [f"{1000 * Figure.of(values).median:.0f} ms" for values in (ours, others)]
+    details = [f"{times[0]} a step of the demo's network, with PyTorch's own {times[1]}"]
+    return Row(f"training step with PyTorch's own {what} / with ours", ratios(others, ours), details=details)
 
 
-def main() -> None:
-    compare("dropout 0.1 by random bytes", make_step(0.1), pytorchs_dropout)
-    compare("written-out attention", make_step(0.0), pytorchs_attention)
+def dropout() -> Row:
+    return compare("dropout", make_step(0.1), pytorchs_dropout)
 
 
-if __name__ == "__main__":
-    main()
+def attention() -> Row:
+    return compare("fused attention", make_step(0.0), pytorchs_attention)

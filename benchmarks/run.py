@@ -1,0 +1,123 @@
+"""Run the rows that are named, or all, and write what came of them to benchmarks/results/<machine>.md.
+
+python benchmarks/run.py [ROW ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+from measuring import BUILD, ROOT, Figure, Row
+from rich.console import Console
+
+# name → module:function; in the order of the table
+ROWS = {
+    "feature_cache": "rows.guide:feature_cache",
+    "lerobot_step": "rows.lerobot:step",
+    "peak_64": "rows.guide:share_of_peak_64",
+    "peak_8": "rows.guide:share_of_peak_8",
+    "loader": "rows.lerobot:batches",
+    "waiting": "rows.runs:waiting",
+    "lerobot_chunk": "rows.lerobot:chunk",
+    "context": "rows.guide:context",
+    "memory": "rows.runs:memory",
+    "first_step": "rows.runs:first_step",
+    "dropout": "rows.own_kernels:dropout",
+    "attention": "rows.own_kernels:attention",
+    "decoding": "rows.decoding:decoding",
+    "simulation": "rows.simulation:simulation",
+}
+
+
+def measure(name: str) -> Row:
+    """One row, in a process of its own."""
+    command = [sys.executable, __file__, "--alone", name]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    values = json.loads(output.strip().splitlines()[-1])
+    return Row(**{**values, "figure": Figure(**values["figure"])})
+
+
+def alone(name: str) -> None:
+    module, _, function = ROWS[name].partition(":")
+    row: Row = getattr(importlib.import_module(module), function)()
+    print(json.dumps(dataclasses.asdict(row)))
+
+
+def machine() -> dict[str, str]:
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        cpu = found[1] if found else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+    packages = ("torch", "torchvision", "accelerate", "numpy", "open-clip-torch", "av", "mujoco")
+    return {
+        "CPU": f"{cpu}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "GPU": ", ".join(gpus) or "none",
+        "system": f"{platform.system()}, Python {platform.python_version()}",
+        "packages": ", ".join(f"{name} {version(name)}" for name in packages),
+        "bimact": f"commit {commit.strip()}",
+    }
+
+
+def page(rows: dict[str, Row], about: dict[str, str], minutes: float) -> str:
+    lines = [f"# Benchmarks: {about['CPU']}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in about.items()]
+    lines += ["", f"{date.today()}, {minutes:.0f} minutes. What each row is: [README](../README.md).", ""]
+    lines += ["| row | what | goal | median (lowest to highest) | |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        verdict = {True: "✓", False: "✗", None: ""}[row.holds]
+        lines.append(f"| {name} | {row.what} | {row.goal or ''} | {row.figure} | {verdict} |")
+    for name, row in rows.items():
+        lines += ["", f"**{name}** (`python benchmarks/run.py {name}`)", ""]
+        lines += [f"- {detail}" for detail in row.details] or [f"- {row.figure}"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        alone(options.alone)
+        return
+    unknown = [name for name in options.rows if name not in ROWS]
+    if unknown:
+        parser.error(f"there is no row {unknown[0]}; there is {', '.join(ROWS)}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    began, rows = time.perf_counter(), {}
+    for number, name in enumerate(options.rows or ROWS, start=1):
+        with console.status(f"{name} ({number} of {len(options.rows or ROWS)})"):
+            rows[name] = measure(name)
+        console.print(f"{name}: {rows[name].figure}  goal {rows[name].goal or 'none'}", highlight=False)
+    minutes = (time.perf_counter() - began) / 60
+    about = machine()
+    text = page(rows, about, minutes)
+    if options.rows:
+        print(text)
+        return
+    path = ROOT / "benchmarks" / "results" / (re.sub(r"[^a-z0-9]+", "-", about["CPU"].lower()).strip("-") + ".md")
+    path.write_text(text)
+    print(f"Results: {path}")
+
+
+if __name__ == "__main__":
+    main()
