@@ -260,3 +260,13 @@ def test_frozen_resnet_keeps_its_statistics() -> None:
     assert not encoder(images(4, 64, 64)).requires_grad
     assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
     assert any(key.endswith("running_mean") for key in before)
+
+
+@torch.inference_mode()
+def test_frozen_attention_in_half_precision_copies_no_weights() -> None:
+    """A product of (tokens, images, width) with weights that learn nothing: in one piece, or token by token."""
+    encoder = make("ViT-B-32")
+    with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
+        encoder(images(3, 64, 64))
+    batched = [event.input_shapes for event in profile.events() or () if event.name == "aten::bmm"]
+    assert not [shapes for shapes in batched if any(768 in shape for shape in shapes)]  # the width of its tokens
