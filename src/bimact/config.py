@@ -71,6 +71,12 @@ class EncoderConfig:
         "keep the encoder as it is: no gradients, statistics of evaluation mode, no optimizer state",
         "false for random weights, or to fine-tune where memory and demonstrations allow it",
     )
+    train_last: int = key(
+        0,
+        "with freeze: blocks at the encoder's end that are trained nevertheless (clip_vit: of a ViT; pri3d: stages)",
+        "1 or 2 where frozen features do not suffice; the rest is still computed once",
+        low=0,
+    )
     fuse: str = key(
         "mean",
         "how cameras are joined: their tokens averaged, mixed by an MLP, weighed by gates, or kept apart",

@@ -23,6 +23,10 @@ class ImageEncoder(nn.Module):
     A subclass gives `features` and `grid`; cropping, resizing and the input normalisation that its weights
     expect are applied here, always.
 
+    The encoder is a trunk and a head. The trunk of a frozen encoder learns nothing, so that its output may be kept; the
+    head is nothing but for `encoder.train_last`, for which a subclass gives `learning_parts`, `trunk_features`,
+    `trunk_shape` and `head`.
+
     Args:
         config: the encoder's settings.
         out_dim: width of a token.
@@ -49,8 +53,13 @@ class ImageEncoder(nn.Module):
         # What its tokens depend on besides its weights.
         self.description = {
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
-            **{name: getattr(config, name) for name in ("model_name", "spatial", "crop", "image_size")},
+            **{name: getattr(config, name) for name in ("model_name", "spatial", "crop", "image_size", "train_last")},
         }
+        if config.train_last and not config.freeze:
+            raise UserError(
+                "encoder.train_last is for a frozen encoder: set encoder.freeze to true, or train_last to 0"
+            )
+        self.train_last = config.train_last
         chosen = tuple(config.image_size) if config.image_size else image_size
         self.image_size: tuple[int, int] | None = (chosen[0], chosen[1]) if chosen else None
         mean, std = config.image_mean or mean, config.image_std or std
@@ -67,6 +76,8 @@ class ImageEncoder(nn.Module):
         if self.frozen:
             self.requires_grad_(False)
             self.eval()
+        for part in self.learning_parts() if self.train_last else ():
+            part.requires_grad_(True)
         return self
 
     def train(self, mode: bool = True) -> ImageEncoder:
@@ -86,8 +97,35 @@ class ImageEncoder(nn.Module):
         """Rows and columns of the tokens of a preprocessed image, K = rows · columns; (1, 1) if pooled."""
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.token_map(images).flatten(1, 2)
+
+    def token_map(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) uint8 → tokens at their places (N, rows, columns, out_dim)."""
+        return self.head(self.trunk(images))
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) uint8 → what the head begins with (N, rows, columns, C)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.features(self.preprocess(images))
+            return self.trunk_features(self.preprocess(images))
+
+    def learning_parts(self) -> Sequence[nn.Module | nn.Parameter]:
+        """What `encoder.train_last` makes learn."""
+        raise UserError(
+            f"encoder.train_last is for ViTs of clip_vit and for pri3d: set it to 0, or encoder.freeze to false "
+            f"({type(self).__name__} is frozen as a whole, or not at all)"
+        )
+
+    def trunk_features(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) float → what the head begins with (N, rows, columns, C)."""
+        return self.features(images).unflatten(1, self.grid(*images.shape[-2:]))
+
+    def trunk_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(rows, columns, C) that the trunk makes of a camera image (H, W) as it comes from the dataset."""
+        return (*self.token_grid(height, width), self.out_dim)
+
+    def head(self, features: Tensor) -> Tensor:
+        """What the trunk has made (N, rows, columns, C) → tokens at their places (N, rows', columns', out_dim)."""
+        return features
 
     def preprocess(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 → cropped, resized and normalised float images, in channels-last memory."""

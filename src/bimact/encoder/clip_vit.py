@@ -78,7 +78,39 @@ class ClipEncoder(ImageEncoder):
         )
         self.visual = visual
         self._tokens = tokens
+        self._spatial = bool(config.spatial)
         self._grid = (rows, columns)  # of the one size that all images are resized to
+
+    def learning_parts(self) -> Sequence[nn.Module | nn.Parameter]:
+        if not _is_plain(self.visual):
+            return super().learning_parts()
+        blocks = self.visual.transformer.resblocks
+        if self.train_last > len(blocks):
+            raise UserError(f"encoder.train_last is {self.train_last}, the ViT has {len(blocks)} blocks")
+        after = (self.visual.ln_post, self.visual.proj)
+        return [*blocks[-self.train_last :], *(part for part in after if part is not None)]
+
+    def trunk_features(self, images: Tensor) -> Tensor:
+        if not self.train_last:
+            return super().trunk_features(images)
+        visual = self.visual
+        return _through(visual.transformer.resblocks[: -self.train_last], visual._embeds(images))[:, None]
+
+    def trunk_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        if not self.train_last:
+            return super().trunk_shape(height, width)
+        rows, columns = self.visual.grid_size
+        return 1, 1 + rows * columns, self.visual.transformer.width
+
+    def head(self, features: Tensor) -> Tensor:
+        if not self.train_last:
+            return features
+        visual = self.visual
+        pooled, tokens = visual._pool(_through(visual.transformer.resblocks[-self.train_last :], features[:, 0]))
+        if not self._spatial:
+            return pooled[:, None, None] if visual.proj is None else (pooled @ visual.proj)[:, None, None]
+        tokens = visual.ln_post(tokens) if visual.final_ln_after_pool else tokens
+        return tokens.unflatten(1, visual.grid_size)
 
     @classmethod
     def own_size(cls, config: EncoderConfig) -> tuple[int, int]:
@@ -178,6 +210,21 @@ def _put_tokens_first(transformer: Any) -> None:
         transformer.batch_first = False
         for block in blocks:
             block.attn.batch_first = False
+
+
+def _is_plain(visual: nn.Module) -> bool:
+    """Whether it is CLIP's own ViT: a class token and patches through blocks, then a pooling without weights."""
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+        return False
+    return all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks)
+
+
+def _through(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """Tokens (N, L, D) through blocks of `_put_tokens_first`."""
+    x = tokens.transpose(0, 1)
+    for block in blocks:
+        x = block(x)
+    return x.transpose(0, 1)
 
 
 def _load(visual: nn.Module, name: str, source: Source, quick_gelu: bool) -> None:

@@ -1,5 +1,7 @@
 """Tokens of a frozen encoder for every frame of a dataset, computed once: it would give the same ones every epoch.
 
+Of an encoder whose last blocks learn (`encoder.train_last`), they are what its frozen trunk gives.
+
 They lie in memory-mapped files, a folder for each camera, named by all that decides over them: the encoder's weights
 and settings, the precision, and the images. What was computed before an interruption counts.
 """
@@ -109,7 +111,6 @@ class FeatureCache:
 
     def _describe(self, camera: str, weights: str) -> dict[str, Any]:
         rows = self.episodes.images[camera]
-        grid = self.encoder.token_grid(rows.shape[1], rows.shape[2])
         return {
             "version": _VERSION,
             "dataset": str(self.episodes.path.resolve()),
@@ -118,7 +119,7 @@ class FeatureCache:
             "encoder": self.encoder.description,
             "weights": weights,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "shape": [len(rows), *grid, self.encoder.out_dim],
+            "shape": [len(rows), *self.encoder.trunk_shape(rows.shape[1], rows.shape[2])],
         }
 
     def _folder(self, camera: str, place: Path) -> ArrayFolder:
@@ -224,12 +225,11 @@ class FeatureCache:
                 if number + 1 < len(parts):
                     coming = reader.submit(_read, rows, *parts[number + 1])
                 with autocast():
-                    tokens = self.encoder(images.to(device).permute(0, 3, 1, 2))
-                yield first, self._stored(tokens, self.encoder.token_grid(images.shape[1], images.shape[2]))
+                    tokens = self.encoder.trunk(images.to(device).permute(0, 3, 1, 2))
+                yield first, self._stored(tokens)
 
-    def _stored(self, tokens: Tensor, grid: tuple[int, int]) -> np.ndarray:
-        """(N, K, E) → (N, rows, columns, E)"""
-        placed = tokens.to(self.dtype).unflatten(1, grid).cpu()
+    def _stored(self, tokens: Tensor) -> np.ndarray:
+        placed = tokens.to(self.dtype).cpu()
         return (placed.view(torch.uint16) if self.dtype == torch.bfloat16 else placed).numpy()
 
 
@@ -249,9 +249,10 @@ def _has_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _digest_of_weights(encoder: ImageEncoder) -> str:
-    """Of all numbers that an encoder computes with."""
+    """Of all numbers that an encoder computes with and does not learn."""
     digest = hashlib.sha256()
-    for name, tensor in sorted([*encoder.named_parameters(), *encoder.named_buffers()]):
+    fixed = [(name, value) for name, value in encoder.named_parameters() if not value.requires_grad]
+    for name, tensor in sorted([*fixed, *encoder.named_buffers()]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -21,6 +23,7 @@ _WEIGHTS = {
 }
 # Pooling before the ReLU gives the same, and leaves a quarter of the work to the ReLU.
 _STAGES = ("conv1", "bn1", "maxpool", "relu", "layer1", "layer2", "layer3", "layer4")
+_LAYERS = ("layer1", "layer2", "layer3", "layer4")
 _ENOUGH = 0.9  # share of the backbone's tensors that a file has to have
 
 
@@ -60,6 +63,30 @@ class Pri3dEncoder(ImageEncoder):
             elif source.tag is not None:
                 _load_imagenet(self.backbone, depth, is_default=config.pretrained is True)
         self.spatial = config.spatial is not False
+
+    def learning_parts(self) -> Sequence[nn.Module]:
+        if self.train_last > len(_LAYERS):
+            raise UserError(f"encoder.train_last is {self.train_last}, a ResNet has {len(_LAYERS)} stages")
+        return [self.backbone.get_submodule(name) for name in _LAYERS[-self.train_last :]]
+
+    def trunk_features(self, images: Tensor) -> Tensor:
+        if not self.train_last:
+            return super().trunk_features(images)
+        return self.backbone[: -self.train_last](images).permute(0, 2, 3, 1)
+
+    def trunk_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        if not self.train_last:
+            return super().trunk_shape(height, width)
+        blank = torch.zeros(1, 3, height, width, dtype=torch.uint8, device=self.mean.device)
+        with torch.no_grad():
+            _, rows, columns, channels = self.trunk(blank).shape
+        return rows, columns, channels
+
+    def head(self, features: Tensor) -> Tensor:
+        if not self.train_last:
+            return features
+        x = self.backbone[-self.train_last :](features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x if self.spatial else x.mean(dim=(1, 2), keepdim=True)
 
     def settle(self) -> None:
         settle_norms(self.backbone)

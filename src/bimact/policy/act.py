@@ -129,9 +129,10 @@ class ActPolicy(nn.Module):
         """Predict a chunk of actions.
 
         Args:
-            obs: `image_<camera>` (B, T, 3, H, W) uint8 for each of the policy's cameras, or in its stead
-                `features_<camera>` (B, T, rows, columns, E), what its encoder makes of it; and `state` (B, T, S); in
-                training mode also `action_is_pad` (B, C). Other entries are ignored.
+            obs: `state` (B, T, S) and of each of the policy's cameras one of `image_<camera>` (B, T, 3, H, W) uint8;
+                `features_<camera>` (B, T, rows, columns, C), what the trunk of its image encoder makes of them;
+                `tokens_<camera>` (B, T, rows, columns, E), what the whole encoder makes of them. In training mode also
+                `action_is_pad` (B, C). Other entries are ignored.
             actions: (B, C, A), the demonstrated chunk: the posterior sees it in training mode, where the
                 latent is sampled. In evaluation mode it is not looked at and the latent is 0.
             noise: (B, Z) standard normal numbers that the latent is sampled with; None: drawn here.
@@ -186,11 +187,17 @@ class ActPolicy(nn.Module):
         return torch.cat(tokens, dim=2).flatten(1, 2), positions
 
     def _encoded(self, obs: Observation) -> list[Tensor]:
-        """The encoder's tokens of each camera (B, T, rows, columns, E): those given, else made of the images."""
-        given = [obs.get(f"features_{camera}") for camera in self.cameras]
-        missing = [camera for camera, features in zip(self.cameras, given) if features is None]
-        made = iter(self.encode_images([self._images(obs, camera) for camera in missing]))
-        return [next(made) if features is None else features for features in given]
+        """The encoder's tokens of each camera (B, T, rows, columns, E)."""
+        missing = [camera for camera in self.cameras if not {f"tokens_{camera}", f"features_{camera}"} & obs.keys()]
+        made = dict(zip(missing, self.encode_images([self._images(obs, camera) for camera in missing])))
+        return [made[camera] if camera in made else self._given(obs, camera) for camera in self.cameras]
+
+    def _given(self, obs: Observation, camera: str) -> Tensor:
+        """A camera's tokens, finished if only the encoder's trunk has seen the images."""
+        if f"tokens_{camera}" in obs:
+            return obs[f"tokens_{camera}"]
+        features = obs[f"features_{camera}"]
+        return self.image_encoder.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
     def _images(self, obs: Observation, camera: str) -> Tensor:
         name = f"image_{camera}"
@@ -207,13 +214,10 @@ class ActPolicy(nn.Module):
             return []
         flat = [image.flatten(0, 1) for image in images]
         if len({image.shape[-2:] for image in flat}) == 1:
-            encoded = list(self.image_encoder(torch.cat(flat)).chunk(len(flat)))
+            encoded = list(self.image_encoder.token_map(torch.cat(flat)).chunk(len(flat)))
         else:
-            encoded = [self.image_encoder(image) for image in flat]
-        return [
-            features.unflatten(1, self.image_encoder.token_grid(*image.shape[-2:])).unflatten(0, image.shape[:2])
-            for features, image in zip(encoded, images)
-        ]
+            encoded = [self.image_encoder.token_map(image) for image in flat]
+        return [tokens.unflatten(0, image.shape[:2]) for tokens, image in zip(encoded, images)]
 
     def _grid_positions(self, grid: tuple[int, int]) -> Tensor:
         """(K, D) positions of a grid of tokens, computed once for each grid."""

@@ -39,4 +39,4 @@ class ImageMemory:
             known = self._tokens[camera][:, new:] if new < context else tokens[:, :0]
             self._tokens[camera] = torch.cat([known, tokens], dim=1)
         rest = {name: value for name, value in obs.items() if not name.startswith("image_")}
-        return rest | {f"features_{camera}": self._tokens[camera] for camera in cameras}
+        return rest | {f"tokens_{camera}": self._tokens[camera] for camera in cameras}
