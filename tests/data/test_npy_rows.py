@@ -27,11 +27,12 @@ def write_columns(path: Path, steps: int) -> np.ndarray:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(rows=st.lists(st.integers(0, 8), max_size=12), is_field=st.booleans())
-def test_rows_are_the_arrays(tmp_path: Path, rows: list[int], is_field: bool) -> None:
+@given(rows=st.lists(st.integers(0, 8), max_size=12), field=st.sampled_from(["right", "state", None]))
+def test_rows_are_the_arrays(tmp_path: Path, rows: list[int], field: str | None) -> None:
     columns = write_columns(tmp_path / "columns.npy", 9)
-    whole, read = columns["right"], NpyRows(tmp_path / "columns.npy", "right")
-    if not is_field:
+    whole = columns[field or "left"]
+    read = NpyRows(tmp_path / "columns.npy", field)
+    if field is None:
         np.save(tmp_path / "array.npy", whole)
         read = NpyRows(tmp_path / "array.npy")
     wanted = np.array(rows, dtype=np.int64)
@@ -41,11 +42,13 @@ def test_rows_are_the_arrays(tmp_path: Path, rows: list[int], is_field: bool) ->
 
 def test_other_ways_to_index(tmp_path: Path) -> None:
     columns = write_columns(tmp_path / "columns.npy", 9)
-    images = NpyRows(tmp_path / "columns.npy", "left")
-    for rows in (3, slice(2, 7), np.array([-1, 2]), np.array([[0, 1], [2, 3]]), [4, 4]):
-        np.testing.assert_array_equal(images[rows], columns["left"][rows])
-    with pytest.raises(IndexError):
-        images[np.array([9])]
+    for field in ("left", "state"):
+        read = NpyRows(tmp_path / "columns.npy", field)
+        slices = (slice(2, 7), slice(None), slice(-3, None), slice(8, 2, -2), slice(4, 4))
+        for rows in (3, *slices, np.array([-1, 2]), np.array([[0, 1], [2, 3]]), [4, 4]):
+            np.testing.assert_array_equal(read[rows], columns[field][rows])
+        with pytest.raises(IndexError):
+            read[np.array([9])]
 
 
 def test_types_are_converted(tmp_path: Path) -> None:
@@ -64,10 +67,12 @@ def test_columns_before_rows_in_the_file(tmp_path: Path) -> None:
 
 def test_rows_that_are_read_are_not_mapped(tmp_path: Path) -> None:
     """What was mapped would count as this process's memory until the file is closed."""
-    np.save(tmp_path / "large.npy", np.ones((64, 1 << 20), np.uint8))
-    rows = NpyRows(tmp_path / "large.npy")
+    large = np.zeros(64, [("image", np.uint8, (1 << 10, 1 << 10)), ("state", np.float32, (3,))])
+    np.save(tmp_path / "large.npy", large)
+    images, states = (NpyRows(tmp_path / "large.npy", field) for field in ("image", "state"))
     for row in range(64):
-        rows[np.array([row])]
+        images[np.array([row])]
+    assert not states[:].any()
     assert _mapped_kilobytes(tmp_path / "large.npy") < 1024
 
 

@@ -1,4 +1,4 @@
-"""Rows of a .npy file: small ones through a memory map, images by reads."""
+"""Rows of a .npy file: those that lie close together through a memory map, others by reads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from bimact.errors import UserError
 
-# Bytes of a row from which on it is read and not mapped: the system maps a page at a time, which takes longer than to
-# copy it, and counts all pages that were ever touched as this process's memory.
+# Bytes from row to row from which on rows are read and not mapped: the system maps some pages at a time, which takes
+# longer than to copy them, and counts all pages that were ever touched as this process's memory.
 _READ_FROM = 4096
 
 
@@ -68,7 +68,8 @@ class NpyRows:
         }
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        chosen = self._read(rows) if self._can_read(rows) else self.array[rows]
+        numbers = self._to_read(rows)
+        chosen = self.array[rows] if numbers is None else self._read(numbers)
         if self._dtype is None or chosen.dtype == self._dtype:
             return chosen
         with np.errstate(over="ignore"):  # becomes inf, which `checks.find_nonfinite` finds
@@ -77,14 +78,17 @@ class NpyRows:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_array": None, "_file": None}
 
-    def _can_read(self, rows: Any) -> bool:
-        """Whether large rows are asked for by their numbers."""
+    def _to_read(self, rows: Any) -> np.ndarray | None:
+        """The numbers of the rows that are asked for; None if they are to come from the memory map."""
         array = self.array
-        if not (hasattr(os, "preadv") and isinstance(rows, np.ndarray) and rows.dtype.kind in "iu" and rows.ndim == 1):
-            return False
         is_one_piece = array.ndim > 1 and array.size > 0 and array[:1].flags.c_contiguous
-        is_large = is_one_piece and array[:1].nbytes >= _READ_FROM
-        return is_large and rows.size > 0 and rows.min() >= 0 and rows.max() < len(array)
+        if not (hasattr(os, "preadv") and is_one_piece and array.strides[0] >= _READ_FROM):
+            return None
+        if isinstance(rows, slice) and array[:1].nbytes < _READ_FROM:  # a column beside images; of images it is a view
+            rows = np.arange(len(array))[rows]
+        if not (isinstance(rows, np.ndarray) and rows.dtype.kind in "iu" and rows.ndim == 1 and rows.size > 0):
+            return None
+        return rows if rows.min() >= 0 and rows.max() < len(array) else None
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         """(n, …) in the file's own type."""
