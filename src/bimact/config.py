@@ -255,6 +255,11 @@ class Config:
         "no to find the cause of a bad loss; fp16 on older GPUs",
         choices=("auto", "no", "bf16", "fp16"),
     )
+    compile: bool = key(
+        False,
+        "torch.compile the policy for training, on a CUDA GPU with CUDA graphs",
+        "true on a GPU that waits for small batches; CPUs are slower with it",
+    )
     seed: int = key(
         0, "of initial weights, sample order, dropout and the latent", "several, to see what is chance", low=0
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def start(folder: Path, launcher: list[str], name: str, *settings: str) -> subpr
 
 def train(folder: Path, launcher: list[str], name: str, *settings: str) -> str:
     process = start(folder, launcher, name, *settings)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
@@ -79,6 +80,16 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(folder: Path, 
     assert len(one) == len(two) == 14
     for expected, found in zip(one, two):
         assert found == [None if value is None else pytest.approx(value, rel=2e-4) for value in expected]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_two_processes_compile(folder: Path) -> None:
+    settings = ("--batch_size", "3", "--num_epochs", "1")
+    train(folder, TORCHRUN, "as it is", *settings)
+    train(folder, TORCHRUN, "compiled", *settings, "--compile", "true")
+    for expected, found in zip(losses(folder / "as it is"), losses(folder / "compiled")):
+        assert found == [None if value is None else pytest.approx(value, rel=1e-3) for value in expected]
 
 
 @pytest.mark.slow

@@ -16,11 +16,12 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each element with probability p and scale the rest by 1 / (1 - p).
 
     On a CPU one random 64-bit number decides over eight elements, a byte each: p is rounded to a 256th, and
-    the scale is that of the rounded p, so that the expectation is exact.
+    the scale is that of the rounded p, so that the expectation is exact. Elsewhere, and where `torch.compile` makes one
+    kernel of it and its neighbours, PyTorch's own is cheap enough.
     """
     if p == 0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     dropped: Tensor = _DropByBytes.apply(x, round(p * _LEVELS))
     return dropped

@@ -25,6 +25,7 @@ from bimact.policy.act import ActPolicy, Losses, act_losses
 from bimact.policy.demonstrations import open_demonstrations
 from bimact.train import resume
 from bimact.train.checkpoint import RUN_CONFIG, copy_checkpoint, finish_interrupted_saves, save_checkpoint
+from bimact.train.compiled import CompiledPolicy
 from bimact.train.device import make_accelerator, to_device
 from bimact.train.features import uses_features, with_features
 from bimact.train.hints import Hints
@@ -110,6 +111,13 @@ class ActTrainer:
             self._print(f"Validation samples: {len(data.validation)}")
         optimizer = make_optimizer(policy, config, self.ranks.count * config.gradient_accumulation_steps)
         self.policy, self.optimizer = self.accelerator.prepare(self.ranks.joined(policy), optimizer)
+        self.learner = self._compiled() if config.compile else self.policy
+
+    def _compiled(self) -> CompiledPolicy:
+        self._print("Compiling the policy: the first step takes a minute or more")
+        # Gradients that are added up must outlive the graph that made them.
+        cuda_graphs = self.accelerator.device.type == "cuda" and self.config.gradient_accumulation_steps == 1
+        return CompiledPolicy(self.policy, self.config.batch_size, cuda_graphs=cuda_graphs)
 
     def _build_policy(self) -> ActPolicy:
         """The policy with its first weights, or with those that training goes on from."""
@@ -268,7 +276,7 @@ class ActTrainer:
         """Add a batch's gradients to those of its step, and give its share (3,) of the losses."""
         obs, actions = to_device(batch, self.accelerator.device)
         with self.accelerator.autocast():
-            _, output = self.policy(obs, actions, noise[part.samples].to(self.accelerator.device))
+            _, output = self.learner(obs, actions, noise[part.samples].to(self.accelerator.device))
         target = self.bare_policy.action_normalizer(actions)
         losses = weighted_losses(act_losses(output, target, obs["action_is_pad"], self.config), part, self.config)
         self.accelerator.backward(losses.total)

@@ -1,0 +1,58 @@
+"""`torch.compile` for training steps: one graph of the policy, which a GPU replays without waiting for the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bimact.errors import UserError, in_words
+from bimact.policy.act import ActOutput, Observation
+
+
+class CompiledPolicy:
+    """Calls a policy in training, compiled for full batches alone: shapes stay what they are.
+
+    An epoch's last, smaller batch goes through the policy as it is, so that nothing is compiled twice.
+
+    Args:
+        policy: in training mode.
+        batch_size: of full batches.
+        cuda_graphs: replay all kernels of a pass at once, which saves the time to launch each.
+    """
+
+    def __init__(self, policy: nn.Module, batch_size: int, *, cuda_graphs: bool) -> None:
+        self._policy = policy
+        self._batch_size = batch_size
+        # Data-parallel training splits the graph, so that gradients are sent while others are computed.
+        whole = not isinstance(policy, nn.parallel.DistributedDataParallel)
+        mode = "reduce-overhead" if cuda_graphs else None
+        self._compiled = torch.compile(policy, fullgraph=whole, dynamic=False, mode=mode)
+        self._is_first = True
+
+    def __call__(self, obs: Observation, actions: Tensor, noise: Tensor) -> tuple[Tensor, ActOutput]:
+        """As `ActPolicy.forward`.
+
+        Raises:
+            UserError: if the policy cannot be compiled here.
+        """
+        output: tuple[Tensor, ActOutput]
+        if len(actions) != self._batch_size:
+            output = self._policy(obs, actions, noise)
+            return output
+        if self._is_first:
+            self._is_first = False
+            self._make_tables(obs)
+        try:
+            output = self._compiled(obs, actions, noise)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            cause = in_words(error).partition(" Set TORCHDYNAMO_VERBOSE")[0]
+            raise UserError(f"compile: true does not work here, set it to false: {cause}") from error
+        return output
+
+    @torch.no_grad()
+    def _make_tables(self, obs: Observation) -> None:
+        """Let the policy make its tables of positions, before the graph and not in it."""
+        policy = getattr(self._policy, "module", self._policy)  # of data-parallel training
+        policy.eval()  # statistics of batch norms stay as they are
+        policy(obs)
+        policy.train()
