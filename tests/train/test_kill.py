@@ -85,26 +85,33 @@ def test_killed_at_random_moments(folder: Path, precision: str, workers: int) ->
     began = time.monotonic()
     assert os.waitpid(in_child(lambda: go_on(config_of(folder, "whole", **changes))), 0)[1] == 0
     duration = time.monotonic() - began
-    draw = random.Random(precision + str(workers))
+    for attempt in range(5):
+        again = config_of(folder, f"killed-{attempt}", **changes)
+        kills = kill_and_go_on(again, duration, random.Random(f"{precision}{workers}"))
+        assert_same_run(folder / "whole", folder / f"killed-{attempt}", 10)
+        if kills >= 5:
+            return
+        duration /= 2  # the machine was busier when the whole run was timed
+    pytest.fail(f"the last of five runs was killed {kills} times only")
+
+
+def kill_and_go_on(config: Config, duration: float, draw: random.Random) -> int:
+    """Kill a run after random parts of the seconds that it takes, and go on with it, until it ends."""
     kills = 0
     while True:
-        child = in_child(lambda: go_on(config_of(folder, "killed", **changes)))
+        child = in_child(lambda: go_on(config))
         # From a moment to some epochs: kills fall on all parts of a run.
         deadline = time.monotonic() + draw.uniform(0.02, 0.35) * duration if kills < 25 else float("inf")
-        status = None
-        while status is None and time.monotonic() < deadline:
-            done, code = os.waitpid(child, os.WNOHANG)
-            status = code if done else None
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                assert status == 0
+                return kills
             time.sleep(0.002)
-        if status is not None:
-            assert status == 0
-            break
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1
-        assert_nothing_is_broken(folder / "killed")
-    assert kills >= 5
-    assert_same_run(folder / "whole", folder / "killed", 10)
+        assert_nothing_is_broken(Path(config.output_dir or ""))
 
 
 @pytest.mark.slow
