@@ -6,8 +6,10 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from answering import serve
@@ -21,6 +23,7 @@ from bimact.machine import keep_freed_memory
 from bimact.policy.act import ActPolicy
 from bimact.policy.acting import Actor
 from bimact.policy.demonstrations import open_demonstrations
+from bimact.policy.transformer import TransformerEncoder
 from bimact.train.act_trainer import ActTrainer
 from bimact.train.device import precision_dtype
 from bimact.train.loaders import fill_from_dataset
@@ -45,8 +48,10 @@ def _train(config: Config) -> tuple[dict[str, Any], Work]:
         trainer.step += 1
         return losses
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as done:
         first = step().tolist()
+    with FlopCounterMode(display=False) as model, _all_tokens():
+        step()
 
     def work(steps: int) -> dict[str, Any]:
         began = time.perf_counter()
@@ -56,7 +61,18 @@ def _train(config: Config) -> tuple[dict[str, Any], Work]:
 
     frozen = sum(p.numel() for p in trainer.bare_policy.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in trainer.bare_policy.parameters() if p.requires_grad)
-    return {"first_loss": first[0], "flop": counter.get_total_flops(), "trained": trained, "frozen": frozen}, work
+    flop = {"model_flop": model.get_total_flops(), "flop_done": done.get_total_flops()}
+    return {"first_loss": first[0], **flop, "trained": trained, "frozen": frozen}, work
+
+
+def _all_tokens() -> AbstractContextManager[object]:
+    """All layers compute all tokens, also those that nobody wants."""
+    wanted_only = TransformerEncoder.forward
+
+    def forward(self: TransformerEncoder, *args: Any, wanted: int | None = None) -> torch.Tensor:
+        return wanted_only(self, *args)[:, :wanted]
+
+    return patch.object(TransformerEncoder, "forward", forward)
 
 
 def _endless(trainer: ActTrainer) -> Iterator[Any]:

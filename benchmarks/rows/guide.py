@@ -43,18 +43,21 @@ def feature_cache() -> Row:
 
 def share_of_peak(batch: int, goal: str) -> Row:
     with _trainer(feature_cache="true", batch_size=batch) as side:
-        flop = side.setup_answer["flop"]
+        model, done = side.setup_answer["model_flop"], side.setup_answer["flop_done"]
         steps = max(1, 80 // batch)
         side.do(steps=3)
         seconds, peak = in_turn(7, lambda: side.do(steps=steps)["seconds"], matrix_peak)
-    shares = [flop / time / best for time, best in zip(seconds, peak)]
+    shares = [model / time / best for time, best in zip(seconds, peak)]
+    shares_done = [share * done / model for share in shares]
     return Row(
-        f"FLOP a second of the guide's transformer in training, batch {batch} / of the largest bf16 matrix products",
+        f"model FLOP a second of the guide's transformer in training, batch {batch} / of large bf16 matrix products",
         Figure.of(shares),
         goal,
         [
-            f"{flop / 1e9:,.0f} GFLOP of matrix products in {short(1000 * Figure.of(seconds).median)} ms; peak "
+            f"{model / 1e9:,.0f} GFLOP of matrix products in {short(1000 * Figure.of(seconds).median)} ms; peak "
             f"{short(Figure.of(peak).median / 1e9)} GFLOP/s, measured in turn",
+            f"{done / 1e9:,.0f} GFLOP without the tokens that are left out, since nothing depends on them: "
+            f"{Figure.of(shares_done)}",
             f"{side.setup_answer['trained'] / 1e6:.1f} million trained parameters",
         ],
     )

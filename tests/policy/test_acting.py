@@ -49,6 +49,25 @@ def test_half_precision_is_autocast() -> None:
         assert (chunk - expected).abs().max() < 0.03 * expected.std()
 
 
+@pytest.mark.parametrize("pre_norm", [False, True])
+@torch.inference_mode()
+def test_what_queries_find_in_each_other_is_computed_once(pre_norm: bool) -> None:
+    policy = make_policy(pre_norm=pre_norm, num_decoder_layers=2)
+    torch.nn.init.normal_(policy.decoder.layers[0].self_attn.in_proj_bias)  # or they would find nothing
+    actor = Actor(policy)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    for layer in actor._policy.decoder.layers:
+        layer.self_attn.register_forward_hook(count)
+    for obs in observations(policy, 3):
+        torch.testing.assert_close(actor.chunk(obs, new=1), policy(obs)[0], atol=1e-4, rtol=1e-4)
+    assert calls == 3, "of two layers one looks at its queries in each call"
+
+
 def test_the_policy_stays_as_it_is() -> None:
     policy = make_policy()
     before = copy.deepcopy(policy.state_dict())

@@ -15,8 +15,8 @@ from bimact.policy.transformer import Attention
 class Actor:
     """Chunks from a policy's copy whose weights are cast once instead of at each call.
 
-    Batch norms that no longer learn are part of the convolutions before them, and of a history of observations each
-    frame goes through the image encoder once.
+    Batch norms that no longer learn are part of the convolutions before them, of a history of observations each
+    frame goes through the image encoder once, and what the decoder does before it sees an observation is done here.
 
     Args:
         policy: in evaluation mode; it stays as it is.
@@ -32,6 +32,8 @@ class Actor:
             _cast_matrices(self._policy, dtype)
         self._memory = ImageMemory(self._policy)
         self._device = self._policy.state_normalizer.mean.device.type
+        with torch.inference_mode(), self._autocast():
+            self._policy.decoder.settle(self._policy.queries.weight[None])
 
     def reset(self) -> None:
         """Forget all frames: a new episode begins."""
@@ -49,9 +51,12 @@ class Actor:
         Returns:
             (B, C, A) actions in the robot's units.
         """
-        with torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32):
+        with self._autocast():
             chunk: Tensor = self._policy(self._memory.encoded(obs, new))[0]
         return chunk
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32)
 
 
 def _cast_matrices(policy: nn.Module, dtype: torch.dtype) -> None:

@@ -267,7 +267,7 @@ class ActTrainer:
                 with self.accelerator.no_sync(self.policy):  # gradients meet once a step
                     losses.append(self._backward(part, batch, noise))
         if self.config.grad_clip_norm is not None:
-            clip_gradients(self.accelerator, self.policy.parameters(), self.config.grad_clip_norm)
+            clip_gradients(self.accelerator, self.optimizer, self.config.grad_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses).sum(dim=0)

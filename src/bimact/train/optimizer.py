@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from bimact.config import Config
@@ -54,15 +54,18 @@ def learning_rate_factor(config: Config, step: int, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def clip_gradients(accelerator: Accelerator, parameters: Iterable[Tensor], most: float) -> None:
-    """Scale all gradients down together if their norm is above a limit."""
+def clip_gradients(accelerator: Accelerator, optimizer: AcceleratedOptimizer, most: float) -> None:
+    """Scale all gradients down together if their norm is above a limit.
+
+    On a CPU the optimizer's next step does so, by the attribute that `torch.amp.GradScaler` sets: that spares a pass
+    over all gradients.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if accelerator.device.type != "cpu":
         accelerator.clip_grad_norm_(parameters, most)
         return
-    learned = list(parameters)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
-    if norm > most:  # on a CPU to look costs nothing, and to multiply by 1 a pass over all gradients
-        torch.nn.utils.clip_grads_with_norm_(learned, most, norm)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    optimizer.optimizer.grad_scale = norm / most if norm > most else None
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
