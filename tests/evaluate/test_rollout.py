@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -33,11 +32,13 @@ class Demonstrator(torch.nn.Module):
         self.seen: list[dict[str, torch.Tensor]] = []
         self.images: list[torch.Tensor] = []
         self.state_normalizer = Normalizer(14)
-        self.image_encoder = SimpleNamespace(settle=lambda: None)
         self.cameras = ("top",)
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self
+
+    def settle(self) -> None:
+        pass
 
     def encode_images(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         self.images += images

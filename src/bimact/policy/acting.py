@@ -16,7 +16,7 @@ class Actor:
     """Chunks from a policy's copy whose weights are cast once instead of at each call.
 
     Batch norms that no longer learn are part of the convolutions before them, of a history of observations each
-    frame goes through the image encoder once, and what the decoder does before it sees an observation is done here.
+    frame goes through the image encoder once, and what the decoder does before it sees an observation is done once.
 
     Args:
         policy: in evaluation mode; it stays as it is.
@@ -26,14 +26,11 @@ class Actor:
     def __init__(self, policy: ActPolicy, dtype: torch.dtype = torch.float32) -> None:
         self._policy = copy.deepcopy(policy).requires_grad_(False)
         self._dtype = dtype
-        if self._policy.cameras:
-            self._policy.image_encoder.settle()
+        self._policy.settle()
         if dtype != torch.float32:
             _cast_matrices(self._policy, dtype)
         self._memory = ImageMemory(self._policy)
         self._device = self._policy.state_normalizer.mean.device.type
-        with torch.inference_mode(), self._autocast():
-            self._policy.decoder.settle(self._policy.queries.weight[None])
 
     def reset(self) -> None:
         """Forget all frames: a new episode begins."""
@@ -51,12 +48,9 @@ class Actor:
         Returns:
             (B, C, A) actions in the robot's units.
         """
-        with self._autocast():
+        with torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32):
             chunk: Tensor = self._policy(self._memory.encoded(obs, new))[0]
         return chunk
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32)
 
 
 def _cast_matrices(policy: nn.Module, dtype: torch.dtype) -> None:
