@@ -24,7 +24,9 @@ with contextlib.suppress(ImportError):
 os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
 _CACHE = tempfile.TemporaryDirectory(prefix="bimact-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
-torch.set_num_threads(1)  # small models: threads would only wait for each other
+# Small models, and as many tests at once as there are cores: threads would only wait for each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 # Background jobs of a shell ignore Ctrl-C, those of nohup lost terminals: not so the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

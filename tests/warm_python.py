@@ -84,7 +84,7 @@ class WarmPython:
         self._server = subprocess.Popen(
             [sys.executable, __file__, str(listener.fileno()), str(self.bin / "python")],
             pass_fds=[listener.fileno()],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
         listener.close()
 

@@ -139,7 +139,7 @@ def test_pickled_layouts_train(tmp_path: Path, form: str, encoder: dict[str, Any
 def check(*arguments: str | Path) -> tuple[int, str, str]:
     """`bimact check` in a process of its own."""
     command = [sys.executable, "-m", "bimact", "check", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=ROOT, env=environment)
     return result.returncode, result.stdout, result.stderr
 

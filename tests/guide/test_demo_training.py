@@ -34,7 +34,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 def environment(path: str, **changes: str) -> dict[str, str]:
     hidden = {"DISPLAY", "WAYLAND_DISPLAY", "ACT_DATASET_DIR", "COLUMNS"}
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {**kept, "PATH": f"{path}:/usr/bin:/bin", "OMP_NUM_THREADS": "1", "TERM": "xterm", **changes}
+    return {**kept, "PATH": f"{path}:/usr/bin:/bin", "TERM": "xterm", **changes}
 
 
 def call(

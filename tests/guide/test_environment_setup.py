@@ -46,7 +46,7 @@ socket.socket.connect = _refuse
 
 def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "PATH": path, **environment}
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=folder, env=environment)
 
 

@@ -104,7 +104,7 @@ def test_the_guides_snippets_print_an_error_that_is_better_than_the_mean_action(
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(run=run, dataset=dataset, epoch=EPOCHS)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         text=True,
     )

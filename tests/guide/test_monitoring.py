@@ -25,7 +25,7 @@ STEPS_PER_EPOCH = 8
 def train(folder: Path, *more: str) -> str:
     """Run the training script in a terminal where nobody has logged in to W&B; gives what it prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    environment |= {"HOME": str(folder / "home"), "NETRC": str(folder / "netrc"), "OMP_NUM_THREADS": "1"}
+    environment |= {"HOME": str(folder / "home"), "NETRC": str(folder / "netrc")}
     arguments = ["--config", str(folder / "config.yaml"), "--dataset_dir", str(folder / "dataset")]
     arguments += ["--output_dir", str(folder / "exp1"), "--device", "cpu", *FLAGS, *more]
     result = subprocess.run(

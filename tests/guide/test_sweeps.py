@@ -79,7 +79,6 @@ def test_wandbs_agent_runs_it(project: Path, monkeypatch: pytest.MonkeyPatch) ->
         "WANDB_SWEEP_ID": "abc123",
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(project),
-        "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     for name, value in settings.items():
@@ -116,7 +115,6 @@ def test_it_runs_without_an_account(project: Path) -> None:
         cwd=project,
         text=True,
         capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2 trials: 2 finished" in result.stdout

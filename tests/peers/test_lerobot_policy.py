@@ -56,7 +56,7 @@ def lerobot(folder: Path, tasks: list[dict[str, Any]]) -> None:
     plan = folder / "plan.json"
     plan.write_text(json.dumps(tasks, default=str))
     command = [str(PYTHON), str(Path(__file__).with_name("lerobot_policy.py")), str(plan)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 

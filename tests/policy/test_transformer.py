@@ -15,6 +15,7 @@ from bimact.policy.transformer import (
     attend,
     sinusoidal_positions_1d,
     sinusoidal_positions_2d,
+    xavier_init,
 )
 
 
@@ -117,6 +118,7 @@ def test_gradients_in_half_precision_reach_all_projections() -> None:
     """The packed weights are cast as a whole: each part's gradient has to come back to its place."""
     torch.manual_seed(0)
     attention = Attention(16, 4, dropout=0.0)
+    xavier_init(attention)
     query, key = torch.randn(3, 5, 16), torch.randn(3, 7, 16)
 
     def gradient(precise: bool, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ def start(folder: Path, dataset: Path, *arguments: str, epoch: float = 0.01) -> 
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "QUICK_EPOCH": str(epoch)},
+        env={**os.environ, "QUICK_EPOCH": str(epoch)},
     )
 
 

@@ -171,7 +171,6 @@ def test_the_command_itself_killed_and_gone_on_with(folder: Path) -> None:
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
     def kill_at_checkpoint(process: subprocess.Popen[str], epoch: int) -> None:

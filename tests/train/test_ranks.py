@@ -21,7 +21,6 @@ from bimact.train.optimizer import make_optimizer
 from bimact.train.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
 ACCELERATE += ["--main_process_port=0"]
@@ -48,7 +47,6 @@ def start(folder: Path, launcher: list[str], name: str, *settings: str) -> subpr
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=ENVIRONMENT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -51,9 +50,8 @@ def served(source: Source, folder: Path, findings: Sequence[Finding] = ()) -> It
 def command(dataset: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command `bimact view` as a process, and the address that it prints."""
     arguments = [sys.executable, "-m", "bimact", "view", str(dataset), "--no_open", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    process = subprocess.Popen(arguments, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(arguments, stdout=pipe, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
