@@ -30,7 +30,7 @@ demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" TASK=$(TASK) QUICK=$(QUICK) SEED=$(SEED) bash scripts/demo.sh
 
 test: lint typecheck
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

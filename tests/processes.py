@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import runpy
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec
 
 ROOT = Path(__file__).parents[1]
+P = ParamSpec("P")
 
 
 def in_child(work: Callable[[], object], output: Path | None = None) -> int:
@@ -40,6 +44,18 @@ def in_child(work: Callable[[], object], output: Path | None = None) -> int:
     finally:
         sys.stdout.flush()
         os._exit(status)
+
+
+def in_own_process(test: Callable[P, None]) -> Callable[P, None]:
+    """A test that runs in a child, since what it does to its process would be felt by later tests."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with tempfile.NamedTemporaryFile() as output:
+            child = in_child(lambda: test(*args, **kwargs), Path(output.name))
+            assert os.waitpid(child, 0)[1] == 0, output.read().decode()
+
+    return run
 
 
 def start_script(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_config
+from processes import in_own_process
 
 from bimact.config import Config
 from bimact.errors import UserError
@@ -30,6 +31,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.slow
 @needs_compiler
+@in_own_process  # PyTorch cannot compute gradients in children of a process that has compiled
 def test_losses_are_those_without_it(dataset: Path, tmp_path: Path) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
@@ -46,6 +48,7 @@ def test_losses_are_those_without_it(dataset: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_compiler
+@in_own_process  # PyTorch cannot compute gradients in children of a process that has compiled
 def test_resumes_exactly(dataset: Path, tmp_path: Path) -> None:
     torch.compiler.reset()
     ActTrainer(config_of(dataset, tmp_path / "whole", dropout=0.1)).fit()
