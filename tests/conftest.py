@@ -14,6 +14,7 @@ import pytest
 import torch
 from browser import Browser, find_chromium
 from guide_files import write_dataset
+from hypothesis import settings
 
 from bimact.config import Config, to_config
 
@@ -27,6 +28,9 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 # Small models, and as many tests at once as there are cores: threads would only wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+# A busy machine is slow, and that is no fault of a test.
+settings.register_profile("bimact", deadline=None)
+settings.load_profile("bimact")
 # Background jobs of a shell ignore Ctrl-C, those of nohup lost terminals: not so the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -484,7 +484,7 @@ def any_demonstrations(draw: st.DrawFn) -> Demonstrations:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(any_demonstrations())
 def test_any_content_is_looked_through(demos: Demonstrations) -> None:
     with warnings.catch_warnings():

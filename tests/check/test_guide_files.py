@@ -146,7 +146,7 @@ ODDITIES: list[Callable[[dict[str, Any]], Any]] = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
     st.lists(st.tuples(st.sampled_from(range(len(ODDITIES))), st.sets(st.integers(0, 11))), max_size=3),

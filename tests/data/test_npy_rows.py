@@ -26,7 +26,7 @@ def write_columns(path: Path, steps: int) -> np.ndarray:
     return columns
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.integers(0, 8), max_size=12), field=st.sampled_from(["right", "state", None]))
 def test_rows_are_the_arrays(tmp_path: Path, rows: list[int], field: str | None) -> None:
     columns = write_columns(tmp_path / "columns.npy", 9)

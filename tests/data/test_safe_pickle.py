@@ -29,7 +29,7 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 def examples(count: int) -> settings:
     """That many, each with the same temporary folder."""
-    return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    return settings(max_examples=count, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def npy_of(program: bytes, shape: tuple[int, ...] = ()) -> bytes:

@@ -42,7 +42,7 @@ def shares() -> st.SearchStrategy[list[float]]:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 4), st.booleans())
 def test_token_grid_of_conv_is_exact(height: int, width: int, stages: int, spatial: bool) -> None:
     encoder = make("conv", channels=[4] * stages, spatial=spatial)
@@ -55,7 +55,7 @@ def test_token_grid_of_conv_is_exact(height: int, width: int, stages: int, spati
         assert (columns - 1) * stride < width <= columns * stride
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shares(), st.integers(1, 60), st.integers(1, 60))
 def test_crop_is_exact(crop: list[float], height: int, width: int) -> None:
     encoder = make("conv", crop=crop)
@@ -72,7 +72,7 @@ def test_crop_is_exact(crop: list[float], height: int, width: int) -> None:
         assert encoder(image).shape[1] == grid[0] * grid[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 100), st.integers(1, 200))
 def test_crops_that_touch_cover_each_pixel_once(cut: int, size: int) -> None:
     share = cut / 100

@@ -152,7 +152,7 @@ def test_wrong_settings() -> None:
 def test_token_grid_is_exact() -> None:
     encoder = make()
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(st.integers(1, 80), st.integers(1, 80))
     def check(height: int, width: int) -> None:
         rows, columns = encoder.token_grid(height, width)

@@ -33,7 +33,7 @@ def images(count: int, height: int, width: int) -> Tensor:
 def test_token_grid_is_exact_where_any_size_will_do(name: str) -> None:
     encoder = make(name)
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(st.integers(32, 110), st.integers(32, 110))
     def check(height: int, width: int) -> None:
         rows, columns = encoder.token_grid(height, width)

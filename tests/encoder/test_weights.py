@@ -110,7 +110,7 @@ def test_damaged_files_end_in_a_sentence(form: str, tmp_path: Path) -> None:
         torch.save({"state_dict": STATE}, file, _use_new_zipfile_serialization=form == "zip.pt")
     whole = file.read_bytes()
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=8), st.data())
     def check(changes: list[tuple[int, int]], data: st.DataObject) -> None:
         content = bytearray(whole)

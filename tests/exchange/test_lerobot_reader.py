@@ -289,7 +289,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_anywhere_is_refused_or_passed(tmp_path: Path, policy: ActPolicy, data: st.DataObject) -> None:
     """Without weights the end is a sentence in any case."""

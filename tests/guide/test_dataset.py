@@ -338,7 +338,7 @@ def run_main(*arguments: str) -> tuple[Any, str]:
     return stop.value.code, out.getvalue()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(faulty_datasets())
 def test_faults_are_named_with_their_episode_and_step(case: tuple[list[int], dict[int, str]]) -> None:
     lengths, faults = case

@@ -33,7 +33,7 @@ def ranges(elements: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, Any
     return st.tuples(elements, elements).map(sorted).filter(lambda pair: pair[0] < pair[1]).map(tuple)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(ranges(SIZES))
 def test_floats_lie_between_min_and_max(bounds: tuple[float, float]) -> None:
     low, high = bounds
@@ -42,7 +42,7 @@ def test_floats_lie_between_min_and_max(bounds: tuple[float, float]) -> None:
         assert all(isinstance(value, float) and low <= value <= high for value in draws(distribution_of("x", spec), 5))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(ranges(st.integers(-50, 50)))
 def test_whole_bounds_give_whole_numbers(bounds: tuple[int, int]) -> None:
     low, high = bounds
@@ -51,7 +51,7 @@ def test_whole_bounds_give_whole_numbers(bounds: tuple[int, int]) -> None:
     assert grid_values("x", distribution) == list(range(low, high + 1))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(ranges(st.floats(-5, 5)))
 def test_log_uniform_takes_exponents(exponents: tuple[float, float]) -> None:
     low, high = exponents
@@ -60,7 +60,7 @@ def test_log_uniform_takes_exponents(exponents: tuple[float, float]) -> None:
         assert all(math.exp(low) * (1 - 1e-9) <= value <= math.exp(high) * (1 + 1e-9) for value in values)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranges(st.integers(0, 60)), st.integers(1, 12), st.sampled_from([1, 0.5, 0.1]))
 def test_q_uniform_takes_the_multiples_of_q_within_the_bounds(bounds: tuple[int, int], q: int, unit: float) -> None:
     low, high, step = (round(number * unit, 1) for number in (*bounds, q))  # as a file has them
@@ -79,7 +79,7 @@ def test_q_uniform_takes_the_multiples_of_q_within_the_bounds(bounds: tuple[int,
         assert isinstance(value, int) == (unit == 1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.one_of(st.integers(), st.text(max_size=5), st.floats(allow_nan=False)), min_size=1, unique=True))
 def test_values_are_drawn_from(values: list[Any]) -> None:
     distribution = distribution_of("x", {"values": values})

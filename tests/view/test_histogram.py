@@ -27,7 +27,7 @@ def assert_counts(histogram: Histogram, values: np.ndarray, most: int) -> None:
     assert expected[0] > 0 and expected[-1] > 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.lists(VALUES, min_size=1, max_size=8), min_size=1, max_size=5))
 def test_joined_histograms_count_each_value_once(parts: list[list[float]]) -> None:
     arrays = [np.array(part) for part in parts]

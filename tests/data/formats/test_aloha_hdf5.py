@@ -170,7 +170,7 @@ def test_images_are_read_however_they_are_stored(tmp_path: Path, storage: dict[s
     np.testing.assert_array_equal(list(source.read_frames(0, "top", steps)), images["top"][steps])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_numbers_read_back_in_their_type(tmp_path: Path, data: st.DataObject) -> None:
     length = data.draw(st.integers(1, 40))

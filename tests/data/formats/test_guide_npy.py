@@ -118,7 +118,7 @@ def test_episodes(tmp_path: Path, form: str) -> None:
     )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8))
 def test_forms_give_the_same_episodes(tmp_path: Path, lengths: list[int]) -> None:
     shutil.rmtree(tmp_path)

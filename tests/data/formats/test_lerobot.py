@@ -76,7 +76,7 @@ def test_a_source_is_read_in_another_process(tmp_path: Path, variant: Variant) -
     assert_as_written(source)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), variant=st.sampled_from([V2, V3, V2_IMAGES, V3_IMAGES]))
 def test_any_steps_of_any_episode(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, variant: Variant

@@ -64,7 +64,7 @@ def test_episodes_cameras_and_columns_are_those_that_were_recorded(tmp_path: Pat
         assert frames[0].dtype == np.uint8
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),

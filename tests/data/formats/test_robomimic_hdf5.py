@@ -95,7 +95,7 @@ def test_images_with_channels_first_are_turned(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frames(source, "front", 0), images)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 9), st.integers(4, 30), st.integers(4, 30))
 def test_any_sizes_read_back(tmp_path: Path, lengths: list[int], size: int, height: int, width: int) -> None:
     demos = [

@@ -71,7 +71,7 @@ def test_every_codec_gives_the_frames_of_the_steps(tmp_path: Path, name: str) ->
         assert not any(shows(image, 0, 0, step + 1) for image, step in zip(images, steps))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moments=st.lists(st.floats(0, COUNT - 0.6), min_size=1, max_size=12))
 def test_any_times_get_their_nearest_frames(reordered: Path, moments: list[float]) -> None:
     times = [moment / FPS for moment in sorted(moments)]

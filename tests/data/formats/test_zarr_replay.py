@@ -121,7 +121,7 @@ def test_frames_come_in_the_order_of_their_steps_with_repetitions(buffer: Path) 
     assert all(frame.flags.c_contiguous and frame.dtype == np.uint8 for frame in frames)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5),
     chunk=st.integers(1, 9),
