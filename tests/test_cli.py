@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bimact.cli import main
+from bimact.cli import _run_command, main
+from bimact.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +64,22 @@ def test_faults_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "height x width" in fails(
         capsys, "record", "--task", "insertion", "--output_dir", "d", "--image_size", "240"
     )
+
+
+def test_an_interrupt_while_a_fault_is_told_shows_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """As when a launcher ends this process because another one ended, which both are about to say."""
+
+    class Interrupted(UserError):
+        def __str__(self) -> str:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return "told too late"
+
+    def command(options: argparse.Namespace) -> None:
+        raise Interrupted
+
+    options = argparse.Namespace(command="train", debug=False)
+    assert _run_command(command, options) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_absent_device(capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path) -> None:

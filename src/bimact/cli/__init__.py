@@ -37,20 +37,25 @@ def train_main() -> NoReturn:
 def _run_command(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends as Ctrl-C does
     try:
+        return _status_of(command, options)
+    except KeyboardInterrupt:
+        print(f"interrupted{_rank()}", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left to do may be cut short
+
+
+def _status_of(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a command; a user's error is told, and may be interrupted like all else."""
+    try:
         command(options)
     except UserError as error:
         if options.debug:
             raise
         print(f"{options.command}{_rank()}: {printable(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"interrupted{_rank()}", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left to do may be cut short
     return 0
 
 
