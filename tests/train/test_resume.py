@@ -69,6 +69,12 @@ def test_what_changes_nothing_is_free_and_said(dataset: Path, run: Path, capsys:
         ActTrainer(config_of(dataset, run, num_epochs=4, lr_schedule="cosine"), run)
 
 
+def test_what_is_as_it_was_is_not_said(dataset: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor what the run has settled for a setting that asks for the best choice."""
+    ActTrainer(config_of(dataset, run), run)
+    assert "Changed since" not in capsys.readouterr().out
+
+
 def test_other_demonstrations_need_override(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_dataset(tmp_path / "other", [9, 12, 7, 10, 8])
     with pytest.raises(UserError, match="is not the dataset that .* was trained with.*--override_config"):

@@ -127,9 +127,10 @@ def keep_batch_size(config: Config, checkpoint: Checkpoint) -> Config:
 
 def keep_feature_cache(config: Config, checkpoint: Checkpoint) -> Config:
     """A run that trained on cached tokens goes on so, and so does one that did not: their rounding differs."""
-    if config.feature_cache is not None or checkpoint.config is None or not config.encoder.freeze:
+    before = checkpoint.config
+    if config.feature_cache is not None or before is None or (before.feature_cache and not config.encoder.freeze):
         return config
-    return dataclasses.replace(config, feature_cache=checkpoint.config.feature_cache)
+    return dataclasses.replace(config, feature_cache=before.feature_cache)
 
 
 def settle_changes(config: Config, checkpoint: Checkpoint, episodes: Episodes, override: bool) -> list[str]:
