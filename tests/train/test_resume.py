@@ -140,7 +140,9 @@ def test_an_encoder_that_thaws_gets_a_new_optimizer(
     ActTrainer(frozen).fit()
     thawed = config_of(dataset, tmp_path / "run", num_epochs=3)
     trainer = ActTrainer(thawed, tmp_path / "run", override_config=True)
-    assert "Other parameters are trained than before: the optimizer starts anew" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "Other parameters are trained than before: the optimizer starts anew" in output
+    assert "Changed since: feature_cache: True → False" in output
     before = trainer.policy.image_encoder.stages[0].conv1.weight.clone()
     trainer.fit()
     assert not torch.equal(before, trainer.policy.image_encoder.stages[0].conv1.weight)
@@ -148,17 +150,22 @@ def test_an_encoder_that_thaws_gets_a_new_optimizer(
 
 def test_two_processes_do_not_train_into_one_folder(dataset: Path, run: Path) -> None:
     def hold() -> None:
-        with lock_file(run / ".lock"):  # type: ignore[union-attr]
+        lock = lock_file(run / ".lock")
+        assert lock is not None
+        with lock:
             (run / "held").touch()
             time.sleep(60)
 
     child = in_child(hold)
     while not (run / "held").exists():
+        assert os.waitpid(child, os.WNOHANG)[0] == 0, "the child could not take the lock"
         time.sleep(0.01)
-    with pytest.raises(UserError, match="another process is training into"):
-        ActTrainer(config_of(dataset, run, num_epochs=3), run).fit()
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        with pytest.raises(UserError, match="another process is training into"):
+            ActTrainer(config_of(dataset, run, num_epochs=3), run).fit()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     ActTrainer(config_of(dataset, run, num_epochs=3), run).fit()
 
 

@@ -126,11 +126,13 @@ def keep_batch_size(config: Config, checkpoint: Checkpoint) -> Config:
 
 
 def keep_feature_cache(config: Config, checkpoint: Checkpoint) -> Config:
-    """A run that trained on cached tokens goes on so, and so does one that did not: their rounding differs."""
-    before = checkpoint.config
-    if config.feature_cache is not None or before is None or (before.feature_cache and not config.encoder.freeze):
+    """A run that trained on cached tokens goes on so, and so does one that did not: their rounding differs.
+
+    But for an encoder that learns from now on: its tokens change.
+    """
+    if config.feature_cache is not None or checkpoint.config is None:
         return config
-    return dataclasses.replace(config, feature_cache=before.feature_cache)
+    return dataclasses.replace(config, feature_cache=checkpoint.config.feature_cache and config.encoder.freeze)
 
 
 def settle_changes(config: Config, checkpoint: Checkpoint, episodes: Episodes, override: bool) -> list[str]:
