@@ -56,6 +56,9 @@ while (($#)); do
         value=$2 words+=("$2")
         shift
       fi
+      case $name in
+        config | dataset_dir | output_dir) value=${value/#\~\//$HOME/} ;;
+      esac
       given[$name]=$value
       case $name in
         config | dataset_dir | output_dir | episodes | rollouts) ;;

@@ -86,7 +86,7 @@ def _act(config: Config, precision: str) -> tuple[dict[str, Any], Work]:
     """Chunks for one robot that sees the demonstrations, one new frame a chunk."""
     keep_freed_memory()
     assert config.dataset_dir is not None
-    episodes = open_demonstrations(config, config.dataset_dir)
+    episodes, _ = open_demonstrations(config, config.dataset_dir, lambda line: None)
     config = fill_from_dataset(config, episodes)
     torch.manual_seed(0)
     actor = Actor(ActPolicy(config).eval(), precision_dtype(precision))
@@ -106,7 +106,7 @@ def _act(config: Config, precision: str) -> tuple[dict[str, Any], Work]:
 
 def _windows(config: Config) -> tuple[Config, WindowDataset]:
     assert config.dataset_dir is not None
-    episodes = open_demonstrations(config, config.dataset_dir)
+    episodes, _ = open_demonstrations(config, config.dataset_dir, lambda line: None)
     config = fill_from_dataset(config, episodes)
     train, _ = split_episodes(episodes.lengths, config.val_split, config.seed)
     index = WindowIndex.over(episodes, train, config.temporal_context, config.chunk_size)

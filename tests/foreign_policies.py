@@ -5,6 +5,7 @@ The layouts of 2024 and early 2025 are those that LeRobot d585c73f9, 3c0a209f9^ 
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,46 @@ def taken_back(normalized: Tensor, statistics: Mapping[str, Tensor], mode: str) 
         return normalized.double() * statistics["std"].double() + statistics["mean"]
     low, high = (statistics[name].double() for name in BOUNDS[mode])
     return (normalized + 1) / 2 * (high - low) + low
+
+
+def beside_an_optimizer(key: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint for resuming as many trainers write it; NumPy's numbers are there by accident mostly."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    return {
+        "epoch": 3,
+        "optimizer": optimizer.state_dict(),
+        "val_loss": np.float64(0.25),
+        "history": np.arange(3.0),
+        "args": argparse.Namespace(lr=1e-4),
+        "ckpt_dir": Path("ckpt"),
+        key: dict(weights),
+    }
+
+
+def write_pointer(path: Path) -> None:
+    """What a clone without git-lfs has in the place of a large file."""
+    oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n")
+
+
+def write_shards(folder: Path, weights: Mapping[str, Tensor], stem: str = "model", ending: str = "safetensors") -> Path:
+    """Weights in two files with an index, as Hugging Face's libraries save large models; gives the index."""
+    names = sorted(weights)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"{stem}-{number:05d}-of-00002.{ending}"
+        tensors = {name: weights[name] for name in part}
+        if ending == "safetensors":
+            save_file(tensors, folder / file)
+        else:
+            torch.save(tensors, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = folder / f"{stem}.{ending}.index.json"
+    write_json(index, {"metadata": {"total_size": 1}, "weight_map": weight_map})
+    return index
 
 
 # LeRobot -------------------------------------------------------------------------------------------

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import tiny_config
 
-from bimact.cli import _run_command, main
+from bimact.cli import _parser, _run_command, main
+from bimact.cli.train import settings_of
+from bimact.config import load_config, save_config, setting_value
 from bimact.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +68,95 @@ def test_faults_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "is no run" in fails(capsys, "report", "--run", str(tmp_path))
     assert "height x width" in fails(
         capsys, "record", "--task", "insertion", "--output_dir", "d", "--image_size", "240"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (["--wandb_name", "2024_10_05"], "wandb_name", "2024_10_05"),
+        (["--wandb_name", "007"], "wandb_name", "007"),
+        (["--wandb_name=yes"], "wandb_name", "yes"),
+        (["--wandb_name", ""], "wandb_name", ""),
+        (["--wandb_name=--x"], "wandb_name", "--x"),
+        (["--wandb_name", "-x"], "wandb_name", "-x"),
+        (["--wandb_name", "a=b"], "wandb_name", "a=b"),
+        (["--wandb_name", "null"], "wandb_name", None),
+        (["--wandb_name", "${oc.env:HOME}"], "wandb_name", "${oc.env:HOME}"),
+        (["--wandb_tags", "1.10"], "wandb_tags", ["1.10"]),
+        (["--wandb_tags=a, 007 ,yes"], "wandb_tags", ["a", "007", "yes"]),
+        (["--output_dir", "0123"], "output_dir", "0123"),
+        (["--output_dir", "runs/x #1"], "output_dir", "runs/x #1"),
+        (["--output_dir=~/x"], "output_dir", os.path.expanduser("~/x")),  # noqa: PTH111
+        (["--dataset_dir", "/data/cups #2"], "dataset_dir", "/data/cups #2"),
+        (["--cameras", "012345670123"], "cameras", ["012345670123"]),
+        (["--cameras", ""], "cameras", []),
+        (["--episodes", "0:40,45"], "episodes", ["0:40", "45"]),
+        (["--state_dims", "0:14"], "state_dims", "0:14"),
+        (["--encoder.pretrained"], "encoder.pretrained", True),
+        (["--use_vae", "--lr", "1e-3"], "use_vae", True),
+        (["--ensemble_coefficient", "-0.5"], "ensemble_coefficient", -0.5),
+    ],
+)
+def test_settings_are_what_is_given(arguments: list[str], name: str, value: Any) -> None:
+    parser, _ = _parser()
+    _, rest = parser.parse_known_args(["train", *arguments])
+    assert setting_value(load_config(None, settings_of(rest)), name) == value
+
+
+@pytest.mark.parametrize("arguments", [["--wandb_name"], ["--lr", "--seed", "1"], ["--cameras", "--", "x"]])
+def test_a_setting_without_its_value_is_told(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert f"{arguments[0]} is given without a value" in fails(capsys, "train", *arguments)
+
+
+def test_faults_of_the_output_come_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Before the input is looked at, which is not there."""
+    (tmp_path / "file").touch()
+    below, nowhere = str(tmp_path / "file" / "x"), str(tmp_path / "nowhere")
+    for command in (
+        ["train", "--device", "cpu", "--dataset_dir", nowhere, "--output_dir", below],
+        ["train", "--device", "cpu", "--dataset_dir", nowhere, "--output_dir", str(tmp_path / "file")],
+        ["sweep", "configs/sweep.yaml", "--dataset_dir", nowhere, "--output_dir", below, "--trials", "1"],
+        ["convert-checkpoint", nowhere, str(tmp_path / "file" / "x" / "y")],
+        ["record", "--task", "insertion", "--output_dir", below],
+    ):
+        message = fails(capsys, *command)
+        assert f"cannot write to {tmp_path}/file" in message and message.count("\n") == 1, command
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_run_that_cannot_be_written_is_not_evaluated(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_config(tiny_config(cameras=["top"], state_dim=14, action_dim=14), tmp_path / "config.yaml")
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("bimact.files.tempfile.mkdtemp", full)
+    for command in (["evaluate", "--task", "insertion"], ["evaluate"], ["report"]):
+        message = fails(capsys, command[0], "--run", str(tmp_path), *command[1:])
+        assert message.startswith(f"{command[0]}: cannot write to {tmp_path} (Read-only file system): make it writable")
+        assert message.count("\n") == 1
+
+
+def test_a_fault_of_the_dataset_leaves_no_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output = str(tmp_path / "runs" / "x")
+    assert "dataset not found" in fails(
+        capsys, "train", "--device", "cpu", "--dataset_dir", str(tmp_path / "none"), "--output_dir", output
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_no_run_but_its_folder_means_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_config(tiny_config(), tmp_path / "config.yaml")
+    (tmp_path / "checkpoint").mkdir()
+    for path in (tmp_path, tmp_path / "checkpoint", f"{tmp_path}/checkpoint/"):
+        assert f"{tmp_path} has no checkpoint 'best'" in fails(capsys, "evaluate", "--run", str(path))
+    weights = tmp_path / "checkpoint" / "act-train-3.pth"
+    weights.touch()
+    assert "give the run's folder, and which of its checkpoints by --checkpoint" in fails(
+        capsys, "evaluate", "--run", str(weights)
     )
 
 

@@ -42,10 +42,27 @@ A setting that is given in several places has the value of the last of them:
 2. the environment variable `ACT_DATASET_DIR`, for `dataset_dir` alone;
 3. the **YAML file** that `--config` names (without it `configs/policy_act.yaml`, or when resuming the run's own
    `config.yaml`). It needs no more than the keys that differ from their defaults; the encoder's keys stand indented
-   under `encoder:`;
+   under `encoder:`, or as `encoder.name:`;
 4. the **command line**: `--lr 5e-6` or `--lr=5e-6`, the encoder's as `--encoder.freeze false`. A bare `--use_vae` means
    true, lists are written with commas (`--cameras left,right`), and `null` stands for nothing. `bimact train --help`
    lists them.
+
+**Text stays text.** A setting of type text, or list of text, has the value that is written; nothing makes a number or a
+truth value of it, or a shorter path.
+
+- On the **command line** all of it counts: `--wandb_name 007`, `--output_dir "runs/try #2"`, `--cameras 012345670123`
+  (a serial number), `--wandb_name "${{x}}"`. `null`, and nothing else, stands for nothing.
+- In **YAML** it needs no quotes (`wandb_name: 007`, `mixed_precision: no`, `state_dims: 0:14`) but where YAML asks for
+  them: around text with ` #`, `: ` or brackets in it. `null`, `~` and an empty value without quotes stand for nothing.
+  `${{...}}` is replaced by another key's value (`output_dir: runs/${{wandb_name}}`) or the environment's
+  (`${{oc.env:HOME}}/data`); as text it is written `\\${{...}}`.
+- A **list** is `a,b` or `[a,b]`, and in YAML a list or such a text. An item with a comma stands in double quotes
+  (`"a,b",c`). `--cameras ""` is the list without an item: no camera.
+- A `~` at the start of a **path** is the home folder.
+
+`encoder.pretrained` is true, false or null where it is written so, and text otherwise. `OmegaConf.load`, which the
+training guide uses for `R/config.yaml`, makes the number 7 of a `007` without quotes; a number in the place of text is
+refused there. The files that bimact writes have such text in quotes.
 
 A name that is no setting is refused with the nearest one that is (`no setting named 'chunksize'; did you mean
 'chunk_size'?`), and so is a value out of its range. What a run used stands complete in its `config.yaml`. There are

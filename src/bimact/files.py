@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from bimact.errors import UserError
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+def expand_home(path: str | os.PathLike[str]) -> str:
+    """`~/x` → x in the user's home folder; any other path, and that of an unknown user, stays as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111
+
+
+@contextmanager
+def writing_to(folder: str | Path) -> Iterator[None]:
+    """Tells of a folder that cannot be written, or a full disk, in one sentence.
+
+    Raises:
+        UserError: in the place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        advice = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        raise UserError(
+            f"cannot write to {Path(folder).absolute()} ({reason}): {advice}, or choose another place"
+        ) from error
+
+
+def check_writable(folder: str | Path) -> None:
+    """See that files can be written in a folder, which need not exist yet; nothing is left behind.
+
+    Raises:
+        UserError: if the place cannot be written or its disk is full, or something other than a folder is there.
+    """
+    folder = Path(folder)
+    with writing_to(folder):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.lstat()  # raises for a name that is too long, say
+        nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        if not nearest.is_dir():
+            raise UserError(f"cannot write to {folder.absolute()}: {nearest} is not a folder: choose another place")
+        # Not in `folder` itself if it is missing: another process may be about to make it.
+        with tempfile.TemporaryDirectory(prefix=".bimact-", dir=nearest) as probe:
+            write_bytes(Path(probe) / "probe", bytes(1 << 16))
 
 
 def flush_to_disk(path: Path) -> None:

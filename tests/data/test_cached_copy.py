@@ -25,7 +25,7 @@ from bimact.errors import UserError
 def copy(
     source: SyntheticSource, cache: Path, selection: Selection | None = None, size: tuple[int, int] | None = None
 ) -> Episodes:
-    return cached_copy((selection or Selection()).applied_to(source), cache, size)
+    return cached_copy((selection or Selection()).applied_to(source), cache, size)[0]
 
 
 def assert_is_copy(episodes: Episodes, source: SyntheticSource) -> None:

@@ -1,4 +1,4 @@
-"""The first value that is no number, whatever blocks are read."""
+"""Episodes with a value that is NaN or infinite: all are found, refused together or left out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guide_files import write_dataset
 
 from bimact.data.episodes import Episodes
-from bimact.data.nonfinite import find_nonfinite, refuse_nonfinite
+from bimact.data.nonfinite import find_nonfinite
+from bimact.data.opening import arrays_of, open_source
+from bimact.data.selection import Selection
 from bimact.errors import UserError
 
 
@@ -20,28 +23,30 @@ def _episodes(*faults: tuple[str, int, int, float]) -> Episodes:
     return Episodes(Path("dataset"), np.array([4, 3]), {}, arrays["state"], arrays["actions"])
 
 
-@pytest.mark.parametrize("block", [1, 3, 7, 1000])
 @pytest.mark.parametrize(
     ("faults", "found"),
     [
-        ([], None),
-        ([("state", 5, 2, np.nan)], (1, 1, "state")),
-        ([("actions", 0, 0, np.inf)], (0, 0, "actions")),
-        ([("actions", 6, 13, -np.inf)], (1, 2, "actions")),
-        ([("state", 5, 0, np.nan), ("actions", 2, 1, np.nan), ("actions", 3, 1, np.inf)], (0, 2, "actions")),
+        ([], {}),
+        ([("state", 5, 2, np.nan)], {1: "state of step 1"}),
+        ([("actions", 0, 0, np.inf)], {0: "action of step 0"}),
+        ([("actions", 6, 13, -np.inf), ("state", 3, 0, np.nan)], {0: "state of step 3", 1: "action of step 2"}),
+        ([("state", 3, 0, np.nan), ("actions", 2, 1, np.nan)], {0: "action of step 2"}),
     ],
 )
-def test_first_value_that_is_not_finite(
-    monkeypatch: pytest.MonkeyPatch,
-    block: int,
-    faults: list[tuple[str, int, int, float]],
-    found: tuple[int, int, str] | None,
+def test_the_first_value_of_each_episode_is_named(
+    faults: list[tuple[str, int, int, float]], found: dict[int, str]
 ) -> None:
-    monkeypatch.setattr("bimact.data.nonfinite._BLOCK_ROWS", block)
-    assert find_nonfinite(_episodes(*faults)) == found
+    told = find_nonfinite(_episodes(*faults))
+    assert told == {place: f"the {words} holds NaN or an infinite value" for place, words in found.items()}
 
 
-def test_refusal_names_episode_and_step() -> None:
-    refuse_nonfinite(_episodes())
-    with pytest.raises(UserError, match="dataset: state of episode 1, step 1 holds NaN"):
-        refuse_nonfinite(_episodes(("state", 5, 2, np.nan)))
+def test_they_are_refused_together_or_left_out(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [4, 3, 5])
+    actions = np.load(tmp_path / "actions.npy")
+    actions[2, 0] = actions[8, 3] = np.nan
+    np.save(tmp_path / "actions.npy", actions)
+    with pytest.raises(UserError, match=r"2 of 3 episodes.*step 2 holds NaN.*step 1 holds NaN.*exclude_episodes 0,2"):
+        arrays_of(Selection().applied_to(open_source(tmp_path)), None)
+    left, read = arrays_of(Selection(skip_unreadable=True).applied_to(open_source(tmp_path)), None)
+    assert left.lengths.tolist() == [3] and [episode.number for episode in read.unusable] == [0, 2]
+    np.testing.assert_array_equal(left.actions[:], actions[4:7])

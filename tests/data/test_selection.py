@@ -52,7 +52,7 @@ def test_what_the_dataset_does_not_have_is_refused(tmp_path: Path, selection: Se
 
 def test_a_dataset_that_does_not_tell_its_actions_asks_for_them(tmp_path: Path) -> None:
     source = synthetic_source(tmp_path, action_keys=())
-    with pytest.raises(UserError, match="choose by --action_keys among qpos, qvel, tau, action"):
+    with pytest.raises(UserError, match="choose by --action_keys A,B among qpos \\(4\\), qvel \\(4\\)"):
         Selection().applied_to(source)
     assert Selection(action_keys=("tau",)).applied_to(source).columns["action"].size == 1
 
@@ -106,11 +106,9 @@ def test_settings_of_a_training() -> None:
     )
 
 
-def test_a_number_to_the_base_60_is_no_range(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("state_dims: 7:14\n")
-    with pytest.raises(UserError, match="read as the number 434: put it in quotes"):
-        load_config(tmp_path / "config.yaml")
-    (tmp_path / "config.yaml").write_text("state_dims: '7:14'\n")
+@pytest.mark.parametrize("written", ["7:14", "'7:14'"])
+def test_a_range_is_no_number_to_the_base_60(written: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"state_dims: {written}\n")
     assert load_config(tmp_path / "config.yaml").state_dims == "7:14"
 
 

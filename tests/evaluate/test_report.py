@@ -150,7 +150,7 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (1000, 1001):
         add_video(run, seed)
     (run / "checkpoint").mkdir()
-    weights = {"layer.weight": torch.zeros(1000, 1500), "layer.norm.running_mean": torch.zeros(10**6)}
+    weights = {"queries.weight": torch.zeros(1000, 1500), "layer.norm.running_mean": torch.zeros(10**6)}
     torch.save(weights, run / "checkpoint" / "act-train-last.pth")
     write_report(run)
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from foreign_policies import (
     SIZE,
+    beside_an_optimizer,
     chunk_of,
     lerobot_config,
     lerobot_weights,
@@ -22,8 +24,11 @@ from foreign_policies import (
     statistics_of,
     write_lerobot_with_processors,
     write_original,
+    write_pointer,
+    write_shards,
 )
 from guide_files import write_dataset
+from safetensors.torch import load_file, save_file
 
 from bimact.cli import main
 from bimact.config import load_config, save_config
@@ -135,6 +140,91 @@ def test_the_original_act_becomes_either(tmp_path: Path, original: Path, capsys:
     torch.testing.assert_close(chunk_of(read_lerobot(tmp_path / "l").policy, obs), chunk_of(policy, obs))
 
 
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("policy_best.ckpt", "nets"),
+        ("policy_step_10.ckpt", "module"),
+        ("policy_last.ckpt", "model_state_dict"),
+        ("policy.safetensors", "module"),
+    ],
+)
+def test_checkpoints_of_forks(
+    tmp_path: Path, original: Path, capsys: pytest.CaptureFixture[str], name: str, form: str
+) -> None:
+    """The weights lie deeper and have longer names; of a folder one is chosen, and a file is taken as it is."""
+    weights = torch.load(original / "policy_best.ckpt")
+    content = {f"module.{key}": value for key, value in weights.items()}
+    fork = tmp_path / "fork"
+    shutil.copytree(original, fork)
+    (fork / "policy_best.ckpt").unlink()
+    (fork / "policy_step_9.ckpt").write_bytes(b"older")
+    (fork / "config.json").write_text('{"lr": 1e-5}')  # a fork's own settings
+    if name.endswith(".safetensors"):
+        save_file(content if form == "module" else weights, fork / name)
+    else:
+        torch.save(content if form == "module" else beside_an_optimizer(form, content), fork / name)
+    source = fork if name.endswith(".ckpt") else fork / name
+    options = ("--cameras", "top", "--nheads", "4", "--image_size", "40x64")
+    assert bimact("convert-checkpoint", source, tmp_path / "run", *options) == 0
+    note = f"Note: {name} is taken of 2 checkpoints: it "
+    assert (note in capsys.readouterr().out) == (source == fork)
+    assert bimact("convert-checkpoint", original, tmp_path / "plain", *options) == 0
+    found, expected = (load_run(tmp_path / run, device="cpu").policy.state_dict() for run in ("run", "plain"))
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_files_of_a_lerobot_policy(tmp_path: Path, lerobot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights are taken as they are named, with the settings beside them."""
+    policy = Path(shutil.copytree(lerobot, tmp_path / "policy"))
+    weights = load_file(policy / "model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, policy / "model-ema.safetensors")
+    write_shards(policy, weights)
+    names = ("model.safetensors", "model-ema.safetensors", "model.safetensors.index.json", "config.json")
+    for number, name in enumerate(names):
+        assert bimact("convert-checkpoint", policy / name, tmp_path / f"run-{number}") == 0
+    assert "Note" not in capsys.readouterr().out
+    heads = [load_run(tmp_path / f"run-{n}", device="cpu").policy.state_dict()["action_head.bias"] for n in range(4)]
+    assert torch.equal(heads[0], heads[2]) and torch.equal(heads[0], heads[3])
+    torch.testing.assert_close(heads[1], heads[0] + 1)
+
+    (policy / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    assert "its settings are missing: put its config.json beside it" in fails(
+        capsys, tmp_path / "alone.safetensors", tmp_path / "new"
+    )
+    assert "model-00001-of-00002.safetensors is one of 2 files that belong together: give their index" in fails(
+        capsys, policy / "model-00001-of-00002.safetensors", tmp_path / "new"
+    )
+
+
+def test_a_training_of_lerobot_without_its_last_link(
+    tmp_path: Path, lerobot: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in ("000100", "000200"):
+        shutil.copytree(lerobot, tmp_path / "training" / "checkpoints" / step / "pretrained_model")
+    assert bimact("convert-checkpoint", tmp_path / "training", tmp_path / "run") == 0
+    assert "Note: the checkpoint 000200 is taken, the highest of 2; give" in capsys.readouterr().out
+
+
+def test_a_runs_own_weights_may_be_saved_in_other_ways(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Path(shutil.copytree(run, tmp_path / "run"))
+    best = mine / "checkpoint" / "act-train-best.pth"
+    weights = {f"module.{name}": value for name, value in torch.load(best).items()}
+    best.unlink()
+    torch.save(beside_an_optimizer("model_state_dict", weights), best)
+    dataset = write_fitting_dataset(tmp_path / "dataset")
+    assert bimact("evaluate", "--run", mine, "--dataset_dir", dataset, "--device", "cpu") == 0
+    last = mine / "checkpoint" / "act-train-last.pth"
+    torch.save(original_weights(small_policy(("top",))), last.with_name("act-train-3.pth"))
+    capsys.readouterr()
+    assert bimact("evaluate", "--run", mine, "--checkpoint=3", "--dataset_dir", dataset, "--device", "cpu") == 2
+    assert "act-train-3.pth holds a policy of the original ACT, not of bimact: make a run of it by `bimact" in (
+        capsys.readouterr().err
+    )
+
+
 # What cannot be ------------------------------------------------------------------------------------
 
 
@@ -185,13 +275,21 @@ def test_a_run_that_lerobot_has_no_place_for(tmp_path: Path, run: Path, capsys: 
     assert load_config(run / "config.yaml").temporal_context == 1
 
 
-def test_what_is_no_policy(tmp_path: Path, lerobot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_policy(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{tmp_path / 'none'} does not exist" in fails(capsys, tmp_path / "none", tmp_path / "new")
-    assert "is no policy that bimact knows" in fails(capsys, tmp_path, tmp_path / "new")
-    weights = lerobot / "model.safetensors"
-    assert "of a LeRobot policy or a run of bimact, give the folder" in fails(capsys, weights, tmp_path / "new")
+    assert "has no policy that bimact knows" in fails(capsys, tmp_path, tmp_path / "new")
     (tmp_path / "text").write_text("text")
     assert "no file of weights" in fails(capsys, tmp_path / "text", tmp_path / "new")
+    weights = run / "checkpoint" / "act-train-best.pth"
+    assert "is a checkpoint of bimact: give the folder of its run" in fails(capsys, weights, tmp_path / "new")
+    assert f"give the run's folder, {run}" in fails(capsys, weights.parent, tmp_path / "new")
+    torch.save({"nets": {"policy.noise_pred_net.x": torch.ones(1)}}, tmp_path / "policy_best.ckpt")
+    for source in (tmp_path, tmp_path / "policy_best.ckpt"):
+        assert "as those of a diffusion policy" in fails(capsys, source, tmp_path / "new")
+    write_pointer(tmp_path / "policy_best.ckpt")
+    for source in (tmp_path, tmp_path / "policy_best.ckpt"):
+        message = fails(capsys, source, tmp_path / "new", "--cameras", "top")
+        assert "policy_best.ckpt is a git-lfs pointer" in message and "git lfs pull" in message
 
 
 def test_help_is_quick() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from foreign_policies import (
     SIZE,
+    beside_an_optimizer,
     chunk_of,
     lerobot_config,
     lerobot_config_of_2024,
@@ -22,6 +23,8 @@ from foreign_policies import (
     write_json,
     write_lerobot_with_buffers,
     write_lerobot_with_processors,
+    write_pointer,
+    write_shards,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -143,7 +146,62 @@ def test_folders_of_a_training(tmp_path: Path) -> None:
     assert lerobot_folder(tmp_path) is None
     for place in ("checkpoints/last/pretrained_model", "pretrained_model", "."):
         write_json(tmp_path / place / "config.json", {})
-        assert lerobot_folder(tmp_path) == tmp_path / place
+        assert lerobot_folder(tmp_path) == (tmp_path / place, [])
+
+
+def test_a_training_without_the_link_to_its_last_checkpoint(tmp_path: Path) -> None:
+    for name in ("000100", "000090", "001000", "002000"):
+        policy = tmp_path / "checkpoints" / name / "pretrained_model"
+        write_json(policy / "config.json", {})
+        if name != "002000":  # which was interrupted
+            (policy / "model.safetensors").touch()
+    (tmp_path / "checkpoints" / "last").write_text("002000")  # what some copies make of a link
+    for place in (tmp_path, tmp_path / "checkpoints"):
+        folder, notes = lerobot_folder(place) or (Path(), [])
+        assert folder == tmp_path / "checkpoints" / "001000" / "pretrained_model"
+        assert notes == ["the checkpoint 001000 is taken, the highest of 3; give another by its folder"]
+    assert lerobot_folder(tmp_path / "checkpoints" / "000090") == (
+        tmp_path / "checkpoints" / "000090" / "pretrained_model",
+        [],
+    )
+
+
+@pytest.mark.parametrize("layout", ["early 2025", "late 2025"])
+@pytest.mark.parametrize("form", ["sharded", "bin", "sharded bin", "module", "nested", "averaged", "bare"])
+def test_weights_that_were_saved_in_other_ways(tmp_path: Path, policy: ActPolicy, layout: str, form: str) -> None:
+    write(tmp_path, policy, layout)
+    file = tmp_path / "model.safetensors"
+    weights, expected = load_file(file), read_lerobot(tmp_path).policy
+    notes = read_lerobot(tmp_path).notes
+    file.unlink()
+    if form.startswith("sharded"):
+        write_shards(tmp_path, weights, *(("pytorch_model", "bin") if form.endswith("bin") else ()))
+    elif form == "bin":
+        torch.save(weights, tmp_path / "pytorch_model.bin")
+    elif form == "module":
+        save_file({f"module._orig_mod.{name}": value for name, value in weights.items()}, file)
+    elif form == "nested":
+        torch.save(beside_an_optimizer("policy", weights), file)
+    elif form == "averaged":
+        raw = {name: value + 1 if value.is_floating_point() else value for name, value in weights.items()}
+        torch.save({"policy": raw, "ema": weights}, file)
+        notes = ("the averaged weights are taken ('ema'), not those beside them ('policy')", *notes)
+    elif layout == "late 2025":  # where no statistics lie among the weights
+        save_file({name.removeprefix("model."): value for name, value in weights.items()}, file)
+    else:
+        return
+    converted = read_lerobot(tmp_path)
+    assert converted.notes == notes
+    obs = observation(expected)
+    torch.testing.assert_close(chunk_of(converted.policy, obs), chunk_of(expected, obs), atol=0, rtol=0)
+
+
+def test_pointers_of_git_lfs(tmp_path: Path, policy: ActPolicy) -> None:
+    for name in ("config.json", "model.safetensors", STATISTICS):
+        write(tmp_path, policy)
+        write_pointer(tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name} is a git-lfs pointer, .* `git lfs pull`"):
+            read_lerobot(tmp_path)
 
 
 def test_actions_that_never_changed_are_named(tmp_path: Path, policy: ActPolicy) -> None:
@@ -216,7 +274,15 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no postprocessor": (lambda folder: (folder / AFTER).unlink(), f"{AFTER} is missing"),
     "no statistics": (lambda folder: (folder / STATISTICS).unlink(), f"{STATISTICS} is missing"),
     "file elsewhere": (change_steps(BEFORE, 3, state_file="../x.safetensors"), "no file of its folder"),
-    "missing name": (change_tensors("model.safetensors", lambda t: t.pop("model.decoder_pos_embed.weight")), "not all"),
+    "missing name": (change_tensors("model.safetensors", lambda t: t.pop("model.action_head.weight")), "not all"),
+    "other names": (
+        change_tensors("model.safetensors", lambda t: t.pop("model.decoder_pos_embed.weight")),
+        "holds no policy of ACT: its tensors are named 'model",
+    ),
+    "expanded": (
+        lambda folder: torch.save({f"{TOP}.mean": torch.zeros(1).expand(10**12)}, folder / STATISTICS),
+        "has no 'mean' of observation.images.top in 3 finite numbers",
+    ),
     "unknown name": (
         change_tensors("model.safetensors", lambda t: t.update({"model.x": torch.ones(1)})),
         "'model.x' is no",

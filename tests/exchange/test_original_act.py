@@ -19,6 +19,7 @@ from foreign_policies import (
     original_weights,
     small_policy,
     write_original,
+    write_pointer,
 )
 from torch import Tensor
 
@@ -83,13 +84,53 @@ def test_a_training_without_the_cvaes_encoder(tmp_path: Path, policy: ActPolicy)
     assert "it was trained without the CVAE's encoder" in converted.notes
 
 
+def taken_of(folder: Path, *names: str) -> tuple[str, str]:
+    """Which of some checkpoints is taken of a folder, and what is said of it."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    found = original_checkpoint(folder)
+    assert found is not None
+    return found[0].name, " ".join(found[1])
+
+
 def test_checkpoint_of_a_folder(tmp_path: Path) -> None:
     assert original_checkpoint(tmp_path) is None
-    (tmp_path / "policy_last.ckpt").touch()
-    assert original_checkpoint(tmp_path) == tmp_path / "policy_last.ckpt"
-    (tmp_path / "policy_best.ckpt").touch()
-    assert original_checkpoint(tmp_path) == tmp_path / "policy_best.ckpt"
-    assert original_checkpoint(tmp_path / "policy_last.ckpt") == tmp_path / "policy_last.ckpt"
+    assert taken_of(tmp_path / "1", "policy_last.ckpt") == ("policy_last.ckpt", "")
+    steps = [f"policy_step_{step}_seed_0.ckpt" for step in (0, 500, 10000, 2000)]
+    assert taken_of(tmp_path / "2", *steps) == (
+        "policy_step_10000_seed_0.ckpt",
+        "policy_step_10000_seed_0.ckpt is taken of 4 checkpoints: it has the highest number; give another by its "
+        "file name",
+    )
+    name, note = taken_of(tmp_path / "3", *steps, "policy_last.ckpt", "policy_epoch_99999_seed_0.ckpt")
+    assert name == "policy_last.ckpt" and "is taken of 6 checkpoints: it is the last" in note
+    name, note = taken_of(tmp_path / "4", *steps, "policy_last.ckpt", "policy_best.ckpt", "dataset_stats.pkl")
+    assert name == "policy_best.ckpt" and "is taken of 6 checkpoints: it is the best" in note
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (("policy_epoch_100_seed_0.ckpt", "policy_epoch_20_seed_7.ckpt"), "policy_epoch_100_seed_0.ckpt"),
+        (("policy_seed_9_step_10.ckpt", "policy_seed_0_step_20.ckpt"), "policy_seed_0_step_20.ckpt"),
+        (("epoch=9-step=900.ckpt", "epoch=10-step=1000.ckpt"), "epoch=10-step=1000.ckpt"),
+        (("policy_step9.ckpt", "policy_step10.ckpt"), "policy_step10.ckpt"),
+        (("policy_best_step_5.ckpt", "policy_best_step_40.ckpt", "policy_last.ckpt"), "policy_best_step_40.ckpt"),
+        (("policy_1000.pth", "policy_latest.pth", "optimizer.pth"), "policy_latest.pth"),
+        (("policy_final.pt", "policy_1.pt"), "policy_final.pt"),
+        (("policy.ckpt", "notes.txt"), "policy.ckpt"),
+    ],
+)
+def test_names_of_forks(tmp_path: Path, names: tuple[str, ...], taken: str) -> None:
+    assert taken_of(tmp_path / "a", *names)[0] == taken
+
+
+def test_a_pointer_in_the_place_of_statistics(tmp_path: Path, policy: ActPolicy) -> None:
+    path = write_original(tmp_path / "act", original_weights(policy, 1), {}) / "policy_best.ckpt"
+    write_pointer(path.with_name("dataset_stats.pkl"))
+    with pytest.raises(UserError, match=r"dataset_stats\.pkl is a git-lfs pointer, .* `git lfs pull`"):
+        read_original(path, CAMERAS)
 
 
 # What cannot be ------------------------------------------------------------------------------------
@@ -110,7 +151,10 @@ def adding(name: str, value: Tensor) -> Callable[[dict[str, Any]], Any]:
 
 
 WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "other file": (lambda weights: weights.pop("model.query_embed.weight"), "no checkpoint of the original ACT"),
+    "other file": (
+        lambda weights: weights.pop("model.query_embed.weight"),
+        "holds no policy of ACT: its tensors are named 'model",
+    ),
     "each camera": (adding("model.backbones.1.0.body.conv1.weight", torch.zeros(1)), "a backbone for each camera"),
     "environment": (adding("model.input_proj_env_state.weight", torch.zeros(1)), "the environment's state"),
     "learned": (adding("model.backbones.0.1.row_embed.weight", torch.zeros(1)), "positions in images are learned"),

@@ -20,7 +20,8 @@ def aloha(tmp_path: Path) -> Path:
 
 def test_columns_and_image_size_follow_the_config(aloha: Path, tmp_path: Path) -> None:
     config = tiny_config(cache_dir=str(tmp_path / "cache"), state_keys=["qvel"], action_dims="7:14", action_dim=7)
-    episodes = open_demonstrations(config, aloha)
+    episodes, source = open_demonstrations(config, aloha)
+    assert source.state.keys == ("qvel",)
     assert episodes.state.shape == (5, 14) and episodes.actions.shape == (5, 7)
     assert episodes.lengths.tolist() == [3, 2]
 

@@ -9,6 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from sweep_helpers import make_sweep, write_sweep
 
+from bimact.config import load_config
 from bimact.errors import UserError
 from bimact.sweep.sweep_file import Halving, read_sweep
 
@@ -113,6 +114,53 @@ def test_a_grid_has_an_end(tmp_path: Path) -> None:
     parameters = {"batch_size": {"values": [4, 8]}, "nheads": {"min": 1, "max": 3}, "lr": {"value": 1e-5}}
     sweep = make_sweep(tmp_path, method="grid", parameters=parameters)
     assert sweep.combinations == 6
+
+
+def test_text_is_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        """
+name: 2024_10_05
+method: random
+program: 007
+command:
+- ${env}
+- python
+- ${program}
+- --wandb_project
+- 1.10
+- ${args}
+parameters:
+  wandb_name: {values: [007, yes, 1.10, null]}
+  mixed_precision: {values: [no, bf16]}
+  cameras: {values: [[left, 012345670123], 'a,b', [é]]}
+  encoder:
+    parameters:
+      pretrained: {values: [true, null, 2b, 007]}
+      model_name: {value: 50}
+  seed: {values: [007, 0x10]}
+"""
+    )
+    sweep = read_sweep(tmp_path / "s.yaml")
+    assert (sweep.name, sweep.program, sweep.arguments) == ("2024_10_05", "007", ["--wandb_project", "1.10"])
+    assert {name: list(distribution.choices) for name, distribution in sweep.space.items()} == {  # type: ignore[attr-defined]
+        "wandb_name": ["007", "yes", "1.10", None],
+        "mixed_precision": ["no", "bf16"],
+        "cameras": ['["left","012345670123"]', "a,b", '["é"]'],
+        "encoder.pretrained": [True, None, "2b", "007"],
+        "encoder.model_name": ["50"],
+        "seed": [7, 16],
+    }
+    configs = [load_config(None, [f"cameras={choice}"]) for choice in sweep.grid["cameras"]]
+    assert [config.cameras for config in configs] == [["left", "012345670123"], ["a", "b"], ["é"]]
+
+
+def test_text_that_a_command_line_cannot_give_is_told(tmp_path: Path) -> None:
+    for name, text in (("wandb_name", "null"), ("encoder.pretrained", "true")):
+        with pytest.raises(UserError, match=f"parameter '{name}': the text '{text}' would be read as {text}"):
+            make_sweep(tmp_path, parameters={name: {"values": [text, "a"]}})
+    with pytest.raises(UserError, match=r"s\.yaml, line 4: setting 'wandb_name' is a list"):
+        (tmp_path / "s.yaml").write_text("method: random\n\nparameters:\n  wandb_name: {value: [a]}\n")
+        read_sweep(tmp_path / "s.yaml")
 
 
 def test_the_file_is_taken_as_it_is(tmp_path: Path) -> None:

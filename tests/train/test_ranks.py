@@ -140,6 +140,16 @@ def test_a_fault_that_the_main_process_finds_is_told_without_a_traceback(folder:
 
 
 @pytest.mark.slow
+def test_a_fault_of_the_output_ends_all_processes(folder: Path) -> None:
+    (folder / "file").touch()
+    process = start(folder, TORCHRUN, "file/run", "--dataset_dir", str(folder / "no dataset"))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "[rank1]: Traceback" not in output and "[rank0]: Traceback" not in output
+    assert f"train: cannot write to {folder}/file/run: {folder}/file is not a folder" in output
+
+
+@pytest.mark.slow
 def test_request_to_stop_is_agreed_on(folder: Path) -> None:
     process = start(folder, TORCHRUN, "run", "--batch_size", "3", "--num_epochs", "2000")
     for line in process.stdout or ():

@@ -16,11 +16,15 @@ from guide_files import write_dataset
 from omegaconf import OmegaConf
 from processes import in_child
 
+from bimact.cli import main
 from bimact.config import Config, setting_names
 from bimact.errors import UserError
+from bimact.evaluate.offline import evaluate_offline
+from bimact.evaluate.report import write_report
+from bimact.evaluate.run import load_run
 from bimact.files import lock_file
 from bimact.train.act_trainer import ActTrainer
-from bimact.train.resume import FREE, NETWORK, open_checkpoint, run_of
+from bimact.train.resume import FREE, NETWORK, dataset_of, open_checkpoint, run_of, run_record
 from bimact.train.tracking import read_metrics
 
 
@@ -130,7 +134,7 @@ def test_metrics_of_a_run_that_begins_anew_are_kept(dataset: Path, run: Path) ->
     best.with_suffix(".state").unlink()
     ActTrainer(config_of(dataset, run, num_epochs=1), best).fit()
     assert (run / "metrics.before-1.jsonl").read_bytes() == metrics
-    assert read_metrics(run / "metrics.jsonl")[0]["step"] == 2
+    assert next(record["step"] for record in read_metrics(run / "metrics.jsonl") if "lr" in record) == 2
 
 
 def test_an_encoder_that_thaws_gets_a_new_optimizer(
@@ -177,8 +181,68 @@ def test_a_finished_run_stays_as_it_is(dataset: Path, run: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())
 
 
-def test_where_checkpoints_belong(run: Path) -> None:
+def test_where_checkpoints_belong(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_of(run) == run == run_of(run / "checkpoint" / "act-train-1.pth")
-    assert open_checkpoint(run).path.name == "act-train-last.pth"
+    assert run_of(run / "checkpoint") == run == run_of(f"{run}/checkpoint/")
+    for path in (run, run / "checkpoint"):
+        assert open_checkpoint(path).path == run / "checkpoint" / "act-train-last.pth"
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert open_checkpoint("~/run/checkpoint/act-train-1.pth").run == run
+    monkeypatch.chdir(run / "checkpoint")
+    assert run_of(".") == run
     with pytest.raises(UserError, match="checkpoint not found: .*act-train-7.pth"):
         open_checkpoint(run / "checkpoint" / "act-train-7.pth")
+
+
+def test_a_run_knows_where_its_demonstrations_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "cups").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/x")
+    record = run_record(tiny_config(dataset_dir="data/cups"), run)
+    assert (record.dataset_dir, record.dataset_dir_relative) == (f"{tmp_path}/data/cups", "../../data/cups")
+    assert dataset_of(record, run) == (f"{tmp_path}/data/cups", None)
+    for elsewhere in ("lerobot/aloha_sim_insertion_human", "hf://datasets/a/b", "s3://bucket/cups", None):
+        record = run_record(tiny_config(dataset_dir=elsewhere, dataset_dir_relative="../old"), run)
+        assert (record.dataset_dir, record.dataset_dir_relative) == (elsewhere, None)
+        assert dataset_of(record, run) == (elsewhere, None)
+
+
+def test_a_moved_project_finds_its_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = tmp_path / "old", tmp_path / "elsewhere" / "new"
+    write_dataset(old / "data" / "cups", [9, 12, 7, 10])
+    monkeypatch.chdir(old)
+    ActTrainer(config_of(Path("data/cups"), Path("runs/x"))).fit()
+    new.parent.mkdir()
+    old.rename(new)
+    monkeypatch.chdir(tmp_path)
+    loaded = load_run("elsewhere/new/runs/x/checkpoint", "last", "cpu")
+    assert dataset_of(loaded.config, loaded.path)[0] == str(new / "data" / "cups")
+    assert evaluate_offline(loaded)["dataset"] == str(new / "data" / "cups")
+    assert "demonstrations" in write_report("elsewhere/new/runs/x").read_text()
+
+
+def test_a_moved_project_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    write_dataset(old / "data", [9, 12, 7, 10])
+    monkeypatch.chdir(old)
+    ActTrainer(config_of(Path("data"), Path("run"))).fit()
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    for moved in (False, True):  # from another folder, then moved
+        if moved:
+            old.rename(new)
+        run = new / "run" if moved else old / "run"
+        with pytest.raises(SystemExit) as end:
+            main(["train", "--resume_from", str(run / "checkpoint"), "--num_epochs", "3"])
+        printed = capfd.readouterr().out
+        assert end.value.code == 0 and f"Output: {run}\n" in printed
+        assert (f"There is no {old}/data any more: the dataset is taken from {new}/data" in printed) == moved
+        assert ("Changed since: dataset_dir:" in printed) == moved
+        saved = OmegaConf.load(run / "config.yaml")
+        assert (saved.dataset_dir, saved.dataset_dir_relative) == (str(run.parent / "data"), "../data")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}/file/run: {tmp_path}/file is not a folder"):
+        ActTrainer(config_of(tmp_path / "no dataset", tmp_path / "file" / "run"), tmp_path / "no checkpoint")

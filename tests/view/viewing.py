@@ -54,8 +54,10 @@ def command(dataset: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str
     process = subprocess.Popen(arguments, stdout=pipe, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("http://127.0.0.1:"), line + process.stdout.read()
+        said = []
+        while not (line := process.stdout.readline()).startswith("http://127.0.0.1:"):  # what is used comes first
+            said.append(line)
+            assert line, "".join(said)
         yield process, line.split()[0]
     finally:
         process.send_signal(signal.SIGINT)  # it removes its videos then

@@ -11,7 +11,7 @@ from bimact.check.checks import checks
 from bimact.check.facts import Vectors
 from bimact.check.findings import DatasetReport, Finding, Findings, Summary, in_order
 from bimact.check.guide_files import FILES_OF_PARTS, Parts, inspect_guide_npy
-from bimact.check.kinds import KINDS, READING
+from bimact.check.kinds import ERROR, KINDS, READING
 from bimact.check.scan import NO_FILES, Files, scan
 from bimact.check.values import nonfinite_value
 from bimact.config import Config
@@ -19,7 +19,7 @@ from bimact.data.cache_places import CACHE
 from bimact.data.formats.guide_npy import is_guide_npy
 from bimact.data.opening import open_source
 from bimact.data.remote import local_copy
-from bimact.data.selection import ACTION, STATE, SelectedSource, Selection
+from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import Source
 from bimact.errors import UserError
 from bimact.progress import progress_bar
@@ -61,8 +61,9 @@ def check_dataset(
     if source is None:
         return DatasetReport(local, in_order(findings.found), None, _size_on_disk(local), tuple(sorted(READING)))
     selected = _selected(source, selection, config, findings)
-    for sentence in selected.skipped:
-        findings.add("missing-episode", "", sentence)
+    _note_unused(selected, findings)
+    if not selected.episodes:
+        return DatasetReport(local, in_order(findings.found), None, _size_on_disk(local), tuple(sorted(READING)))
     found = examine(selected, images=images, apart=apart, config=config, files=files)
     looked_for = {*READING, *(code for codes in checks(images=images).values() for code in codes)}
     return DatasetReport(
@@ -121,13 +122,37 @@ def _selected(
     return chosen.applied_to(source)
 
 
+def _note_unused(source: SelectedSource, findings: Findings) -> None:
+    """What training would leave out, skip or read otherwise."""
+    for episode in source.unusable:
+        code = "missing-episode" if episode.is_missing else "unreadable"
+        sentence = episode.sentence.replace(f"{source.path}/", "")
+        findings.found.append(Finding(code, sentence, KINDS[code].severity, episode_name=episode.name))
+    is_blind = not source.cameras and source.selection.cameras is None
+    for entry in source.left_out:
+        if entry.kind == "column" or (entry.kind == "depth" and not is_blind):
+            what = "column" if entry.kind == "column" else "image"
+            findings.add("left-out", "", f"{what} '{entry.name}': {entry.reason}")
+        else:
+            severity = ERROR if is_blind else KINDS["unread-image"].severity
+            sentence = f"image '{entry.name}': {entry.reason}".replace(f"{source.path}/", "")
+            findings.found.append(Finding("unread-image", sentence, severity))
+    for note in source.notes:
+        findings.add("read-otherwise", "", note)
+
+
 def _summary(source: SelectedSource) -> Summary:
     return Summary(
         format=source.format,
         lengths=source.lengths,
         cameras={name: (camera.height, camera.width) for name, camera in source.cameras.items()},
-        state_size=source.columns[STATE].size,
-        action_size=source.columns[ACTION].size,
+        state=tuple(source.state.parts),
+        action=tuple(source.action.parts),
+        unused={
+            key: column.size
+            for key, column in source.whole.columns.items()
+            if key not in (*source.state.keys, *source.action.keys)
+        },
         fps=source.fps,
         tasks=tuple(dict.fromkeys(episode.task for episode in source.episodes if episode.task)),
     )

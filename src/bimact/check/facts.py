@@ -135,6 +135,10 @@ class Facts:
     Attributes:
         timestamps: of each episode (T,) seconds; None: the format keeps none.
         frames: camera → of each episode; None: not looked at, or not to be read.
+        state_parts: the columns that make up the state, and their sizes.
+        action_keys: the columns that make up the action.
+        is_action_later_state: the user chose a later state as the action.
+        is_state_chosen: the user chose the state's columns.
         config: the training's settings; None: not given.
         lengths_file: the file that lengths are in, where the format has one.
     """
@@ -146,6 +150,10 @@ class Facts:
     frames: Mapping[str, tuple[FrameFacts | None, ...]]
     fps: float | None = None
     color_order: str | None = None
+    state_parts: tuple[tuple[str, int], ...] = ()
+    action_keys: tuple[str, ...] = ()
+    is_action_later_state: bool = False
+    is_state_chosen: bool = False
     config: Config | None = None
     lengths_file: str = ""
 

@@ -62,16 +62,24 @@ class Summary:
     Attributes:
         lengths: (E,) steps of each episode.
         cameras: name → (height, width) in pixels.
+        state: the columns that make up the state, and their sizes.
+        action: those of the action.
+        unused: other columns, and their sizes.
         tasks: in words, each once.
     """
 
     format: str
     lengths: np.ndarray
     cameras: Mapping[str, tuple[int, int]]
-    state_size: int
-    action_size: int
+    state: tuple[tuple[str, int], ...]
+    action: tuple[tuple[str, int], ...]
+    unused: Mapping[str, int]
     fps: float | None
     tasks: tuple[str, ...]
+
+    @property
+    def action_size(self) -> int:
+        return sum(size for _, size in self.action)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -81,8 +89,11 @@ class Summary:
             "shortest": int(self.lengths.min()),
             "longest": int(self.lengths.max()),
             "cameras": {name: {"height": size[0], "width": size[1]} for name, size in self.cameras.items()},
-            "state_size": self.state_size,
+            "state_size": sum(size for _, size in self.state),
             "action_size": self.action_size,
+            "state": dict(self.state),
+            "action": dict(self.action),
+            "unused_columns": dict(self.unused),
             "fps": self.fps,
             "tasks": list(self.tasks),
         }

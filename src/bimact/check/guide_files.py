@@ -23,7 +23,6 @@ from bimact.data.formats.guide_npy import (
     JOURNAL,
     METADATA,
     GuideSource,
-    empty_episodes,
     open_actions,
     open_lengths,
     read_metadata,
@@ -31,6 +30,7 @@ from bimact.data.formats.guide_npy import (
     refuse_unfinished,
 )
 from bimact.data.formats.guide_observations import LENGTHS, OBSERVATIONS, check_total
+from bimact.data.source import LeftOut
 
 FILES_OF_PARTS = Files(lengths=LENGTHS, state=OBSERVATIONS, action=ACTIONS)
 
@@ -43,12 +43,14 @@ class Parts:
     state: Rows | None = None  # (N, S) float32; zeros at steps without a state of that size
     actions: Rows | None = None  # (N, A) float32
     images: Mapping[str, Rows] = field(default_factory=dict)  # camera → (N, H, W, 3) uint8
+    left_out: tuple[LeftOut, ...] = ()  # other fields of the observations
     metadata: Mapping[str, Any] = field(default_factory=dict)  # as `Episodes` takes it
 
     def as_source(self, path: Path) -> GuideSource:
         """The dataset, all parts of which are there. Nothing is converted: pickled forms stay in memory."""
         assert self.lengths is not None and self.state is not None and self.actions is not None
-        return GuideSource.of(Episodes(path, self.lengths, self.images, self.state, self.actions, **self.metadata))
+        opened = Episodes(path, self.lengths, self.images, self.state, self.actions, **self.metadata)
+        return GuideSource.of(opened, left_out=self.left_out)
 
 
 def inspect_guide_npy(path: Path, findings: Findings) -> Parts:
@@ -72,6 +74,7 @@ def inspect_guide_npy(path: Path, findings: Findings) -> Parts:
         with findings.catching("unreadable", OBSERVATIONS):
             observations = inspect_observations(path / OBSERVATIONS, findings)
             parts.state, parts.images = observations.state, observations.images
+            parts.left_out = observations.left_out
             _compare_total(parts.lengths, observations.steps, path / OBSERVATIONS, findings)
     with findings.catching("unreadable", METADATA):
         parts.metadata = read_metadata(path / METADATA, None if parts.actions is None else parts.actions.shape[1])
@@ -91,11 +94,8 @@ def _present_files(path: Path, findings: Findings) -> list[str]:
 
 
 def _inspect_lengths(path: Path, findings: Findings) -> np.ndarray:
-    lengths = open_lengths(path)
-    for episode, problem in empty_episodes(lengths).items():
-        findings.add("unreadable", LENGTHS, f"{LENGTHS}: {problem}", episode=episode)
-    findings.lengths = np.maximum(lengths, 0)
-    return lengths
+    findings.lengths = open_lengths(path)
+    return findings.lengths
 
 
 def _compare_total(lengths: np.ndarray | None, steps: int, path: Path, findings: Findings) -> None:

@@ -19,7 +19,9 @@ from bimact.data.formats.guide_observations import (
     OBSERVATIONS,
     STATE,
     Fields,
+    RgbRows,
     as_array,
+    camera_forms,
     column_arrays,
     column_fields,
     described,
@@ -34,6 +36,7 @@ from bimact.data.formats.guide_observations import (
 )
 from bimact.data.npy_rows import NpyRows
 from bimact.data.safe_pickle import read_npy_header
+from bimact.data.source import LeftOut
 from bimact.progress import progress_bar
 
 
@@ -45,11 +48,13 @@ class ReadObservations:
         steps: how many there are.
         state: (N, S) float32, zeros at steps without a state of that size; None: there is none.
         images: camera → (N, H, W, 3) uint8, black at steps without an image of that size.
+        left_out: fields that are neither.
     """
 
     steps: int
     state: Rows | None
     images: Mapping[str, Rows]
+    left_out: tuple[LeftOut, ...]
 
 
 def inspect_observations(path: Path, findings: Findings) -> ReadObservations:
@@ -84,23 +89,22 @@ def _note_layout(fields: Fields, where: str, findings: Findings) -> None:
         note_conversion(OBSERVATIONS, "states", fields[STATE][0], findings)
 
 
-def _readable(fields: Fields) -> tuple[bool, list[str]]:
-    """Whether there is a state that can be read, and the names of the images that can."""
-    has_state = STATE in fields and is_good_state(*fields[STATE])
-    return has_state, [name for name in fields if is_image(name) and is_good_image(*fields[name])]
-
-
 def _inspect_records(path: Path, findings: Findings) -> ReadObservations:
     """A structured array: all steps have the same type."""
     records = open_records(path)
     fields = structured_fields(records.dtype, path)
     _note_layout(fields, f"{OBSERVATIONS}: each observation", findings)
-    has_state, images = _readable(fields)
+    forms, left_out = camera_forms(fields)
     return ReadObservations(
         len(records),
-        NpyRows(path, STATE, np.float32) if has_state else None,
-        {name.removeprefix(IMAGE_PREFIX): NpyRows(path, name) for name in images},
+        NpyRows(path, STATE, np.float32) if _has_state(fields) else None,
+        {camera: RgbRows.of(NpyRows(path, IMAGE_PREFIX + camera), form) for camera, form in forms.items()},
+        left_out,
     )
+
+
+def _has_state(fields: Fields) -> bool:
+    return STATE in fields and is_good_state(*fields[STATE])
 
 
 def _inspect_columns(content: dict[Any, Any], findings: Findings) -> ReadObservations:
@@ -112,11 +116,12 @@ def _inspect_columns(content: dict[Any, Any], findings: Findings) -> ReadObserva
     if STATE in arrays:
         for problem in uneven_columns(arrays):
             findings.add("wrong-format", OBSERVATIONS, str(invalid(where, problem)))
-    has_state, images = _readable(fields)
+    forms, left_out = camera_forms(fields)
     return ReadObservations(
         len(arrays.get(STATE, next(iter(arrays.values()), ()))),
-        _as_float32(arrays[STATE]) if has_state else None,
-        {name.removeprefix(IMAGE_PREFIX): arrays[name] for name in images},
+        _as_float32(arrays[STATE]) if _has_state(fields) else None,
+        {camera: RgbRows.of(arrays[IMAGE_PREFIX + camera], form) for camera, form in forms.items()},
+        left_out,
     )
 
 
@@ -155,11 +160,18 @@ def _inspect_dictionaries(observations: np.ndarray, findings: Findings) -> ReadO
         _note_unusual(content, rows, usual, findings)
     for of_kind in problems.values():
         findings.add_steps("wrong-format", OBSERVATIONS, of_kind, heading=INVALID)
-    has_state, images = _readable(usual)
+    # Of other fields only the names are known.
+    forms, left_out = camera_forms(
+        {**usual, **({name: (np.dtype(object), ()) for name in first or {} if not _is_needed(name)})}
+    )
+    images = {
+        camera: StepImages(observations, IMAGE_PREFIX + camera, *usual[IMAGE_PREFIX + camera]) for camera in forms
+    }
     return ReadObservations(
         len(observations),
-        _stacked_states(observations, usual[STATE][1]) if has_state else None,
-        {name.removeprefix(IMAGE_PREFIX): StepImages(observations, name, usual[name][1]) for name in images},
+        _stacked_states(observations, usual[STATE][1]) if _has_state(usual) else None,
+        {camera: RgbRows.of(rows, forms[camera]) for camera, rows in images.items()},
+        left_out,
     )
 
 
@@ -241,11 +253,11 @@ def _stacked_states(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 class StepImages:
-    """One camera's images (N, H, W, 3) in an array of dictionaries; black where a step has no image of that shape."""
+    """One camera's images (N, …) in an array of dictionaries; zeros where a step has none of that form."""
 
-    def __init__(self, observations: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
+    def __init__(self, observations: np.ndarray, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self.shape = (len(observations), *shape)
-        self.dtype = np.dtype(np.uint8)
+        self.dtype = dtype
         self._observations = observations
         self._name = name
 

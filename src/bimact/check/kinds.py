@@ -73,6 +73,34 @@ _FILES = (
         "Copy what is missing again.",
     ),
     Kind(
+        "unread-image",
+        WARNING,
+        "arrays that look like images, and are not read (an error if there is no camera without them)",
+        "Training goes on without these cameras.",
+        "Store them in a form that docs/formats.md names, or record them again.",
+    ),
+    Kind(
+        "left-out",
+        INFO,
+        "depth images, and columns that are not used for another reason than that others were chosen",
+        "Training goes on without them.",
+        "See that this was meant; --state_keys and --action_keys choose columns.",
+    ),
+    Kind(
+        "read-otherwise",
+        INFO,
+        "what was guessed, or read otherwise than the files say",
+        "Training takes it as it is told here.",
+        "Correct the metadata if it is wrong.",
+    ),
+    Kind(
+        "matched-frames",
+        INFO,
+        "frames of a video that were matched with steps in their order, since their times disagree",
+        "Training takes frame after frame; if the camera dropped some, images are shifted against the actions.",
+        "Look at the episode with `bimact view`: does the camera show what the joints do?",
+    ),
+    Kind(
         "ignored-field",
         WARNING,
         "fields that only some steps have",
@@ -189,9 +217,9 @@ _MOTION = (
     Kind(
         "copied-state",
         WARNING,
-        "actions that are the state of the same step",
-        "The policy learns to ask for the posture that it sees, which is to stand still.",
-        "Record what was commanded, or take the state of the next step as the action.",
+        "a column of the state that is the action, of the same step or a few steps away (an error to the last bit)",
+        "The policy learns to copy the action from its input, or to ask for the state that it is in.",
+        "Leave the column out by --state_keys; record what was commanded. Naming it by --state_keys says it is meant.",
     ),
     Kind(
         "late-action",

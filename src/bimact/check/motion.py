@@ -8,8 +8,9 @@ import numpy as np
 
 from bimact.check.facts import Facts
 from bimact.check.findings import Finding
-from bimact.check.kinds import INFO, WARNING
+from bimact.check.kinds import ERROR, INFO, WARNING
 from bimact.check.values import ENDS
+from bimact.data.default_state import answer_sentence, find_answer
 
 _IDLE = 0.02  # root mean square over dimensions of the movement in spans: less than noise of teleoperation at rest
 _LEAST_IDLE = (0.5, 25)  # seconds, or steps where steps a second are unknown: people begin with shorter rests
@@ -98,6 +99,15 @@ def runs(is_in: np.ndarray) -> list[tuple[int, int]]:
 
 
 def copied_states(facts: Facts) -> Iterator[Finding]:
+    """A column of the state that is the action, to the last bit; or actions that nearly always are the state's."""
+    if facts.is_action_later_state:
+        return
+    both = [facts.both(episode) for episode in range(len(facts.episodes))]
+    answer = find_answer([state for state, _ in both], [action for _, action in both], facts.state_parts)
+    if answer is not None:
+        severity = WARNING if facts.is_state_chosen else ERROR
+        yield facts.finding("copied-state", answer_sentence(*answer, facts.action_keys), severity=severity)
+        return
     pairs = [pair for pair in facts.posture_pairs if np.isfinite(facts.state.span[pair[0]])]
     if not pairs:
         return

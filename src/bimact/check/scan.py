@@ -11,10 +11,11 @@ import numpy as np
 from bimact.check.facts import Facts, Vectors
 from bimact.check.findings import Finding
 from bimact.check.frames import FrameFacts, look_through
-from bimact.check.kinds import ERROR
+from bimact.check.kinds import ERROR, INFO
 from bimact.config import Config
 from bimact.data.selection import ACTION, STATE, SelectedSource
-from bimact.data.workers import run_apart, run_jobs
+from bimact.data.source import FramesNote
+from bimact.data.workers import run_jobs
 from bimact.errors import UserError
 from bimact.progress import progress_bar
 
@@ -78,6 +79,10 @@ def scan(
         frames=frames,
         fps=source.fps,
         color_order=source.whole.color_order,
+        state_parts=tuple(source.state.parts),
+        action_keys=source.action.keys,
+        is_action_later_state=any(source.action.shifts),
+        is_state_chosen=source.selection.state_keys is not None,
         config=config,
         lengths_file=files.lengths,
     )
@@ -105,10 +110,15 @@ def _read_all_images(
     frames: dict[str, list[FrameFacts | None]] = {name: [None] * len(source.episodes) for name in source.cameras}
     with progress_bar("looking through images", source.num_steps * len(frames)) as progress:
         for camera, episode, result in _of_each_episode(_read_images, source, list(frames), apart):
-            facts, problem = (None, str(result)) if isinstance(result, UserError) else result
+            facts, problem, note = (None, str(result), None) if isinstance(result, UserError) else result
             frames[camera][episode] = facts
             if problem is not None:
                 problems.append(_unread(source, problem, episode, camera))
+            if note is not None:
+                name = source.episodes[episode].name
+                off = "" if note.seconds is None else f" (up to {note.seconds:.2g} s apart)"
+                sentence = f"{name}, camera '{camera}': {note.what}{off}"
+                problems.append(Finding("matched-frames", sentence, INFO, "", episode, name, camera=camera))
             progress.advance(source.episodes[episode].length)
     return {camera: tuple(of_camera) for camera, of_camera in frames.items()}
 
@@ -131,48 +141,31 @@ def _of_each_episode(
     """
     total = len(source.episodes)
     size = 1 + total // _MOST_JOBS
-    jobs = [(source, begin, min(begin + size, total), what) for begin in range(0, total, size) for what in whats]
-    for job, result in _results(function, jobs, apart):
-        _, begin, end, what = job
-        if not isinstance(result, UserError):
-            yield from ((what, episode, entry) for episode, entry in zip(range(begin, end), result))
-            continue
-        singles = [(source, episode, episode + 1, what) for episode in range(begin, end)]  # which of them was it?
-        for single, entries in _results(function, singles, apart) if len(singles) > 1 else [(job, result)]:
-            yield what, single[1], entries if isinstance(entries, UserError) else entries[0]
+    jobs: list[_Job] = [
+        (source, begin, min(begin + size, total), what) for begin in range(0, total, size) for what in whats
+    ]
+    while jobs:
+        again: list[_Job] = []
+        for job, result in _results(function, jobs, apart):
+            _, begin, end, what = job
+            if not isinstance(result, UserError):
+                yield from ((what, episode, entry) for episode, entry in zip(range(begin, end), result))
+            elif end - begin > 1:  # in which of them has the child crashed?
+                again += [(source, episode, episode + 1, what) for episode in range(begin, end)]
+            else:
+                yield what, begin, result
+        jobs = again
 
 
-def _results(
-    function: Callable[..., list[Any]], jobs: Sequence[_Job], apart: bool
-) -> Iterator[tuple[_Job, list[Any] | UserError]]:
+def _results(function: Callable[..., list[Any]], jobs: Sequence[_Job], apart: bool) -> Iterator[tuple[_Job, Any]]:
     """Each job and its result; a `UserError` instead of the result of a child that crashes or hangs."""
     if not apart:
         yield from ((job, function(*job)) for job in jobs)
         return
-    timeout = _SECONDS_TO_START + _SECONDS_A_STEP * max(_steps_of(job) for job in jobs)
-    done: set[int] = set()
-    try:
-        for number, result in run_jobs(function, jobs, describe=_described, timeout=timeout):
-            done.add(number)
-            yield jobs[number], result
-    except UserError:
-        # A child has crashed, and the others were stopped with it: the rest goes one by one.
-        for number, job in enumerate(jobs):
-            if number not in done:
-                yield job, _alone(function, job, timeout)
-
-
-def _alone(function: Callable[..., list[Any]], job: _Job, timeout: float) -> list[Any] | UserError:
-    try:
-        result: list[Any] = run_apart(function, *job, what=_described(*job), timeout=timeout)
-        return result
-    except UserError as error:
-        return error
-
-
-def _steps_of(job: _Job) -> int:
-    source, begin, end, _ = job
-    return sum(episode.length for episode in source.episodes[begin:end])
+    longest = max(sum(episode.length for episode in source.episodes[begin:end]) for source, begin, end, _ in jobs)
+    timeout = _SECONDS_TO_START + _SECONDS_A_STEP * longest
+    for number, result in run_jobs(function, jobs, describe=_described, timeout=timeout, goes_on=True):
+        yield jobs[number], result
 
 
 def _described(source: SelectedSource, begin: int, end: int, camera: str | None) -> str:
@@ -196,14 +189,21 @@ def _vectors_of(source: SelectedSource, episode: int) -> _Vectors | UserError:
 
 def _read_images(
     source: SelectedSource, begin: int, end: int, camera: str
-) -> list[tuple[FrameFacts | None, str | None]]:
+) -> list[tuple[FrameFacts | None, str | None, FramesNote | None]]:
     return [_images_of(source, episode, camera) for episode in range(begin, end)]
 
 
-def _images_of(source: SelectedSource, episode: int, camera: str) -> tuple[FrameFacts | None, str | None]:
+def _images_of(
+    source: SelectedSource, episode: int, camera: str
+) -> tuple[FrameFacts | None, str | None, FramesNote | None]:
+    """(facts, why not all images could be read, how they were matched with steps if not by their times)."""
     length = source.episodes[episode].length
+    try:
+        note = source.frames_note(episode, camera)
+    except UserError as error:
+        return None, str(error), None
     facts, problem = look_through(source.read_frames(episode, camera, range(length)))
     if problem is None and (count := 0 if facts is None else len(facts)) != length:
         name = source.episodes[episode].name
         problem = f"{name}: camera '{camera}' has {count} images, the dataset says {length} steps"
-    return facts, problem
+    return facts, problem, note

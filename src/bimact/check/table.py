@@ -52,7 +52,9 @@ def _print_facts(summary: Summary, size: int, console: Console) -> None:
     facts = {
         "Format": summary.format,
         "Cameras (height x width)": cameras or "none",
-        "State size": str(summary.state_size),
+        "State": _columns(summary.state),
+        "Action": _columns(summary.action),
+        "Columns not used": _columns(tuple(summary.unused.items())) or None,
         "Episode length": spread if lengths[0] < lengths[-1] else f"{lengths[0]} steps",
         "Steps a second": None if summary.fps is None else f"{summary.fps:g}",
         "Task": tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks" if tasks else None,
@@ -61,6 +63,10 @@ def _print_facts(summary: Summary, size: int, console: Console) -> None:
     for name, value in facts.items():
         if value is not None:
             console.print(Text(f"{name}: {printable(value)}"), soft_wrap=True)
+
+
+def _columns(parts: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in parts)
 
 
 def _groups(findings: Iterable[Finding]) -> Iterator[list[Finding]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ _COMMANDS = (record, check, view, convert, train, sweep, evaluate, report, conve
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The `bimact` command: runs what is asked for and exits (0 done, 2 wrong input, 130 interrupted)."""
+    for name in ("matplotlib", "matplotlib.font_manager"):
+        logging.getLogger(name).addFilter(_is_no_news_of_caches)
     parser, commands = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(given)
@@ -32,6 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def train_main() -> NoReturn:
     """The command line of `scripts/train_act.py`: the same as `bimact train`."""
     main(["train", *sys.argv[1:]])
+
+
+def _is_no_news_of_caches(record: logging.LogRecord) -> bool:
+    """Where a home folder cannot be written, as in many a container, matplotlib takes a temporary one, and says so."""
+    news = ("mkdir -p failed for path", "Matplotlib created a temporary cache", "Matplotlib is building the font cache")
+    return not str(record.msg).startswith(news)
 
 
 def _run_command(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:

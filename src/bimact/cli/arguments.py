@@ -25,12 +25,23 @@ def image_size(text: str) -> tuple[int, int]:
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """The options that choose a part of a dataset; they are settings of `bimact train` too."""
     group = parser.add_argument_group("the part of the dataset")
-    group.add_argument("--cameras", metavar="A,B", help="which cameras (default: all)")
+    group.add_argument("--cameras", metavar="A,B", help='which cameras (default: all; "": none)')
     group.add_argument("--state_keys", metavar="A,B", help="columns that make up the state (default: the format's)")
     group.add_argument("--action_keys", metavar="A,B", help="columns that make up the action (default: the format's)")
     group.add_argument("--state_dims", metavar="DIMS", help="dimensions of the state, such as 0:14 or 0:7,13:20")
     group.add_argument("--action_dims", metavar="DIMS", help="dimensions of the action, such as 0:14")
-    group.add_argument("--max_episodes", metavar="N", type=int, help="the first so many episodes")
+    group.add_argument("--episodes", metavar="E", help="which episodes, by number or name: 0:40,45 (default: all)")
+    group.add_argument("--exclude_episodes", metavar="E", help="episodes to leave out, such as 3,17")
+    group.add_argument("--max_episodes", metavar="N", type=int, help="of these, the first N")
+    group.add_argument(
+        "--skip_unreadable",
+        metavar="true",
+        nargs="?",
+        const="true",
+        choices=("true", "false"),
+        default="false",
+        help="leave out the episodes that are damaged, instead of stopping",
+    )
     group.add_argument(
         "--filter_key", metavar="NAME", help="episodes that the dataset lists under this name (robomimic)"
     )
@@ -55,7 +66,10 @@ def selection_of(options: argparse.Namespace) -> Selection | None:
         action_keys=names(options.action_keys),
         state_dims=options.state_dims,
         action_dims=options.action_dims,
+        episodes=names(options.episodes),
+        exclude_episodes=names(options.exclude_episodes),
         max_episodes=options.max_episodes,
+        skip_unreadable=options.skip_unreadable == "true",
         fps=options.fps,
         color_order=options.color_order,
         filter_key=options.filter_key,

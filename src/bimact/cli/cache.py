@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bimact.cli.arguments import Commands
 from bimact.errors import UserError
+from bimact.files import expand_home
 
 if TYPE_CHECKING:
     from bimact.data.caches import CacheEntry
@@ -22,7 +23,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="List what was put on the disk to make training fast: converted copies of datasets, the tokens "
         "that frozen encoders make of images, downloads. All of it is made again when it is needed.",
     )
-    parser.add_argument("dataset_dir", metavar="DATASET", nargs="?", help="of this dataset alone: a folder or file")
+    parser.add_argument(
+        "dataset_dir", metavar="DATASET", nargs="?", type=expand_home, help="of this dataset alone: a folder or file"
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="show what there is (this is the default)")
     action.add_argument("--clear", action="store_true", help="remove it")

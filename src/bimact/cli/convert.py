@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +13,6 @@ from bimact.errors import printable
 
 if TYPE_CHECKING:
     from bimact.convert.dataset import Conversion
-    from bimact.data.source import Source
 
 _EPILOG = """\
 what is kept:
@@ -62,20 +62,32 @@ def _convert(options: argparse.Namespace) -> None:
     from rich.filesize import decimal
 
     from bimact.convert.content import Content
-    from bimact.convert.dataset import prepare_conversion
+    from bimact.convert.dataset import check_target, prepare_conversion
     from bimact.convert.writer import LEFT_OUT, Options
     from bimact.data.opening import open_source
-    from bimact.data.selection import Selection
+    from bimact.data.reading import read_through
+    from bimact.data.selection import Selection, damaged_error
+    from bimact.errors import UserError
 
+    written = Options(options.codec, options.lossless, options.compress, options.workers)
     source = open_source(options.source, cache_dir=options.cache_dir)
-    content = Content.of(source, selection_of(options) or Selection(), options.task)
-    chosen = Options(options.codec, options.lossless, options.compress, options.workers)
-    conversion = prepare_conversion(content, options.target, options.to, chosen)
-    notes = _notes(conversion, source, options)
-    _print_facts(conversion, source)
+    check_target(source.path, options.target, options.to, written)
+    chosen = (selection_of(options) or Selection()).applied_to(source)
+    is_damaged = any(not episode.is_missing for episode in chosen.unusable)
+    # What is damaged is told together, or skipped: then all of the dataset is read before.
+    faults, matched = read_through(chosen, decodes=is_damaged or chosen.selection.skip_unreadable)
+    chosen = dataclasses.replace(chosen.without(faults), notes=(*chosen.notes, *matched))
+    content = Content.of(chosen, options.task)
+    conversion = prepare_conversion(content, options.target, options.to, written)
+    notes = _notes(conversion, options)
+    _print_facts(conversion)
     for note in notes:
-        print(f"Note: {printable(note)}")
-    size = conversion.run()
+        print(f"Note:    {printable(note)}")
+    try:
+        size = conversion.run()
+    except UserError as error:
+        faults, _ = read_through(chosen)  # this may not be the only one
+        raise damaged_error(chosen, faults) if faults else error from None
     print(f"\nWritten: {conversion.target}, {_counted(content.lengths)}, {decimal(size)}")
     for note in notes:
         if note.startswith(LEFT_OUT):
@@ -83,38 +95,47 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"Train on it: bimact train --dataset_dir {shlex.quote(options.target)}")
 
 
-def _print_facts(conversion: Conversion, source: Source) -> None:
+def _print_facts(conversion: Conversion) -> None:
     from rich.filesize import decimal
 
+    from bimact.data.summary import left_out_lines, unusable_lines
+
     content = conversion.writer.content
+    chosen = content.chosen
     cameras = [f"{name} {camera.height}x{camera.width}" for name, camera in content.cameras.items()]
     columns = [f"{name} {column.size}" for name, column in content.columns.items()]
+    state, action = ([f"{key} {size}" for key, size in vector.parts] for vector in (chosen.state, chosen.action))
     facts = {
-        "From": f"{source.path} ({source.format})",
+        "From": f"{chosen.path} ({chosen.format})",
         "To": f"{conversion.target} ({conversion.writer.format})",
         "Content": _counted(content.lengths),
         "Cameras": ", ".join(cameras) or "none",
-        "Columns": ", ".join(columns),
+        "Columns": f"{', '.join(columns)} (state: {', '.join(state)}; action: {', '.join(action)})",
         "Disk": f"about {decimal(conversion.needed)} needed, {decimal(conversion.free)} free",
     }
     for name, value in facts.items():
         print(f"{name + ':':<9}{printable(value)}")
+    for line in (*left_out_lines(chosen.left_out), *unusable_lines(chosen)):
+        print(printable(line))
 
 
 def _counted(lengths: Sequence[int]) -> str:
     return f"{len(lengths)} episode{'s' if len(lengths) > 1 else ''}, {sum(lengths)} steps"
 
 
-def _notes(conversion: Conversion, source: Source, options: argparse.Namespace) -> list[str]:
+def _notes(conversion: Conversion, options: argparse.Namespace) -> list[str]:
     """What differs from the source, and what is to be known of it."""
     from bimact.convert.writer import LEFT_OUT
 
-    notes = conversion.writer.notes()
-    is_guessed = source.color_order is not None and "color_order" in source.metadata
+    chosen = conversion.writer.content.chosen
+    notes = [*chosen.notes, *conversion.writer.notes()]
+    if conversion.writer.content.odd:
+        notes.append(f"{LEFT_OUT}{', '.join(conversion.writer.content.odd)}, not the same in all episodes")
+    is_guessed = chosen.color_order is not None and "color_order" in chosen.metadata
     if is_guessed and options.color_order is None:
-        other = "rgb" if source.color_order == "bgr" else "bgr"
+        other = "rgb" if chosen.color_order == "bgr" else "bgr"
         notes.append(
-            f"images are read as {source.color_order}, which the files leave open: if red and blue are swapped, "
+            f"images are read as {chosen.color_order}, which the files leave open: if red and blue are swapped, "
             f"convert with --color_order {other}"
         )
-    return notes + [f"{LEFT_OUT}{sentence}" for sentence in source.skipped]
+    return notes

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bimact.cli.arguments import Commands, image_size
+from bimact.files import check_writable, expand_home
 
 if TYPE_CHECKING:
     from bimact.exchange.assembly import Converted
@@ -21,14 +22,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "LeRobot ACT policy, a checkpoint of the original ACT (policy_best.ckpt, or its folder), or a run of bimact. "
         "No code in any file is run, and nothing is overwritten.",
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="the policy")
-    parser.add_argument("target", metavar="DST", type=Path, help="the folder to write, which must not exist")
+    parser.add_argument("source", metavar="SRC", type=_path, help="the policy")
+    parser.add_argument("target", metavar="DST", type=_path, help="the folder to write, which must not exist")
     parser.add_argument(
         "--to", choices=("bimact", "lerobot"), help="what to write (default: lerobot of a run, else bimact)"
     )
     parser.add_argument("--cameras", help="names for the cameras, as in top,left; the original ACT's have to be given")
     parser.add_argument(
-        "--stats", type=Path, metavar="FILE", help="original ACT: dataset_stats.pkl (default: beside SRC)"
+        "--stats", type=_path, metavar="FILE", help="original ACT: dataset_stats.pkl (default: beside SRC)"
     )
     parser.add_argument("--nheads", type=int, help="original ACT: heads of attention (default: 8)")
     parser.add_argument("--image_size", help="of the cameras, height x width (original ACT: 480x640 is the default)")
@@ -37,9 +38,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> Path:
+    return Path(expand_home(text))
+
+
 def _convert(options: argparse.Namespace) -> None:
     from bimact.exchange.convert import Source, convert
 
+    check_writable(options.target.parent)
     source = Source(
         options.source,
         cameras=None if options.cameras is None else options.cameras.split(","),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bimact.cli.arguments import Commands, image_size
+from bimact.files import expand_home
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -15,9 +16,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="With --task, roll the policy out in the simulation and count successes. Without, compare "
         "its actions with held-out demonstrations (or with those of --dataset_dir).",
     )
-    parser.add_argument("--run", dest="run_dir", required=True, help="the training run's folder")
+    parser.add_argument("--run", dest="run_dir", required=True, type=expand_home, help="the training run's folder")
     parser.add_argument("--checkpoint", default="best", help="best, last or an epoch (default: best)")
-    parser.add_argument("--dataset_dir", help="demonstrations (default: the held-out ones of the training)")
+    parser.add_argument(
+        "--dataset_dir", type=expand_home, help="demonstrations (default: the held-out ones of the training)"
+    )
     parser.add_argument("--task", help="roll out in this simulated task: transfer_cube or insertion")
     parser.add_argument("--rollouts", type=int, default=50, help="(default: 50)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
@@ -34,8 +37,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from bimact.evaluate.results import add_results
-    from bimact.evaluate.run import load_run
+    from bimact.evaluate.run import load_run, run_folder
+    from bimact.files import check_writable
 
+    check_writable(run_folder(options.run_dir))
     run = load_run(options.run_dir, options.checkpoint, options.device)
     results: dict[str, object] = {}
     if options.task is None or options.dataset_dir is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bimact.cli.arguments import Commands, image_size
+from bimact.files import expand_home
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -16,7 +17,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "that was interrupted.",
     )
     parser.add_argument("--task", required=True, help="transfer_cube or insertion")
-    parser.add_argument("--output_dir", required=True, help="the dataset's folder")
+    parser.add_argument("--output_dir", required=True, type=expand_home, help="the dataset's folder")
     parser.add_argument("--episodes", type=int, default=50, help="demonstrations to record (default: 50)")
     parser.add_argument("--cameras", default="top", help="comma-separated (default: top)")
     parser.add_argument("--image_size", default="240x320", help="height x width (default: 240x320)")

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from bimact.cli.arguments import Commands
+from bimact.files import expand_home
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -15,7 +16,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="one page on a run: settings, curves, errors, success rate, videos",
         description="Write R/report.html: one self-contained page on a run.",
     )
-    parser.add_argument("--run", dest="run_dir", required=True, help="the training run's folder")
+    parser.add_argument("--run", dest="run_dir", required=True, type=expand_home, help="the training run's folder")
     parser.set_defaults(run=_report)
     return parser
 

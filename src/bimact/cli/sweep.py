@@ -48,7 +48,7 @@ def _sweep(options: argparse.Namespace) -> None:
     from bimact.sweep.sweep_file import read_sweep
 
     sweep = read_sweep(options.file)
-    dataset = [] if options.dataset_dir is None else ["--dataset_dir", options.dataset_dir]
+    dataset = [] if options.dataset_dir is None else [f"--dataset_dir={options.dataset_dir}"]
     settings = dict(item.split("=", 1) for item in settings_of([*sweep.arguments, *dataset, *options.rest]))
     config = settings.pop("config", None)
     arguments = sys.argv[1:]

@@ -13,6 +13,7 @@ import bimact
 from bimact.cli.arguments import Commands
 from bimact.config import Config
 from bimact.errors import UserError
+from bimact.files import expand_home
 
 DEFAULT_CONFIG = Path("configs/policy_act.yaml")
 
@@ -50,7 +51,7 @@ def _train(options: argparse.Namespace) -> None:
     from bimact.config import load_config
     from bimact.train.device import make_accelerator
     from bimact.train.ranks import Ranks
-    from bimact.train.resume import run_of
+    from bimact.train.resume import dataset_of, run_of
 
     run = None if options.resume_from is None else run_of(options.resume_from)
     path = _config_path(options.config, run)
@@ -58,13 +59,19 @@ def _train(options: argparse.Namespace) -> None:
     if run is not None and options.config is None:
         settings.insert(0, f"output_dir={run}")  # where it lies now; its own config knows where it began
     config = load_config(path, settings)
+    moved = None
+    if run is not None and options.config is None and not any(item.startswith("dataset_dir=") for item in settings):
+        dataset, moved = dataset_of(config, run)
+        config = dataclasses.replace(config, dataset_dir=dataset)
     accelerator = make_accelerator(config)
     ranks = Ranks(accelerator)
-    dataset = config.dataset_dir or os.environ.get("ACT_DATASET_DIR")
+    dataset = config.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", "")) or None
     output = config.output_dir or run or ranks.main_ones(_free_output_dir(config, dataset))
     config = dataclasses.replace(config, dataset_dir=dataset, output_dir=str(output))
     if ranks.is_main:
         print(f"=== ACT Training ===\nConfig: {path}\nDataset: {dataset}\nOutput: {output}\n", flush=True)
+        if moved is not None:
+            print(moved, flush=True)
     from bimact.train.act_trainer import ActTrainer
 
     try:
@@ -84,7 +91,7 @@ def _other_process_ended(run: Path) -> UserError:
 def _config_path(given: str | None, run: Path | None) -> Path:
     """The config to use: as given, else that of the run that goes on, else the guide's."""
     if given is not None:
-        return Path(given)
+        return Path(expand_home(given))
     if run is not None and (run / "config.yaml").is_file():
         return run / "config.yaml"
     project = Path(bimact.__file__).parents[2]  # where an editable installation comes from
@@ -101,17 +108,27 @@ def _free_output_dir(config: Config, dataset: str | None) -> str:
 
 
 def settings_of(arguments: Sequence[str]) -> list[str]:
-    """`--key value`, `--key=value` and a bare `--flag` → `key=value`.
+    """`--key value`, `--key=value` and a bare `--flag` → `key=value`, with the value as it is given.
 
     Raises:
-        UserError: for a value that belongs to no key.
+        UserError: for a value that belongs to no key, or a key without one that cannot be true.
     """
+    from bimact.config import may_be_true
+
+    def flag(name: str) -> str:
+        if not may_be_true(name):
+            raise UserError(
+                f"--{name} is given without a value: give it as --{name} VALUE, or as --{name}=VALUE where the value "
+                "begins with --"
+            )
+        return f"{name}=true"
+
     settings: list[str] = []
     waiting: str | None = None
     for argument in arguments:
         if argument.startswith("--"):
             if waiting is not None:
-                settings.append(f"{waiting}=true")
+                settings.append(flag(waiting))
             name, equals, value = argument[2:].partition("=")
             waiting = None if equals else name
             if equals:
@@ -122,5 +139,5 @@ def settings_of(arguments: Sequence[str]) -> list[str]:
         else:
             raise UserError(f"'{argument}' belongs to no setting: settings are given as --key value")
     if waiting is not None:
-        settings.append(f"{waiting}=true")
+        settings.append(flag(waiting))
     return settings

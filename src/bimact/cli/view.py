@@ -58,10 +58,20 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def _view(options: argparse.Namespace) -> None:
     from bimact.data.opening import open_source
+    from bimact.data.selection import Selection
+    from bimact.data.summary import dataset_lines
 
     for file in filter(None, (options.export, options.rerun)):
         _refuse_existing(Path(file))
-    source = open_source(options.dataset_dir, selection=selection_of(options), cache_dir=options.cache_dir)
+    source = whole = open_source(options.dataset_dir, cache_dir=options.cache_dir)
+    chosen = selection_of(options)
+    if chosen is not None:
+        source = chosen.applied_to(whole)
+    try:
+        lines = dataset_lines((chosen or Selection()).applied_to(whole))
+    except UserError as error:  # it can be looked at, though nothing tells what is state and what is action
+        lines = [str(error)]
+    print("\n".join(lines), flush=True)
     if not 0 <= options.episode < len(source.episodes):
         raise UserError(f"--episode is {options.episode}, {source.path} has episodes 0 to {len(source.episodes) - 1}")
     if options.export is not None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bimact.data.selection import ACTION, STATE, Selection
-from bimact.data.source import Camera, Column, Source
+from bimact.data.selection import ACTION, STATE, SelectedSource, Vector
+from bimact.data.source import Camera, Column
 from bimact.errors import UserError
 
 # What formats put before the names of columns and cameras.
@@ -24,32 +24,41 @@ class Content:
         chosen: the episodes and cameras, with the columns "state" and "action".
         extras: the other columns by the dataset's own keys, each as the column "state" of a source.
         tasks: of each episode, in words; "" where nobody told.
+        odd: other columns, which are not the same in all episodes and are left out.
     """
 
-    chosen: Source
-    extras: Mapping[str, Source]
+    chosen: SelectedSource
+    extras: Mapping[str, SelectedSource]
     tasks: tuple[str, ...]
+    odd: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: Source, selection: Selection, task: str | None = None) -> Content:
-        """The chosen part of a source.
+    def of(cls, chosen: SelectedSource, task: str | None = None) -> Content:
+        """What is to be converted of a dataset.
 
         Args:
+            chosen: the part of it.
             task: of the episodes whose files tell none.
 
         Raises:
-            UserError: if the source lacks what is asked for, or nothing is left.
+            UserError: if episodes are damaged and not skipped, or none is left.
         """
-        chosen = selection.applied_to(source)
-        if not chosen.episodes:
-            raise UserError(f"{source.path} has no episode that can be converted: {'; '.join(source.skipped)}")
-        used = {*(selection.state_keys or source.state_keys), *(selection.action_keys or source.action_keys)}
+        chosen.refuse_damaged()
+        source = chosen.whole
+        used = {*chosen.state.keys, *chosen.action.keys}
+        others = [key for key in source.columns if key not in used]
+        odd = {key: set(chosen.positions) & source.column_forms.get(key, {}).keys() for key in others}
         extras = {
-            key: dataclasses.replace(selection, state_keys=(key,), state_dims=None).applied_to(source)
-            for key in source.columns
-            if key not in used
+            key: dataclasses.replace(
+                chosen,
+                columns={STATE: source.columns[key], ACTION: chosen.columns[ACTION]},
+                state=Vector.of("state_dims", (key,), (), None, source.columns),
+            )
+            for key in others
+            if not odd[key]
         }
-        return cls(chosen, extras, tuple(episode.task or task or "" for episode in chosen.episodes))
+        tasks = tuple(episode.task or task or "" for episode in chosen.episodes)
+        return cls(chosen, extras, tasks, tuple(key for key in others if odd[key]))
 
     @property
     def cameras(self) -> Mapping[str, Camera]:

@@ -81,13 +81,7 @@ def prepare_conversion(content: Content, target: str | Path, to: str, options: O
     Raises:
         UserError: if the target is in use, the format cannot hold the content, or the disk is too small.
     """
-    target = Path(target).absolute()
-    source = content.chosen.path
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target} lies inside the dataset {source}: choose another folder")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty: choose another folder, or remove it")
-    _check_options(to, options)
+    target = check_target(content.chosen.path, target, to, options)
     module, name = FORMATS[to]
     writer: Writer = getattr(import_module(f"bimact.convert.{module}"), name)(content, options)
     needed = writer.bytes_needed()
@@ -99,6 +93,30 @@ def prepare_conversion(content: Content, target: str | Path, to: str, options: O
             "--cameras or --max_episodes, or another disk"
         )
     return Conversion(writer, target, needed, free)
+
+
+def check_target(source: Path, target: str | Path, to: str, options: Options) -> Path:
+    """See that a dataset may be written somewhere, before anything of its source is read.
+
+    Args:
+        source: the dataset that is converted.
+
+    Returns:
+        the absolute path of the target.
+
+    Raises:
+        UserError: if the target is in use or cannot be made, or options contradict each other.
+    """
+    target = Path(target).expanduser().absolute()
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target} lies inside the dataset {source}: choose another folder")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty: choose another folder, or remove it")
+    place = next(parent for parent in target.parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {target}: {place} is not a folder that may be written to")
+    _check_options(to, options)
+    return target
 
 
 def _check_options(to: str, options: Options) -> None:

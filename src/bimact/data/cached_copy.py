@@ -6,11 +6,12 @@ that was interrupted or killed goes on; the folder gets its name when all of it 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,27 @@ from PIL import Image
 from bimact.data.array_folder import ArrayFolder, RowWriter, read_description
 from bimact.data.cache_places import check_space, first_writable, one_at_a_time, places
 from bimact.data.episodes import Episodes
+from bimact.data.nonfinite import nonfinite_value
 from bimact.data.npy_rows import NpyRows
+from bimact.data.reading import frames_lines
 from bimact.data.selection import ACTION, STATE, SelectedSource
-from bimact.data.source import Source
+from bimact.data.source import FramesNote, Source, Unusable
 from bimact.data.workers import run_jobs
 from bimact.errors import UserError
+from bimact.files import write_json
 from bimact.progress import progress_bar
 
-_VERSION = 1  # of what copies look like: another number makes them anew
+_VERSION = 2  # of what copies look like: another number makes them anew
 _BLOCK = 16  # images that are written at once
 _SECONDS_A_STEP = 1.0  # a child that is slower than this hangs
 _EPISODES_A_JOB = 64  # whose vectors are read at once
+_FOUND = "found.json"  # beside the arrays: episodes that could not be read, and how others were
+_NOTED = "note "  # in the list of what is done
 
 
-def cached_copy(source: SelectedSource, cache_dir: Path | None, image_size: tuple[int, int] | None) -> Episodes:
+def cached_copy(
+    source: SelectedSource, cache_dir: Path | None, image_size: tuple[int, int] | None
+) -> tuple[Episodes, SelectedSource]:
     """The arrays of a source whose columns are "state" and "action"; they are made if there are none yet.
 
     Args:
@@ -44,8 +52,12 @@ def cached_copy(source: SelectedSource, cache_dir: Path | None, image_size: tupl
         image_size: larger images are stored in this height and width, by the same antialiased bilinear filter that
             encoders use. None: as they are.
 
+    Returns:
+        the arrays; and the source without the episodes that could not be read, with notes on how others were.
+
     Raises:
-        UserError: if the source cannot be read, or the copy not be written or does not fit on the disk.
+        UserError: listing all episodes that cannot be read, unless the selection skips them; or if the copy cannot be
+            written or does not fit on the disk.
     """
     plan = _Plan(source, image_size)
     candidates = places(source.path, cache_dir)
@@ -123,9 +135,11 @@ class _Plan:
     def at(self, place: Path) -> ArrayFolder:
         return ArrayFolder(place / f"arrays-{_digest(self.description)}", self.arrays, self.description)
 
-    def opened(self, place: Path) -> Episodes:
+    def opened(self, place: Path) -> tuple[Episodes, SelectedSource]:
         folder, source = self.at(place).path, self.source
-        return Episodes(
+        told = json.loads((folder / _FOUND).read_text())
+        faults = {int(position): reason for position, reason in told["faults"].items()}
+        episodes = Episodes(
             path=source.path,
             lengths=source.lengths,
             images={name: NpyRows(folder / _image_file(number)) for number, name in enumerate(source.cameras)},
@@ -139,6 +153,16 @@ class _Plan:
             camera_sizes={name: (camera.height, camera.width) for name, camera in source.cameras.items()},
             metadata=source.metadata,
         )
+        read = dataclasses.replace(source, notes=(*source.notes, *told["notes"])).without(_unusable(source, faults))
+        read.refuse_damaged()
+        return episodes.only([position for position in range(len(source.episodes)) if position not in faults]), read
+
+
+def _unusable(source: Source, faults: Mapping[int, str]) -> list[Unusable]:
+    return [
+        Unusable(source.number_of(position), source.episodes[position].name, reason, is_missing=False)
+        for position, reason in sorted(faults.items())
+    ]
 
 
 def _image_file(number: int) -> str:
@@ -165,7 +189,10 @@ def _make(plan: _Plan, place: Path) -> None:
         check_space(plan.source.path, place, folder.bytes)
         _announce(plan, folder)
         folder.reserve()
-    _decode(plan, folder, done or set())
+    faults, notes = _decode(plan, folder, done or set())
+    if not plan.source.selection.skip_unreadable:  # what is done is kept for the next time
+        plan.source.without(_unusable(plan.source, faults)).refuse_damaged()
+    write_json(folder.unfinished / _FOUND, {"faults": faults, "notes": notes})
     folder.finish()
 
 
@@ -187,21 +214,51 @@ def _remove_outdated(plan: _Plan, place: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _decode(plan: _Plan, folder: ArrayFolder, done: set[str]) -> None:
-    """Read all that is not done yet, in child processes."""
-    jobs = [job for job in _jobs(plan.source) if str(job) not in done]
-    frames = plan.source.num_steps * len(plan.source.cameras)
-    left = sum(plan.source.episodes[job.episode].length for job in jobs if job.camera is not None)
-    longest = max(episode.length for episode in plan.source.episodes)
+def _decode(plan: _Plan, folder: ArrayFolder, done: set[str]) -> tuple[dict[int, str], list[str]]:
+    """Read all that is not done yet, in child processes.
+
+    Returns:
+        position of an episode → why it cannot be read; and notes on how others were read.
+    """
+    source = plan.source
+    jobs = [job for job in _jobs(source) if str(job) not in done]
+    frames = source.num_steps * len(source.cameras)
+    left = sum(source.episodes[job.episode].length for job in jobs if job.camera is not None)
+    longest = max(episode.length for episode in source.episodes)
+    faults: dict[int, str] = {}
+    notes: list[tuple[int, str, FramesNote]] = []
+    for line in done:
+        if line.startswith(_NOTED):
+            position, camera, *note = json.loads(line.removeprefix(_NOTED))
+            notes.append((position, camera, FramesNote(*note)))
     with progress_bar("decoding", max(1, frames), frames - left) as progress:
-        for number, steps in run_jobs(
-            _convert_part,
-            [(plan.source, folder.unfinished, job, plan.sizes) for job in jobs],
-            describe=lambda source, folder, job, sizes: f"{source.path}, {source.episodes[job.episode].name}",
-            timeout=300 + longest * _SECONDS_A_STEP,
-        ):
-            folder.note(str(jobs[number]))
-            progress.advance(steps)
+        while jobs:
+            again: list[_Job] = []
+            for number, result in run_jobs(
+                _convert_part,
+                [(source, folder.unfinished, job, plan.sizes) for job in jobs],
+                describe=lambda source, folder, job, sizes: f"{source.path}, {source.episodes[job.episode].name}",
+                timeout=300 + longest * _SECONDS_A_STEP,
+                goes_on=True,
+            ):
+                job = jobs[number]
+                if isinstance(result, UserError):  # a child has crashed, or hangs
+                    if job.end - job.episode > 1:  # in which of them?
+                        again += [_Job(episode, None, episode + 1) for episode in range(job.episode, job.end)]
+                    else:
+                        faults.setdefault(job.episode, str(result))
+                    continue
+                for position, reason in result.faults.items():
+                    faults.setdefault(position, reason)
+                if result.note is not None and job.camera is not None:
+                    notes.append((job.episode, job.camera, result.note))
+                    its = [job.episode, job.camera, result.note.what, result.note.seconds]
+                    folder.note(_NOTED + json.dumps(its))
+                if not result.faults:
+                    folder.note(str(job))
+                progress.advance(result.images)
+            jobs = again
+    return faults, frames_lines(source, notes)
 
 
 @dataclass(frozen=True)
@@ -225,30 +282,46 @@ def _jobs(source: Source) -> Iterator[_Job]:
             yield _Job(episode, camera, episode + 1)
 
 
-def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tuple[int, int]]) -> int:
-    """In a child: write a part of the copy to the disk; gives the number of images."""
-    if job.camera is None:
-        _convert_vectors(source, folder, job)
-        return 0
-    file = folder / _image_file(list(sizes).index(job.camera))
-    length = source.episodes[job.episode].length
-    frames = source.read_frames(job.episode, job.camera, range(length))
-    first = int(source.lengths[: job.episode].sum())
-    with RowWriter(file) as rows:
-        for step, block in _blocks(frames, sizes[job.camera]):
-            rows.write(first + step, block)
-    return length
+@dataclass
+class _Read:
+    """What came of a job: images that were read, episodes that could not be read, and how the images were read."""
+
+    images: int = 0
+    faults: dict[int, str] = field(default_factory=dict)
+    note: FramesNote | None = None
 
 
-def _convert_vectors(source: Source, folder: Path, job: _Job) -> None:
+def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tuple[int, int]]) -> _Read:
+    """In a child: write a part of the copy to the disk."""
+    read = _Read()
     starts = np.concatenate([[0], np.cumsum(source.lengths)])
-    with RowWriter(folder / f"{STATE}.npy") as states, RowWriter(folder / f"{ACTION}.npy") as actions:
-        for episode in range(job.episode, job.end):
-            columns = source.read_columns(episode, (STATE, ACTION))
-            for key, rows in ((STATE, states), (ACTION, actions)):
-                with np.errstate(over="ignore"):  # becomes inf, which training refuses and `bimact check` finds
-                    values = columns[key].astype(np.float32)
-                rows.write(int(starts[episode]), values)
+    if job.camera is None:
+        with RowWriter(folder / f"{STATE}.npy") as states, RowWriter(folder / f"{ACTION}.npy") as actions:
+            for episode in range(job.episode, job.end):
+                try:
+                    columns = source.read_columns(episode, (STATE, ACTION))
+                except UserError as error:
+                    read.faults[episode] = str(error)
+                    continue
+                with np.errstate(over="ignore"):  # becomes inf
+                    state, action = (columns[key].astype(np.float32) for key in (STATE, ACTION))
+                states.write(int(starts[episode]), state)
+                actions.write(int(starts[episode]), action)
+                reason = nonfinite_value(state, action)
+                if reason is not None:
+                    read.faults[episode] = reason
+        return read
+    try:
+        file = folder / _image_file(list(sizes).index(job.camera))
+        read.note = source.frames_note(job.episode, job.camera)
+        frames = source.read_frames(job.episode, job.camera, range(source.episodes[job.episode].length))
+        with RowWriter(file) as rows:
+            for step, block in _blocks(frames, sizes[job.camera]):
+                rows.write(int(starts[job.episode]) + step, block)
+                read.images += len(block)
+    except UserError as error:
+        read.faults[job.episode] = f"camera {job.camera}: {error}"
+    return read
 
 
 def _blocks(frames: Iterator[np.ndarray], size: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,6 +76,26 @@ class Episodes:
 
     def with_features(self, features: Mapping[str, Rows]) -> Episodes:
         return replace(self, features=features)
+
+    def only(self, numbers: Sequence[int]) -> Episodes:
+        """Some of the episodes, in their order; nothing is copied."""
+        if list(numbers) == list(range(len(self.lengths))):
+            return self
+        slices = [self.rows_of(number) for number in numbers]
+        rows = np.concatenate([np.arange(0), *(np.arange(part.start, part.stop) for part in slices)])
+
+        def part(whole: Rows) -> Rows:
+            return SelectedRows(whole, rows, None)
+
+        names = self.episode_names
+        return replace(
+            self,
+            lengths=self.lengths[list(numbers)],
+            images={name: part(images) for name, images in self.images.items()},
+            state=part(self.state),
+            actions=part(self.actions),
+            episode_names=None if names is None else tuple(names[number] for number in numbers),
+        )
 
     def rows_of(self, episode: int) -> slice:
         start = int(self.starts[episode])

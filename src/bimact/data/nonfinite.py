@@ -1,49 +1,49 @@
-"""Training takes no NaN and no infinite value: finding the first one."""
+"""Training takes no NaN and no infinite value: finding the episodes that hold one."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from bimact.data.episodes import Episodes, Rows
-from bimact.errors import UserError
+from bimact.data.episodes import Episodes
+from bimact.data.selection import SelectedSource
+from bimact.data.source import Unusable
 
-_BLOCK_ROWS = 1 << 16
 
+def without_nonfinite(episodes: Episodes, source: SelectedSource) -> tuple[Episodes, SelectedSource]:
+    """The episodes that training can take.
 
-def refuse_nonfinite(episodes: Episodes) -> None:
-    """See that training will meet no NaN.
+    Args:
+        source: what the episodes were read from.
 
     Raises:
-        UserError: naming the first step with a state or action that is NaN or infinite.
+        UserError: listing all damaged episodes, and those with a state or action that is NaN or infinite, unless these
+            are skipped.
     """
     found = find_nonfinite(episodes)
-    if found is not None:
-        episode, step, what = found
-        raise UserError(
-            f"{episodes.path}: {what} of episode {episode}, step {step} holds NaN or an infinite value: "
-            "mend or remove the episode"
-        )
+    read = source.without(
+        Unusable(source.number_of(place), source.episodes[place].name, reason, is_missing=False)
+        for place, reason in found.items()
+    )
+    read.refuse_damaged()
+    return episodes.only([place for place in range(len(episodes.lengths)) if place not in found]), read
 
 
-def find_nonfinite(episodes: Episodes) -> tuple[int, int, str] | None:
-    """Look through all states and actions for values that are NaN or infinite, in blocks of rows.
-
-    Returns:
-        the first step with such a value: (episode, step in it, "state" or "actions"); None: all are finite.
-    """
-    for begin in range(0, episodes.num_steps, _BLOCK_ROWS):
-        found = [
-            (begin + int(np.argmin(is_good)), what)
-            for what, source in (("state", episodes.state), ("actions", episodes.actions))
-            if not (is_good := _all_finite(source, begin)).all()
-        ]
-        if found:
-            row, what = min(found, key=lambda entry: entry[0])
-            episode = int(np.searchsorted(np.cumsum(episodes.lengths), row, side="right"))
-            return episode, row - int(episodes.starts[episode]), what
-    return None
+def find_nonfinite(episodes: Episodes) -> dict[int, str]:
+    """Position of an episode with a value that is NaN or infinite → where the first one is."""
+    found: dict[int, str] = {}
+    for place in range(len(episodes.lengths)):
+        rows = episodes.rows_of(place)
+        reason = nonfinite_value(episodes.state[rows], episodes.actions[rows])
+        if reason is not None:
+            found[place] = reason
+    return found
 
 
-def _all_finite(source: Rows, begin: int) -> np.ndarray:
-    """(B,) bool of a block of rows (N, D)."""
-    return np.isfinite(source[begin : begin + _BLOCK_ROWS]).all(axis=1)
+def nonfinite_value(state: np.ndarray, action: np.ndarray) -> str | None:
+    """Where the first value of an episode, (T, S) and (T, A), is that is NaN or infinite; None: all are finite."""
+    is_good = {"state": np.isfinite(state).all(axis=1), "action": np.isfinite(action).all(axis=1)}
+    bad = {what: int(np.argmin(good)) for what, good in is_good.items() if not good.all()}
+    if not bad:
+        return None
+    what = min(bad, key=lambda what: bad[what])
+    return f"the {what} of step {bad[what]} holds NaN or an infinite value"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bimact.data.cached_copy import cached_copy
 from bimact.data.episodes import Episodes
+from bimact.data.nonfinite import without_nonfinite
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import Format, Source
@@ -22,8 +23,9 @@ _PATIENCE = 900.0  # seconds for listing a dataset's files: there may be a hundr
 
 
 def known_formats() -> list[Format]:
-    """Those of bimact, then those that other packages' entry points in the group `bimact.formats` name."""
-    return [*(_own(name) for name in _MODULES), *_plugins()]
+    """Those of bimact, those that other packages' entry points in the group `bimact.formats` name, then any HDF5."""
+    any_hdf5: Format = import_module("bimact.data.formats.aloha_hdf5").ANY_HDF5
+    return [*(_own(name) for name in _MODULES), *_plugins(), any_hdf5]
 
 
 def _own(module: str) -> Format:
@@ -65,6 +67,8 @@ def open_dataset(
 ) -> Episodes:
     """Open demonstrations for training: as arrays on disk, converted once if their format needs it.
 
+    Episodes that are missing are skipped, with a line for each on standard output.
+
     Args:
         path: as `open_source` takes it.
         selection: the part to use.
@@ -72,21 +76,35 @@ def open_dataset(
         image_size: height and width that images are needed in; larger ones are stored in this size. None: as they are.
 
     Raises:
-        UserError: as `open_source`; or if the copy cannot be made.
+        UserError: as `open_source`; listing all episodes that are damaged; if there are images and none that can be
+            used; or if the copy cannot be made.
     """
     source = (selection or Selection()).applied_to(open_source(path, cache_dir=cache_dir))
-    return arrays_of(source, cache_dir, image_size)
+    source.refuse_blindness()
+    episodes, source = arrays_of(source, cache_dir, image_size)
+    for episode in source.unusable:
+        print(f"Skipped: {episode.sentence}")
+    return episodes
 
 
 def arrays_of(
     source: SelectedSource, cache_dir: str | Path | None, image_size: tuple[int, int] | None = None
-) -> Episodes:
+) -> tuple[Episodes, SelectedSource]:
     """A source as arrays on disk: its own files, or a copy that is made if there is none yet.
 
+    Returns:
+        the arrays; and the source, without the episodes that could not be read or hold NaN.
+
     Raises:
-        UserError: if the copy cannot be made.
+        UserError: listing all episodes that are damaged or hold NaN, unless the selection skips them, after all have
+            been read; or if the copy cannot be made.
     """
-    return source.mapped() or cached_copy(source, None if cache_dir is None else Path(cache_dir), image_size)
+    if not source.episodes:
+        source.refuse_damaged()
+    mapped = source.mapped()
+    if mapped is not None:
+        return without_nonfinite(mapped, source)
+    return cached_copy(source, None if cache_dir is None else Path(cache_dir), image_size)
 
 
 def _open(path: Path, cache_dir: Path | None) -> Source:

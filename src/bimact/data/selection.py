@@ -1,21 +1,31 @@
-"""The part of a dataset that is used: which cameras, columns, dimensions and episodes, at how many steps a second."""
+"""The part of a dataset that is used: which cameras, columns, dimensions and episodes, at how many steps a second.
+
+What is not chosen is never looked at: a camera or column that is damaged, or not the same in all chosen episodes, is
+left out with its reason unless it was asked for, or there is no other.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from bimact.config import Config
+from bimact.data.default_state import is_answer, why_not_in_state
 from bimact.data.episodes import Episodes, Rows, SelectedRows
-from bimact.data.source import Column, Source, SourceEpisode
+from bimact.data.source import Camera, Column, Fault, FramesNote, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
 
 STATE, ACTION = "state", "action"  # the columns of a selected source
+_MOST_TOLD = 10  # episodes in one sentence
+# What formats put before the names of columns and cameras: people know them from the files.
+_PREFIXES = ("observations/images/", "observation.images.", "observations/", "observation.", "obs/", "data/")
 
 
 @dataclass(frozen=True)
@@ -23,12 +33,16 @@ class Selection:
     """What to use of a dataset; None: all, or what the format takes unless told otherwise.
 
     Attributes:
-        cameras: by name, in this order.
-        state_keys: columns whose values, one after the other, are the proprioceptive state.
-        action_keys: columns whose values are the action.
+        cameras: by name, in this order; empty: no camera.
+        state_keys: columns whose values, one after the other, are the proprioceptive state. A name may stand for all
+            columns of a group: "qpos" for "qpos/left_arm" and "qpos/right_arm".
+        action_keys: columns whose values are the action; "qpos@+1" is the column "qpos" one step later.
         state_dims: dimensions of that state to keep, such as "0:14" or "0:7,13:20,25".
         action_dims: dimensions of that action to keep.
-        max_episodes: the first so many episodes.
+        episodes: numbers, ranges and names of the episodes to use, such as ("0:40", "45").
+        exclude_episodes: those to leave out.
+        max_episodes: of these, the first N.
+        skip_unreadable: leave out episodes that are damaged, instead of stopping.
         fps: steps a second. Another number than the dataset's resamples: each step takes what was last recorded.
         color_order: "rgb" or "bgr", where the files leave open how their images are to be read.
         filter_key: a subset of the episodes that the dataset itself names (robomimic's `mask`).
@@ -39,7 +53,10 @@ class Selection:
     action_keys: tuple[str, ...] | None = None
     state_dims: str | None = None
     action_dims: str | None = None
+    episodes: tuple[str, ...] | None = None
+    exclude_episodes: tuple[str, ...] | None = None
     max_episodes: int | None = None
+    skip_unreadable: bool = False
     fps: float | None = None
     color_order: str | None = None
     filter_key: str | None = None
@@ -47,56 +64,92 @@ class Selection:
     @classmethod
     def of(cls, config: Config) -> Selection:
         """What a training's settings say."""
-
-        def names(value: Sequence[str] | None) -> tuple[str, ...] | None:
-            return None if value is None else tuple(value)
-
-        return cls(
-            cameras=names(config.cameras),
-            state_keys=names(config.state_keys),
-            action_keys=names(config.action_keys),
-            state_dims=config.state_dims,
-            action_dims=config.action_dims,
-            max_episodes=config.max_episodes,
-            fps=config.fps,
-            color_order=config.color_order,
-            filter_key=config.filter_key,
-        )
+        values: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(cls)}
+        for name, value in values.items():
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
     def applied_to(self, source: Source) -> SelectedSource:
         """The part of a source, with the columns "state" and "action" alone.
 
         Raises:
-            UserError: if the dataset has no such camera, column, dimension or subset; the sentence lists what it has.
+            UserError: if the dataset has no such camera, column, dimension, episode or subset, or what is chosen cannot
+                be used; the sentence lists what it has.
         """
-        source = _in_colors(source, self.color_order)
+        if self.color_order is not None and source.color_order is not None:
+            source = dataclasses.replace(source, color_order=self.color_order)
         if self.filter_key is not None:
             source = _filtered(source, self.filter_key)
-        state_keys = _chosen("column", self.state_keys, source.columns, source) or source.state_keys
-        action_keys = _chosen("column", self.action_keys, source.columns, source) or source.action_keys
-        if not state_keys or not action_keys:
-            missing = "state_keys" if not state_keys else "action_keys"
-            raise UserError(
-                f"{source.path} does not tell which of its columns are the {missing.partition('_')[0]}: choose by "
-                f"--{missing} among {', '.join(source.columns) or 'none'}"
-            )
-        cameras = _chosen("camera", self.cameras, source.cameras, source)
-        cameras = tuple(source.cameras) if cameras is None else cameras
-        state = Vector.of("state_dims", state_keys, self.state_dims, source)
-        action = Vector.of("action_dims", action_keys, self.action_dims, source)
+        positions, unusable = _chosen_episodes(source, self)
+        left_out: dict[tuple[str, str], LeftOut] = {(entry.kind, entry.name): entry for entry in source.left_out}
+
+        if self.action_keys is None:
+            shifted = [(key, 0) for key in _consistent("column", source.action_keys, source, positions, left_out)]
+        else:
+            shifted = [pair for name in self.action_keys for pair in _columns_named("action_keys", name, source)]
+        if self.state_keys is None:
+            acted = {key for key, shift in shifted if shift == 0}
+            default = tuple(key for key in source.state_keys if key not in acted and not is_answer(key))
+            state_keys = _consistent("column", default, source, positions, left_out)
+        else:
+            pairs = [pair for name in self.state_keys for pair in _columns_named("state_keys", name, source)]
+            if any(shift for _, shift in pairs):
+                raise UserError(f"state_keys is {','.join(self.state_keys)}: only actions can be of later steps")
+            state_keys = tuple(key for key, _ in pairs)
+        if not state_keys or not shifted:
+            raise _nothing_chosen(not state_keys, not shifted, source)
+        if self.cameras is None:
+            cameras = _consistent("image", tuple(source.cameras), source, positions, left_out)
+        else:
+            cameras = tuple(dict.fromkeys(_camera_named(name, source) for name in self.cameras))
+
+        # An episode in which something needed is not as in most others cannot be used.
+        action_keys = tuple(key for key, _ in shifted)
+        camera_forms = {name: _forms_in(name, source.cameras, source.camera_forms, positions) for name in cameras}
+        keys = dict.fromkeys((*state_keys, *action_keys))
+        column_forms = {key: _forms_in(key, source.columns, source.column_forms, positions) for key in keys}
+        faults: dict[int, list[Fault]] = {}
+        for what, (usual, others) in [
+            *((f"camera {name}", forms) for name, forms in camera_forms.items()),
+            *column_forms.items(),
+        ]:
+            for position, form in others.items():
+                kind = form.kind if isinstance(form, Fault) else "absent"
+                faults.setdefault(position, []).append(Fault(f"{what} {_differs(form, usual)}", kind))
+        for position, its in faults.items():
+            reasons = "; ".join(fault.reason for fault in its)
+            is_missing = all(fault.kind == "missing" for fault in its)
+            name = source.episodes[position].name
+            unusable.append(Unusable(source.number_of(position), name, reasons, is_missing))
+        positions = [position for position in positions if position not in faults][: self.max_episodes]
+        if len(positions) == self.max_episodes:  # what comes behind is not used
+            unusable = [episode for episode in unusable if episode.number <= source.number_of(positions[-1])]
+
+        columns = {key: column for key, (column, _) in column_forms.items()}
+        state = Vector.of("state_dims", state_keys, (), self.state_dims, columns)
+        action = Vector.of("action_dims", action_keys, tuple(shift for _, shift in shifted), self.action_dims, columns)
+        for key in source.columns if self.state_keys is None else ():
+            reason = None if key in keys else why_not_in_state(key)
+            if reason is not None:
+                left_out.setdefault(("column", key), LeftOut("column", key, reason))
         return SelectedSource(
             path=source.path,
             format=source.format,
-            episodes=_resampled(source, self),
-            cameras={name: source.cameras[name] for name in cameras},
-            columns={STATE: state.column(source), ACTION: action.column(source)},
+            episodes=tuple(_resampled(source, position, self.fps) for position in positions),
+            cameras={name: camera for name, (camera, _) in camera_forms.items()},
+            columns={STATE: state.column(columns), ACTION: action.column(columns)},
             state_keys=(STATE,),
             action_keys=(ACTION,),
             fps=self.fps or source.fps,
+            color_order=source.color_order,
             files=source.files,
-            skipped=source.skipped,
+            unusable=tuple(sorted(unusable, key=lambda episode: episode.number)),
+            left_out=tuple(left_out.values()),
+            notes=source.notes,
             metadata=source.metadata,
             whole=source,
+            selection=self,
+            positions=tuple(positions),
             state=state,
             action=action,
         )
@@ -104,18 +157,44 @@ class Selection:
 
 @dataclass(frozen=True)
 class Vector:
-    """Some dimensions of some columns, one after the other."""
+    """Some dimensions of some columns, one after the other.
+
+    Attributes:
+        keys: the columns.
+        sizes: of each.
+        shifts: of each: by how many steps it is taken later; the last step is repeated at the end.
+        dims: of all of them together.
+    """
 
     keys: tuple[str, ...]
+    sizes: tuple[int, ...]
+    shifts: tuple[int, ...]
     dims: tuple[int, ...]
 
     @classmethod
-    def of(cls, setting: str, keys: tuple[str, ...], dims: str | None, source: Source) -> Vector:
-        size = sum(source.columns[key].size for key in keys)
-        return cls(keys, tuple(range(size)) if dims is None else parse_dims(setting, dims, size))
+    def of(
+        cls,
+        setting: str,
+        keys: tuple[str, ...],
+        shifts: tuple[int, ...],
+        dims: str | None,
+        columns: Mapping[str, Column],
+    ) -> Vector:
+        sizes = tuple(columns[key].size for key in keys)
+        chosen = tuple(range(sum(sizes))) if dims is None else parse_dims(setting, dims, sum(sizes))
+        return cls(keys, sizes, shifts or (0,) * len(keys), chosen)
 
-    def column(self, source: Source) -> Column:
-        parts = [source.columns[key] for key in self.keys]
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """Each column's name, with its shift, and how many of its dimensions are taken, in their order."""
+        ends = np.cumsum(self.sizes)
+        owners = [int(np.searchsorted(ends, dim, side="right")) for dim in self.dims]
+        counts = Counter(owners)
+        names = [key if not shift else f"{key}@+{shift}" for key, shift in zip(self.keys, self.shifts)]
+        return [(names[owner], counts[owner]) for owner in dict.fromkeys(owners)]
+
+    def column(self, columns: Mapping[str, Column]) -> Column:
+        parts = [columns[key] for key in self.keys]
         names = [name for part in parts for name in part.names or ()]
         is_named = all(part.names is not None for part in parts)
         return Column(
@@ -124,18 +203,31 @@ class Vector:
             str(np.result_type(*(np.dtype(part.dtype) for part in parts))),
         )
 
-    def read(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """Columns (T, …) → (T, D)."""
-        joined = np.concatenate([columns[key] for key in self.keys], axis=1)
+    def read(self, columns: Mapping[str, np.ndarray], steps: np.ndarray) -> np.ndarray:
+        """Columns (R, …) as recorded → (T, D) at some of their steps."""
+        last = len(steps) - 1
+        parts = [
+            columns[key][steps if not shift else steps[np.minimum(np.arange(len(steps)) + shift, last)]]
+            for key, shift in zip(self.keys, self.shifts)
+        ]
+        joined = np.concatenate(parts, axis=1)
         is_all = self.dims == tuple(range(joined.shape[1]))
         return joined if is_all else joined[:, list(self.dims)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedSource(Source):
-    """A part of another source."""
+    """A part of another source.
+
+    Attributes:
+        whole: the other one.
+        selection: what was asked for.
+        positions: (E,) where each episode is in the whole one.
+    """
 
     whole: Source
+    selection: Selection
+    positions: tuple[int, ...]
     state: Vector
     action: Vector
 
@@ -143,37 +235,93 @@ class SelectedSource(Source):
     def vectors(self) -> dict[str, Vector]:
         return {STATE: self.state, ACTION: self.action}
 
+    def without(self, unusable: Iterable[Unusable]) -> SelectedSource:
+        """The same part without some of its episodes, which turned out to be unusable."""
+        more = tuple(unusable)
+        gone = {episode.number for episode in more}
+        kept = [place for place in range(len(self.episodes)) if self.number_of(place) not in gone]
+        return dataclasses.replace(
+            self,
+            episodes=tuple(self.episodes[place] for place in kept),
+            positions=tuple(self.positions[place] for place in kept),
+            unusable=tuple(sorted((*self.unusable, *more), key=lambda episode: episode.number)),
+        )
+
+    def refuse_damaged(self) -> None:
+        """See that there is no damaged episode, unless they are to be skipped, and at least one that can be used.
+
+        Raises:
+            UserError: listing all of them.
+        """
+        damaged = [episode for episode in self.unusable if not episode.is_missing]
+        if damaged and not self.selection.skip_unreadable:
+            raise damaged_error(self, damaged)
+        if not self.episodes:
+            raise UserError(
+                f"{self.path} has no episode that can be used: {_listed(self.unusable, self) or 'it is empty'}"
+            )
+
+    def refuse_blindness(self) -> None:
+        """See that a policy gets images if there are any, unless it is meant to have none.
+
+        Raises:
+            UserError: naming what there is.
+        """
+        if self.cameras or self.selection.cameras is not None:
+            return
+        images = [entry for entry in self.left_out if entry.kind != "column"]
+        if images:
+            told = "; ".join(f"{entry.name} {entry.reason}" for entry in images[:_MOST_TOLD])
+            raise UserError(
+                f"{self.path} has images, and none that can be used ({told}): store them in a form that "
+                'docs/formats.md names, or train without any camera by --cameras ""'
+            )
+
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         needed = {key for name in keys for key in self.vectors[name].keys}
-        columns = self.whole.read_columns(episode, sorted(needed))
-        recorded = self.whole.episodes[episode]
+        columns = self.whole.read_columns(self.positions[episode], sorted(needed))
+        recorded = self.whole.episodes[self.positions[episode]]
         for key, values in columns.items():
             if len(values) != recorded.length:
                 raise UserError(
                     f"{self.path}, {recorded.name}: '{key}' has {len(values)} rows, the episode {recorded.length} steps"
                 )
         steps = self._steps(episode)
-        return {name: self.vectors[name].read(columns)[steps] for name in keys}
+        return {name: self.vectors[name].read(columns, steps) for name in keys}
 
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
-        return self.whole.read_frames(episode, camera, self._steps(episode)[list(steps)].tolist())
+        recorded = self._steps(episode)[list(steps)].tolist()
+        size = self.cameras[camera]
+        for step, image in zip(steps, self.whole.read_frames(self.positions[episode], camera, recorded), strict=True):
+            if image.shape != (size.height, size.width, 3):
+                raise UserError(
+                    f"{self.path}, {self.episodes[episode].name}, step {step}: the image of camera {camera} has "
+                    f"{image.shape[0]}×{image.shape[1]} pixels, in most episodes {size.height}×{size.width}"
+                )
+            yield image
 
     def read_timestamps(self, episode: int) -> np.ndarray | None:
-        times = self.whole.read_timestamps(episode)
-        return times if times is None or self._keeps_steps() else None  # those of new steps are no recording
+        if not self._keeps_steps():  # those of new steps are no recording
+            return None
+        return self.whole.read_timestamps(self.positions[episode])
+
+    def frames_note(self, episode: int, camera: str) -> FramesNote | None:
+        return self.whole.frames_note(self.positions[episode], camera)
 
     def mapped(self) -> Episodes | None:
         whole = self.whole.mapped()
-        if whole is None or self.state.keys != self.whole.state_keys or self.action.keys != self.whole.action_keys:
+        is_usual = self.state.keys == self.whole.state_keys and self.action.keys == self.whole.action_keys
+        if whole is None or not is_usual or any(self.action.shifts) or not set(self.cameras) <= set(whole.images):
             return None
         starts = whole.starts
-        rows = np.concatenate([starts[number] + self._steps(number) for number in range(len(self.episodes))])
+        rows = np.concatenate(
+            [starts[position] + self._steps(number) for number, position in enumerate(self.positions)]
+        )
         is_whole = np.array_equal(rows, np.arange(whole.num_steps))
 
         def part(source: Rows, dims: tuple[int, ...] | None = None) -> Rows:
             return SelectedRows.of(source, None if is_whole else rows, dims)
 
-        names = whole.episode_names
         return dataclasses.replace(
             whole,
             lengths=self.lengths,
@@ -183,7 +331,7 @@ class SelectedSource(Source):
             fps=self.fps,
             joint_names=self.columns[ACTION].names,
             state_names=self.columns[STATE].names,
-            episode_names=None if names is None else names[: len(self.episodes)],
+            episode_names=tuple(episode.name for episode in self.episodes),
         )
 
     def _keeps_steps(self) -> bool:
@@ -198,24 +346,90 @@ class SelectedSource(Source):
         return _recorded_steps(length, self.fps, self.whole.fps)
 
 
+def damaged_error(source: Source, damaged: Sequence[Unusable]) -> UserError:
+    """The sentence about episodes that are there and cannot be used, and what to do."""
+    numbers = ",".join(str(episode.number) for episode in damaged)
+    total = len(source.episodes) + sum(not episode.is_missing for episode in source.unusable)
+    many = f"{len(damaged)} of {max(total, len(damaged))} episodes cannot be used"
+    return UserError(
+        f"{source.path}: {many}: {_listed(damaged, source)}; copy or record them again, leave them out by "
+        f"--exclude_episodes {numbers}, or skip whatever is damaged by --skip_unreadable true"
+    )
+
+
+def _listed(episodes: Sequence[Unusable], source: Source) -> str:
+    told = [episode.sentence for episode in episodes[:_MOST_TOLD]]
+    text = "; ".join(told) + (f"; and {len(episodes) - _MOST_TOLD} more" if len(episodes) > _MOST_TOLD else "")
+    return text.replace(f"{source.path}/", "").replace("; copy or record it again", "")
+
+
+# Episodes ------------------------------------------------------------------------------------------
+
+
+def _chosen_episodes(source: Source, selection: Selection) -> tuple[list[int], list[Unusable]]:
+    """Positions of the chosen episodes that may be used, and the chosen ones that cannot."""
+    numbers = [source.number_of(position) for position in range(len(source.episodes))]
+    known = {number: source.episodes[position].name for position, number in enumerate(numbers)}
+    known |= {episode.number: episode.name for episode in source.unusable}
+    chosen = set(known)
+    if selection.episodes is not None:
+        chosen = _numbers("episodes", selection.episodes, known, source)
+    if selection.exclude_episodes is not None:
+        chosen -= _numbers("exclude_episodes", selection.exclude_episodes, known, source)
+    if not chosen and known:
+        raise UserError(f"{source.path}: no episode is left by episodes and exclude_episodes: choose others")
+    positions = [position for position, number in enumerate(numbers) if number in chosen]
+    return positions, [episode for episode in source.unusable if episode.number in chosen]
+
+
+def _numbers(setting: str, items: Sequence[str], known: Mapping[int, str], source: Source) -> set[int]:
+    """Numbers, ranges such as 0:40, and names → numbers of episodes."""
+    by_name = {name: number for number, name in known.items()}
+    found: set[int] = set()
+    for item in (item.strip() for item in items):
+        span = re.fullmatch(r"(\d{0,12}):(\d{0,12})", item)
+        if item in by_name:
+            found.add(by_name[item])
+        elif item.isdecimal() and int(item[:15]) in known:
+            found.add(int(item))
+        elif span is not None:
+            inside = {n for n in known if int(span[1] or 0) <= n and (not span[2] or n < int(span[2]))}
+            if not inside:
+                raise UserError(f"{setting}: {source.path} has no episode in {item}; it has {_ranges(known)}")
+            found |= inside
+        else:
+            raise UserError(
+                f"{setting}: {source.path} has no episode '{item}'; it has {_ranges(known)}, to be chosen by numbers, "
+                "ranges such as 0:40 (without 40) and names"
+            )
+    return found
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Numbers in words: "episodes 0 to 7, 9"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    told = [str(first) if first == last else f"{first} to {last}" for first, last in runs[:_MOST_TOLD]]
+    return f"episodes {', '.join(told)}" + (", …" if len(runs) > _MOST_TOLD else "") if told else "none"
+
+
+def _resampled(source: Source, position: int, fps: float | None) -> SourceEpisode:
+    episode = dataclasses.replace(source.episodes[position], number=source.number_of(position))
+    if fps is None or source.fps is None or fps == source.fps:
+        return episode
+    # New steps whose time is before the end of the last one that was recorded.
+    count = int(np.ceil(episode.length * (fps / source.fps) - 5e-4 * (fps / source.fps)))
+    return dataclasses.replace(episode, length=max(1, count))
+
+
 def _recorded_steps(count: int, fps: float, recorded_fps: float) -> np.ndarray:
     """(count,) the last step that was recorded at or before each new step's time."""
     # A ratio such as 0.1 is no exact number: half a thousandth of a step belongs to the next one.
     return np.floor(np.arange(count) * (recorded_fps / fps) + 5e-4).astype(np.int64)
-
-
-def _resampled(source: Source, selection: Selection) -> tuple[SourceEpisode, ...]:
-    episodes = source.episodes[: selection.max_episodes]
-    if selection.fps is None or source.fps is None or selection.fps == source.fps:
-        return episodes
-    ratio = selection.fps / source.fps
-
-    def length(recorded: int) -> int:
-        """New steps whose time is before the end of the last one that was recorded."""
-        count = int(np.ceil(recorded * ratio - 5e-4 * ratio))
-        return max(1, count)
-
-    return tuple(dataclasses.replace(episode, length=length(episode.length)) for episode in episodes)
 
 
 def parse_dims(setting: str, text: str, size: int) -> tuple[int, ...]:
@@ -241,27 +455,134 @@ def parse_dims(setting: str, text: str, size: int) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _chosen(kind: str, names: tuple[str, ...] | None, known: object, source: Source) -> tuple[str, ...] | None:
-    """See that a dataset has what is asked for."""
-    known_names = list(known)  # type: ignore[call-overload]
-    for name in names or ():
-        if name not in known_names:
-            close = difflib.get_close_matches(name, known_names, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            has = ", ".join(known_names) or "none"
-            raise UserError(f"{source.path} has no {kind} '{name}'; it has {has}{hint}")
-    return names
-
-
-def _in_colors(source: Source, color_order: str | None) -> Source:
-    if color_order is None or source.color_order is None:
-        return source
-    return dataclasses.replace(source, color_order=color_order)
-
-
 def _filtered(source: Source, filter_key: str) -> Source:
     filtered = getattr(source, "filtered", None)
     if filtered is None:
         raise UserError(f"{source.path} has no filter keys, so filter_key '{filter_key}' chooses nothing")
     chosen: Source = filtered(filter_key)
     return chosen
+
+
+# Cameras and columns -------------------------------------------------------------------------------
+
+
+def _forms_in(
+    name: str, usual: Mapping[str, Any], others: Mapping[str, Mapping[int, Any]], positions: Sequence[int]
+) -> tuple[Any, dict[int, Any]]:
+    """What a camera or column is in most of some episodes, and those episodes in which it is something else."""
+    chosen = frozenset(positions)
+    odd = {position: form for position, form in others.get(name, {}).items() if position in chosen}
+    counts = Counter({usual[name]: len(positions) - len(odd)})
+    counts.update(form for form in odd.values() if not isinstance(form, Fault))
+    most, count = max(counts.items(), key=lambda entry: entry[1])
+    if not count or most == usual[name]:
+        return usual[name], odd
+    forms = {position: odd.get(position, usual[name]) for position in positions}
+    return most, {position: form for position, form in forms.items() if form != most}
+
+
+def _consistent(
+    kind: str,
+    names: tuple[str, ...],
+    source: Source,
+    positions: Sequence[int],
+    left_out: dict[tuple[str, str], LeftOut],
+) -> tuple[str, ...]:
+    """Those that are the same in all of some episodes; all if none is. Why one is not used goes to `left_out`.
+
+    One that is damaged in some episodes, or whose files are missing there, counts as the same: its episodes are at
+    fault.
+    """
+    usual, others = (source.cameras, source.camera_forms) if kind == "image" else (source.columns, source.column_forms)
+    found: dict[str, LeftOut] = {}
+    for name in names:
+        most, odd = _forms_in(name, usual, others, positions)
+        bad = {position: form for position, form in odd.items() if not isinstance(form, Fault) or form.kind == "absent"}
+        if bad or (odd and len(odd) == len(positions)):
+            bad = bad or odd
+            first = min(bad)
+            count = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            reason = f"{_differs(bad[first], most)} ({source.episodes[first].name}{count})"
+            found[name] = LeftOut("image" if kind == "image" else "column", name, reason)
+    if len(found) == len(names):
+        return names
+    left_out.update({(entry.kind, entry.name): entry for entry in found.values()})
+    return tuple(name for name in names if name not in found)
+
+
+def _differs(form: Camera | Column | Fault, usual: Camera | Column) -> str:
+    """In what a camera or column differs from what it usually is: the end of a sentence that begins with its name."""
+    return form.reason if isinstance(form, Fault) else f"is {_size(form)}, in most episodes {_size(usual)}"
+
+
+def _size(form: Camera | Column) -> str:
+    return f"{form.height}×{form.width}" if isinstance(form, Camera) else f"of size {form.size}"
+
+
+def _without_prefix(name: str) -> str:
+    name = name.strip("/ ")
+    return next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
+
+
+def _found(name: str, known: Iterable[str]) -> str | None:
+    """A name, with or without what its format puts before it, among those that there are."""
+    names = list(known)
+    if name in names:
+        return name
+    same = [other for other in names if _without_prefix(other) == _without_prefix(name)]
+    return same[0] if len(same) == 1 else None
+
+
+def _camera_named(name: str, source: Source) -> str:
+    found = _found(name, source.cameras)
+    if found is None:
+        raise _unknown("camera", name, source.cameras, source)
+    return found
+
+
+def _columns_named(setting: str, name: str, source: Source) -> list[tuple[str, int]]:
+    """(column, steps later) of a name such as "qpos", of a group such as "action", or of "qpos@+1"."""
+    match = re.fullmatch(r"(.+)@\+(\d{1,3})", name)
+    bare, shift = (match[1], int(match[2])) if match else (name, 0)
+    found = _found(bare, source.columns)
+    if found is not None:
+        return [(found, shift)]
+    group = _without_prefix(bare)
+    inside = [key for key in source.columns if _without_prefix(key).startswith((f"{group}/", f"{group}."))]
+    if not inside:
+        raise _unknown("column", bare, source.columns, source)
+    return [(key, shift) for key in inside]
+
+
+def _unknown(kind: str, name: str, known: Iterable[str], source: Source) -> UserError:
+    names = list(known)
+    left_out = {entry.name: entry for entry in source.left_out}
+    unused = _found(name, left_out)
+    if unused is not None:
+        return UserError(f"{source.path}: {kind} '{unused}' cannot be used: it {left_out[unused].reason}")
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return UserError(f"{source.path} has no {kind} '{name}'; it has {', '.join(names) or 'none'}{hint}")
+
+
+def _nothing_chosen(no_state: bool, no_action: bool, source: Source) -> UserError:
+    """The sentence about a dataset that does not tell its state or action: what it has, and what could be chosen."""
+    what = " and ".join(name for name, holds in (("the state", no_state), ("the action", no_action)) if holds)
+    options = " and ".join(
+        f"--{name}_keys A,B" for name, holds in (("state", no_state), ("action", no_action)) if holds
+    )
+    columns = ", ".join(f"{key} ({column.size})" for key, column in source.columns.items()) or "none"
+    cameras = ", ".join(f"{name} ({camera.height}×{camera.width})" for name, camera in source.cameras.items())
+    text = f"{source.path} ({source.format}) does not tell which of its columns are {what}: choose by {options} among "
+    text += columns + (f"; its cameras are {cameras}" if cameras else "")
+    if source.left_out:
+        unread = [f"{entry.name} ({entry.reason})" for entry in source.left_out[:_MOST_TOLD]]
+        text += f"; it also holds {', '.join(unread)}"
+    kept_out = [key for key in source.columns if no_state and why_not_in_state(key)]
+    if kept_out and not no_action:
+        text += f"; kept out of the state by their names: {', '.join(kept_out)}"
+    if no_action and source.state_keys:
+        text += (
+            f"; if the action is to be the state of the next step, say so by --action_keys {source.state_keys[0]}@+1"
+        )
+    return UserError(text)

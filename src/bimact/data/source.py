@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,12 +49,78 @@ class SourceEpisode:
         length: steps, at least one.
         files: those that it is read from, relative to the dataset.
         task: what was to be done, in words; None: not told.
+        number: the dataset's own, by which `--episodes` chooses it; None: its position.
     """
 
     name: str
     length: int
     files: tuple[str, ...]
     task: str | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """An episode that the dataset lists and that cannot be used.
+
+    Attributes:
+        number: as of a `SourceEpisode`.
+        reason: the end of a sentence that begins with the name and a colon.
+        is_missing: its files, or what the metadata must tell of it, are not there: it is skipped. False: it is there
+            and damaged, so that training stops unless it is excluded.
+    """
+
+    number: int
+    name: str
+    reason: str
+    is_missing: bool
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a camera or column cannot be used in an episode.
+
+    Attributes:
+        reason: the end of a sentence that begins with the camera or column, such as "is not there".
+        kind: "absent": the episode does not have it, or as something else; "damaged": it is there and cannot be read;
+            "missing": its file is not there, so that whoever needs it skips the episode.
+    """
+
+    reason: str
+    kind: Literal["absent", "damaged", "missing"] = "absent"
+
+
+@dataclass(frozen=True)
+class FramesNote:
+    """How the frames of a camera are matched with the steps of an episode, where that is not as their times say.
+
+    Attributes:
+        what: the same for all episodes with this.
+        seconds: by how much times and frames disagree, at most; None: that says nothing here.
+    """
+
+    what: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something in the files that is neither a camera nor a column in use.
+
+    Attributes:
+        kind: "image": it looks like a camera's images and cannot be read as such; "depth": depth images; "column":
+            a vector that is not used.
+        name: as the user would choose it.
+        reason: the end of a sentence that begins with the name, such as "has shape (40, 3)".
+    """
+
+    kind: Literal["image", "depth", "column"]
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +139,11 @@ class Source(ABC):
         color_order: "rgb" or "bgr", where the format leaves open how its images are to be read: what the reader took,
             which may be replaced. None: there is no doubt.
         files: all files that the content depends on, relative to `path` ("." for the path itself).
-        skipped: a sentence for each episode that is listed and cannot be used.
+        unusable: episodes that are listed and cannot be used, by their numbers.
+        left_out: what else is in the files, and why it is not used.
+        camera_forms: camera → position of an episode → what it is there, where it is not as in `cameras`.
+        column_forms: column → position of an episode → what it is there, where it is not as in `columns`.
+        notes: what was guessed, or read otherwise than the files say: whole sentences.
         metadata: whatever else is worth keeping, such as {"robot_type": "aloha"}; JSON's types only.
     """
 
@@ -87,7 +157,11 @@ class Source(ABC):
     fps: float | None = None
     color_order: str | None = None
     files: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
+    unusable: tuple[Unusable, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    camera_forms: Mapping[str, Mapping[int, Camera | Fault]] = field(default_factory=dict)
+    column_forms: Mapping[str, Mapping[int, Column | Fault]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -98,6 +172,11 @@ class Source(ABC):
     @property
     def num_steps(self) -> int:
         return sum(episode.length for episode in self.episodes)
+
+    def number_of(self, episode: int) -> int:
+        """The dataset's own number of the episode at a position."""
+        number = self.episodes[episode].number
+        return episode if number is None else number
 
     @abstractmethod
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -120,6 +199,14 @@ class Source(ABC):
 
     def read_timestamps(self, episode: int) -> np.ndarray | None:
         """(T,) float64 seconds as recorded; None: the format keeps none."""
+        return None
+
+    def frames_note(self, episode: int, camera: str) -> FramesNote | None:
+        """How frames are matched with steps, where that is not as their times say.
+
+        Raises:
+            UserError: if they cannot be matched.
+        """
         return None
 
     def mapped(self) -> Episodes | None:

@@ -50,6 +50,7 @@ def run_jobs(
     describe: Callable[..., str],
     timeout: float,
     workers: int | None = None,
+    goes_on: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """Call a function for each of many jobs in child processes.
 
@@ -59,6 +60,7 @@ def run_jobs(
         describe: takes a job's arguments; what the sentence about a child that fails begins with.
         timeout: seconds after which a job is taken to hang.
         workers: children; None: one for each core.
+        goes_on: a `UserError` is yielded as the result of its job, and the others run on.
 
     Yields:
         (number of the job, its result) as they are done.
@@ -67,7 +69,14 @@ def run_jobs(
         UserError: the first one of a job, or if a child crashes, hangs or runs out of memory; nothing runs on then.
     """
     if multiprocessing.current_process().daemon:  # such a process may have no children
-        yield from ((number, function(*job)) for number, job in enumerate(jobs))
+        for place, job in enumerate(jobs):
+            try:
+                done = function(*job)
+            except UserError as error:
+                if not goes_on:
+                    raise
+                done = error
+            yield place, done
         return
     workers = min(workers or usable_cores(), max(1, len(jobs)))
     pool = ProcessPool(max_workers=workers, context=_context(), initializer=_start_child, initargs=(os.getpid(),))
@@ -83,7 +92,13 @@ def run_jobs(
             finished = wait(running, return_when=FIRST_COMPLETED).done
             for future in sorted(finished, key=_has_failed):  # what is done counts before a fault ends all
                 number = running.pop(future)
-                yield number, _result_of(future, describe(*jobs[number]), timeout)
+                try:
+                    result = _result_of(future, describe(*jobs[number]), timeout)
+                except UserError as error:
+                    if not goes_on:
+                        raise
+                    result = error
+                yield number, result
     finally:
         pool.stop()
         pool.join()

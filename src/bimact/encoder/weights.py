@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import pickle
 import re
 import socket
-import struct
 import urllib.request
-import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,31 +15,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import torch
 from torch import Tensor, nn
 
 from bimact.config import EncoderConfig
 from bimact.errors import UserError
+from bimact.weights_file import read_content, state_dicts
 
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".torch", ".pkl", ".tar", ".npz")
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 _CONNECT_TIMEOUT = 5.0  # seconds until the model hub counts as unreachable
 _READ_TIMEOUT = 30.0  # seconds without a byte after which a download is given up
-_DAMAGE = (  # what the readers of torch and zipfile raise on a foreign, damaged or hostile file
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    RuntimeError,
-    ValueError,  # and UnicodeDecodeError
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    EOFError,
-    MemoryError,
-    OSError,
-)
 _WAYS_OUT = "or encoder.pretrained: null for random weights"
 
 
@@ -107,56 +87,23 @@ def _clean(tag: str) -> str:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict in a file that torch or safetensors wrote, on the CPU; nothing in the file is run.
 
-    It is looked for at the top and under `state_dict`, `model_state_dict`, `model_state` or `model`.
+    It is looked for under `state_dict`, `model_state_dict`, `model_state` or `model`, then at the top, then anywhere.
+
+    Args:
+        path: the file, or the index of a sharded one.
 
     Raises:
         UserError: if the file is missing, damaged, holds no state dict or would run code.
     """
     if not path.is_file():
         raise UserError(f"weights file not found: {path.absolute()} (encoder.pretrained)")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content = read_content(path)
     state = _find_state_dict(content)
+    if state is None and len(others := state_dicts(content)) == 1:  # under a name that nobody foresaw
+        [state] = others.values()
     if state is None:
         raise UserError(f"{path} holds no state dict: encoder.pretrained needs a file of named tensors")
     return state
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file: {_first_line(error)}") from None
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        if _is_torchscript(path):
-            raise UserError(
-                f"{path} is a TorchScript archive, which is a program: if you trust it, save its weights "
-                "alone, by torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), and name that file"
-            )
-        # argparse.Namespace, a bag of settings, lies in many a checkpoint (DETR's, timm's) and runs nothing.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if named is None:
-            raise UserError(f"{path} is no file of weights that torch can read, or it is damaged") from error
-        raise UserError(
-            f"{path} holds more than weights ({named[1]}), and a file that is loaded must not run code: save "
-            "the state dict alone, by torch.save(model.state_dict(), FILE), and name that file"
-        ) from error
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _find_state_dict(content: Any, depth: int = 3) -> dict[str, Tensor] | None:

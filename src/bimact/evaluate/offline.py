@@ -15,6 +15,7 @@ from bimact.errors import UserError
 from bimact.evaluate.run import LoadedRun
 from bimact.policy.demonstrations import open_demonstrations
 from bimact.progress import progress_bar
+from bimact.train.resume import dataset_of
 
 BASELINES = ("hold the last position", "mean action")
 
@@ -56,10 +57,14 @@ def evaluate_offline(run: LoadedRun, dataset_dir: str | None = None) -> dict[str
         what goes into `evaluation.json`.
     """
     config = run.config
-    path = dataset_dir or config.dataset_dir
+    path: str | None = dataset_dir
+    if path is None:
+        path, moved = dataset_of(config, run.path)
+        if moved is not None:
+            print(moved)
     if path is None:
         raise UserError("offline evaluation needs --dataset_dir")
-    episodes = open_demonstrations(config, path)
+    episodes, _ = open_demonstrations(config, path, for_training=False)
     chosen, which = _choose_episodes(run, episodes, own_data=dataset_dir is None)
     index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
     loader = Loader(

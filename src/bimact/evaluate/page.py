@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from bimact import fonts
 
 # On the page each of these becomes the CSS variable --plot-NAME, so that dark mode has its own colours; the
 # value here is what a plot falls back to when it is taken out of the page.
@@ -73,7 +76,9 @@ def svg_plot(
         left: inches for the labels of the vertical axis, so that plots one below the other line up; None: as
             much as it takes.
     """
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
+    with rc_context({**_STYLE, "font.family": fonts.families(), "svg.hashsalt": name}), warnings.catch_warnings():
+        # The letters stay letters in the SVG, and the reader's browser has fonts of its own.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
         figure = Figure(figsize=(width, height), layout="constrained" if left is None else None)
         if left is not None:
             figure.subplots_adjust(left / width, 0.26 / height, 1 - 0.06 / width, 1 - 0.24 / height)
@@ -109,7 +114,7 @@ def plain_numbers(axes: Axes) -> None:
 
 
 def shorten(name: str) -> str:
-    return name if len(name) <= 26 else f"{name[:12]}…{name[-13:]}"
+    return fonts.shorten(name, head=12, tail=13)
 
 
 def page_environment(folder: Path, **filters: Callable[..., Any]) -> Environment:

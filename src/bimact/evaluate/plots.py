@@ -36,7 +36,7 @@ def learning_curves(records: Sequence[Record]) -> dict[str, Markup]:
         ("data_wait_share", "time spent waiting for data, %", 100.0),
     ):
         x, y = _series(steps, name)
-        if len(x):
+        if np.isfinite(y).any():
             plots[name] = _small_curve(name, title, x, scale * y)
     return plots
 
@@ -55,12 +55,15 @@ def _loss_plot(steps: Sequence[Record], validations: Sequence[Record]) -> Markup
         if validations:
             markers["markevery"] = max(1, min(len(validations), _MAX_POINTS) // 40)
             axes.plot(*_series(validations, "val_loss"), label="validation: action, after an epoch", **markers)
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 500 * low else (1.0,)))
-        axes.yaxis.set_minor_locator(NullLocator())
+        is_logarithmic = any((np.asarray(line.get_ydata()) > 0).any() for line in axes.lines)
+        if is_logarithmic:
+            axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 500 * low else (1.0,)))
+            axes.yaxis.set_minor_locator(NullLocator())
         plain_numbers(axes)
-        axes.set(title="loss of normalised actions, logarithmic scale", xlabel="optimizer step")
+        scale = ", logarithmic scale" if is_logarithmic else ""
+        axes.set(title=f"loss of normalised actions{scale}", xlabel="optimizer step")
         axes.legend(loc="best")
 
     label = "Learning curves"
@@ -132,7 +135,7 @@ def _joint_errors(title: str, unit: str, names: Sequence[str], errors: Mapping[s
     def draw(axes: Axes) -> None:
         top = np.arange(len(names)) - 0.4
         for (color, height, alpha), values in zip(styles, errors.values()):
-            axes.barh(top + height / 2, values, height, color=COLORS[color], alpha=alpha, lw=0)
+            axes.barh(top + height / 2, _finite(values), height, color=COLORS[color], alpha=alpha, lw=0)
             top = top + height
         for row, value in enumerate(errors["policy"]):
             axes.annotate(f"{value:.3g}", (value, row - 0.2), (3, 0), textcoords="offset points", va="center", size=7.8)
@@ -176,7 +179,7 @@ def _horizon_errors(errors: Mapping[str, Sequence[float]]) -> Markup:
 
 def _trajectory(index: int, title: str, trajectory: Record, fps: float | None) -> Markup:
     """One joint over an episode, demonstrated and predicted, with a mark where a chunk begins."""
-    demonstrated, predicted = (np.array(trajectory[name])[:, index] for name in ("demonstrated", "predicted"))
+    demonstrated, predicted = (_finite(trajectory[name])[:, index] for name in ("demonstrated", "predicted"))
     times, chunk_size = np.arange(len(demonstrated)) / (fps or 1.0), trajectory["chunk_size"]
 
     def draw(axes: Axes) -> None:
@@ -207,12 +210,18 @@ def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarra
 
 
 def _thin(x: np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """No more points than can be told apart: means of neighbouring ones."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    """No more points than can be told apart: means of neighbouring ones; a gap where one is not finite."""
+    x, y = np.asarray(x, dtype=float), _finite(y)
     if len(x) <= _MAX_POINTS:
         return x, y
     parts = np.array_split(np.arange(len(x)), _MAX_POINTS)
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """NaN for what no axis has a place for."""
+    values = np.asarray(values, dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 # Frames --------------------------------------------------------------------------------------------

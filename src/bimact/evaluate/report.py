@@ -25,9 +25,11 @@ from bimact.errors import UserError
 from bimact.evaluate import plots
 from bimact.evaluate.page import page_environment
 from bimact.evaluate.results import read_results
-from bimact.files import write_text
+from bimact.evaluate.run import run_folder
+from bimact.files import check_writable, write_text
 from bimact.policy.demonstrations import open_demonstrations
 from bimact.train.checkpoint import FOLDER, RUN_CONFIG, load_weights
+from bimact.train.resume import dataset_of
 from bimact.train.tracking import METRICS, read_metrics
 
 REPORT, VIDEOS, TEMPLATE = "report.html", "videos", "report_template.html"
@@ -119,14 +121,15 @@ def write_report(run_dir: str | Path) -> Path:
     A section whose data is missing says which command makes it.
 
     Args:
-        run_dir: the run's folder; it has to hold `config.yaml`.
+        run_dir: as `run_folder` takes it.
 
     Returns:
         the page's path.
 
     Raises:
-        UserError: if the folder is no run, or one of its files cannot be read.
+        UserError: if the folder is no run or cannot be written, or one of its files cannot be read.
     """
+    check_writable(run_folder(run_dir))
     run = _open_run(run_dir)
     environment = page_environment(
         Path(__file__).parent, percent=_percent, duration=_duration, words=_words, quote=_quote
@@ -169,15 +172,14 @@ def summary_table(run_dir: str | Path) -> Table:
 
 
 def _open_run(run_dir: str | Path) -> _Run:
-    path = Path(run_dir)
-    if not (path / RUN_CONFIG).is_file():
-        raise UserError(f"{path.resolve()} is no run: it has no {RUN_CONFIG}")
+    path = run_folder(run_dir)
     config = load_config(path / RUN_CONFIG)
     records = read_metrics(path / METRICS) if (path / METRICS).is_file() else []
     episodes, problem = None, "the run's config names no dataset"
-    if config.dataset_dir is not None:
+    dataset, _ = dataset_of(config, path)
+    if dataset is not None:
         try:
-            episodes = open_demonstrations(config, config.dataset_dir)
+            episodes, _ = open_demonstrations(config, dataset, lambda line: None, for_training=False)
         except UserError as error:  # the page stands without the data
             problem = str(error)
     return _Run(path, config, records, read_results(path), episodes, problem)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bimact.config import to_config
-from bimact.encoder.weights import read_state_dict
 from bimact.errors import UserError, in_words
 from bimact.policy.act import ActPolicy, build_act_policy
+from bimact.policy.weights import PolicyWeights, Software, read_policy_weights
+from bimact.weights_file import size_of
 
 # By whether blocks have a bottleneck and how many the third stage has.
 _RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50"}
@@ -59,19 +60,17 @@ class Converted:
     notes: tuple[str, ...] = ()
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file of torch or safetensors; nothing in it is run, and all of them are in the file.
+def read_policy(path: Path, software: Software) -> PolicyWeights:
+    """The weights of a policy of other software; nothing in the file is run, and all that it announces is in it.
 
     Raises:
-        UserError: if the file cannot be read, or announces more than it holds.
+        UserError: if the file cannot be read, holds no such policy or announces more than it holds.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
-    weights = read_state_dict(path)
+    found = read_policy_weights(path, software)
     # A tensor of any size can be announced over a few bytes, and a network would be made as large.
-    if sum(value.numel() * value.element_size() for value in weights.values()) > path.stat().st_size:
+    if sum(value.numel() * value.element_size() for value in found.tensors.values()) > size_of(path):
         raise UserError(f"{path} announces larger tensors than it holds: do not trust this file")
-    return weights
+    return found
 
 
 def checked_cameras(names: Sequence[str]) -> list[str]:

@@ -17,10 +17,11 @@ from bimact.config import save_config
 from bimact.errors import UserError
 from bimact.evaluate.run import load_run
 from bimact.exchange.assembly import Converted
-from bimact.exchange.lerobot_reader import lerobot_folder, read_lerobot
+from bimact.exchange.lerobot_reader import CONFIG, lerobot_folder, read_lerobot, weights_of
 from bimact.exchange.lerobot_writer import refuse_inexpressible, write_lerobot
 from bimact.exchange.original_act import HEADS, IMAGE_SIZE, original_checkpoint, read_original
 from bimact.files import atomic_write
+from bimact.policy.weights import BIMACT, ORIGINAL, read_policy_weights
 from bimact.train.checkpoint import FOLDER, RUN_CONFIG
 from bimact.train.resume import new_run_settings
 
@@ -88,24 +89,52 @@ def read(source: Source) -> Converted:
     Raises:
         UserError: if they hold none that bimact knows.
     """
-    folder = lerobot_folder(source.path)
-    checkpoint = original_checkpoint(source.path)
+    path = source.path
     if source.is_run:
         _refuse_options(source, "a run of bimact", ("cameras", "stats", "nheads"))
         return _read_run(source)
-    if folder is not None:
+    lerobot: tuple[Path, Path | None] | None = None  # the policy's folder, and another file of weights than its own
+    original: Path | None = None
+    notes: list[str] = []
+    if path.name == CONFIG and path.is_file():
+        lerobot = path.parent, None
+    elif path.is_file():
+        software = read_policy_weights(path).software
+        if software is BIMACT:
+            raise UserError(f"{path} is a checkpoint of bimact: give the folder of its run, which has {RUN_CONFIG}")
+        if software is ORIGINAL:
+            original = path
+        elif (path.parent / CONFIG).is_file():
+            lerobot = path.parent, path
+        else:
+            raise UserError(
+                f"{path} holds weights of {software.name}, but its settings are missing: put its {CONFIG} beside it"
+            )
+    elif path.is_dir():
+        folder, checkpoint = lerobot_folder(path), original_checkpoint(path)
+        # A fork of the original ACT may keep a config.json too.
+        if folder is not None and (checkpoint is None or weights_of(folder[0]).is_file()):
+            lerobot, notes = (folder[0], None), folder[1]
+        elif checkpoint is not None:
+            original, notes = checkpoint
+        elif (path.parent / RUN_CONFIG).is_file() and path.name == FOLDER:
+            raise UserError(f"{path} has the checkpoints of a run of bimact: give the run's folder, {path.parent}")
+    else:
+        raise UserError(f"{path.absolute()} does not exist")
+    if lerobot is not None:
         _refuse_options(source, "a policy of LeRobot", ("stats", "nheads", "image_size", "checkpoint"))
-        return read_lerobot(folder, source.cameras)
-    if checkpoint is not None:
+        converted = read_lerobot(lerobot[0], source.cameras, lerobot[1])
+    elif original is not None:
         _refuse_options(source, "the original ACT", ("checkpoint",))
         heads, size = source.nheads or HEADS, source.image_size or IMAGE_SIZE
-        return read_original(checkpoint, source.cameras, source.stats, heads, size)
-    if not source.path.exists():
-        raise UserError(f"{source.path.absolute()} does not exist")
-    raise UserError(
-        f"{source.path} is no policy that bimact knows: it takes a folder with LeRobot's config.json and "
-        "model.safetensors, one with the original ACT's policy_best.ckpt and dataset_stats.pkl, or a run of bimact"
-    )
+        converted = read_original(original, source.cameras, source.stats, heads, size)
+    else:
+        raise UserError(
+            f"{path} has no policy that bimact knows: it takes a folder with LeRobot's config.json and "
+            "model.safetensors, one with the original ACT's policy_best.ckpt and dataset_stats.pkl, a file of weights "
+            "of either, or a run of bimact"
+        )
+    return dataclasses.replace(converted, notes=(*notes, *converted.notes))
 
 
 def _refuse_options(source: Source, what: str, names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bimact.errors import UserError
+from bimact.weights_file import refuse_pointer
 
 _LARGEST = 10_000_000  # bytes
 _KINDS = {
@@ -42,6 +43,7 @@ class JsonObject:
             raise UserError(f"{path} is missing")
         if path.stat().st_size > _LARGEST:
             raise UserError(f"{path} is larger than any file of settings")
+        refuse_pointer(path)
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError):  # ValueError: also of its encoding

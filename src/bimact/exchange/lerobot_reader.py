@@ -21,7 +21,7 @@ from bimact.exchange.assembly import (
     assemble,
     checked_cameras,
     network_settings,
-    read_weights,
+    read_policy,
 )
 from bimact.exchange.json_file import JsonObject
 from bimact.exchange.lerobot_features import (
@@ -46,9 +46,12 @@ from bimact.exchange.lerobot_statistics import (
     without_buffers,
 )
 from bimact.policy.lerobot_weights import from_lerobot
+from bimact.policy.weights import LEROBOT
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_PLACES = ("", "pretrained_model", "checkpoints/last/pretrained_model")  # in a training's folder
+_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_POLICY = "pretrained_model"
+_PLACES = ("", _POLICY, f"checkpoints/last/{_POLICY}")  # in a training's folder
 _SAME = {  # LeRobot's settings that the weights tell too, by their name there and here
     "chunk_size": "chunk_size",
     "dim_model": "hidden_dim",
@@ -69,17 +72,41 @@ _LEAST_STD = 1e-4  # of images in [0, 1]: one that varies less has shown nothing
 _LEAST_ACTION_STD = 1e-6  # rounding errors of an action that never changes
 
 
-def lerobot_folder(path: Path) -> Path | None:
-    """Where in a folder the policy lies; None if there is none."""
-    return next((path / place for place in _PLACES if (path / place / CONFIG).is_file()), None)
+def lerobot_folder(path: Path) -> tuple[Path, list[str]] | None:
+    """Where in a folder the policy lies.
+
+    Returns:
+        its folder, with a note if it is one of several; None if there is none.
+    """
+    for place in _PLACES:
+        if (path / place / CONFIG).is_file():
+            return path / place, []
+    # A copy of a training may lack the link `last`, and the folder of its checkpoints may be given itself.
+    complete = [
+        config.parent
+        for below in ("checkpoints", "")
+        for config in (path / below).glob(f"*/{_POLICY}/{CONFIG}")
+        if config.parent.parent.name.isdecimal() and weights_of(config.parent).is_file()
+    ]
+    if not complete:
+        return None
+    policy = max(complete, key=lambda folder: int(folder.parent.name))
+    others = "" if len(complete) == 1 else f", the highest of {len(complete)}; give another by its folder"
+    return policy, [f"the checkpoint {policy.parent.name} is taken{others}"]
 
 
-def read_lerobot(folder: Path, cameras: Sequence[str] | None = None) -> Converted:
+def weights_of(folder: Path) -> Path:
+    """The file of weights, or the index of several, of a policy's folder; where it has none, what it should have."""
+    return next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder / WEIGHTS)
+
+
+def read_lerobot(folder: Path, cameras: Sequence[str] | None = None, weights_file: Path | None = None) -> Converted:
     """Read a LeRobot policy.
 
     Args:
         folder: which holds `config.json`.
         cameras: other names for the cameras, in the policy's order.
+        weights_file: other weights for the folder's settings than `model.safetensors`.
 
     Raises:
         UserError: if files are missing or damaged, or the policy has what bimact's has not; the sentence lists it.
@@ -90,17 +117,20 @@ def read_lerobot(folder: Path, cameras: Sequence[str] | None = None) -> Converte
     obstacles = [*_obstacles(config, features), *steps.obstacles()]
     if obstacles:
         raise UserError(f"{folder} cannot become a policy of bimact: {'; '.join(obstacles)}")
-    path = folder / WEIGHTS
-    weights = {name.replace("_orig_mod.", ""): value for name, value in read_weights(path).items()}  # if compiled
-    ours = _our_weights(weights, path)
+    path = weights_file or weights_of(folder)
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    found = read_policy(path, LEROBOT)
+    ours = _our_weights(found.tensors, path)
     settings = network_settings(ours, path)
     _check_same(config, settings, path)
-    inputs, outputs = steps.normalizations(folder) or from_buffers(weights, features, path)
+    inputs, outputs = steps.normalizations(folder) or from_buffers(found.tensors, features, path)
     images = [name for name, feature in features.items() if feature.kind == "VISUAL"]
     settings["cameras"] = _camera_names(images, cameras, steps.names_of_robot())
     settings["image_size"] = common_size([features[name] for name in images])
     settings["encoder"] |= _image_statistics([inputs.affine(name, 3) for name in images], folder)
-    notes = [*_take_over(config, settings), *inputs.notes([*images, STATE]), *outputs.notes([ACTION])]
+    notes = [*found.notes, *_take_over(config, settings)]
+    notes += [*inputs.notes([*images, STATE]), *outputs.notes([ACTION])]
     state = inputs.affine(STATE, settings["state_dim"])
     action = outputs.affine(ACTION, settings["action_dim"], inverse=True)
     notes += _constant_actions(action)

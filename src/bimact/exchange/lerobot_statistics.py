@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from bimact.errors import UserError
-from bimact.exchange.assembly import Affine, read_weights
+from bimact.exchange.assembly import Affine
 from bimact.exchange.json_file import JsonObject
 from bimact.exchange.lerobot_features import ACTION, IDENTITY, Feature, checked_mode
+from bimact.weights_file import read_content, state_dicts
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
@@ -76,10 +77,9 @@ class Normalization:
         what = f"{self.path} has no '{kind}' of {ascii(name)[1:-1]}"
         if value is None:
             raise UserError(f"{what}, by which the policy normalises")
-        value = value.flatten().float()
-        if len(value) != size or not bool(value.isfinite().all()):
+        if value.numel() != size or not bool(value.isfinite().all()):
             raise UserError(f"{what} in {size} finite numbers: save the policy again with its dataset's statistics")
-        return value
+        return value.flatten().float()
 
 
 def from_buffers(weights: Mapping[str, Tensor], features: Mapping[str, Feature], path: Path) -> list[Normalization]:
@@ -106,7 +106,7 @@ def from_steps(steps: list[JsonObject], kind: str, folder: Path) -> Normalizatio
     """Of the step of a kind among those of a processor.
 
     Raises:
-        UserError: if there are several, or its file cannot be read.
+        UserError: if there are several, or its file is missing or cannot be read.
     """
     mine = [step for step in steps if step.get("registry_name", str, "") == kind]
     if len(mine) > 1:
@@ -120,7 +120,9 @@ def from_steps(steps: list[JsonObject], kind: str, folder: Path) -> Normalizatio
     kinds[ACTION] = "ACTION"  # which the step always looks at
     modes = {name: checked_mode(norm_map.get(type_, str, IDENTITY), step) for name, type_ in kinds.items()}
     file = _state_file(step, folder)
-    values = {} if file is None else read_weights(file)
+    if file is not None and not file.is_file():
+        raise UserError(f"{file} is missing")
+    values = {} if file is None else state_dicts(read_content(file)).get((), {})
     statistics = {name: below for name in modes if (below := _below(values, f"{name}."))}
     return Normalization(file or step.path, modes, statistics, config.get("eps", float, _EPSILON))
 

@@ -6,7 +6,9 @@ Formats: `policy_best.ckpt` and `dataset_stats.pkl` as `imitate_episodes.py` of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +24,47 @@ from bimact.exchange.assembly import (
     assemble,
     checked_cameras,
     network_settings,
-    read_weights,
+    read_policy,
 )
 from bimact.policy.original_act_weights import from_original
+from bimact.policy.weights import ORIGINAL
+from bimact.weights_file import refuse_pointer
 
-CHECKPOINTS = ("policy_best.ckpt", "policy_last.ckpt")
 STATISTICS = "dataset_stats.pkl"
 HEADS = 8  # in `imitate_episodes.py`
 IMAGE_SIZE = (480, 640)  # of the original's simulation and of ALOHA's cameras
 
 
-def original_checkpoint(path: Path) -> Path | None:
-    """The checkpoint in a folder of a training, or the file itself; None if there is none."""
-    if path.is_file():
-        return path
-    return next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)
+def original_checkpoint(folder: Path) -> tuple[Path, list[str]] | None:
+    """The checkpoint to take of a folder of a training: the best, else the last, else that of the highest number.
+
+    Forks name theirs as in `policy_step_1000_seed_0.ckpt`.
+
+    Returns:
+        the file, with a note if there are others; None if there is none.
+    """
+    found = [path for path in folder.glob("*.ckpt") if path.is_file()]
+    found = found or [path for path in folder.glob("policy*") if path.suffix in (".pt", ".pth", ".safetensors")]
+    if not found:
+        return None
+    path = max(found, key=_rank)
+    return path, [] if len(found) == 1 else [f"{path.name} is taken of {len(found)} checkpoints: {_why(path)}"]
+
+
+def _rank(path: Path) -> tuple[int, int, str]:
+    """Of two checkpoints the higher one is taken."""
+    words = re.split(r"[\W_]+|(?<=[a-z])(?=\d)", path.stem.lower())
+    numbers = [int(word) for word in words if word.isdecimal()]
+    counted = [
+        int(n) for name, n in pairwise(words) if name in ("step", "epoch", "iter", "iteration") and n.isdecimal()
+    ]
+    kind = 2 if "best" in words else 1 if {"last", "latest", "final"} & set(words) else 0
+    return kind, (counted or numbers or [-1])[0], path.name
+
+
+def _why(path: Path) -> str:
+    reason = ("it has the highest number", "it is the last", "it is the best")[_rank(path)[0]]
+    return f"{reason}; give another by its file name"
 
 
 def read_original(
@@ -58,13 +86,14 @@ def read_original(
     Raises:
         UserError: if files are missing or damaged, or the policy has what bimact's has not.
     """
-    weights = _known(read_weights(path), path)
+    found = read_policy(path, ORIGINAL)
+    weights = _known(found.tensors, path)
     if cameras is None:
         raise UserError(
             f"which cameras was {path} trained with? Its weights do not tell: give --cameras top, or "
             "--cameras cam_high,cam_low,cam_left_wrist,cam_right_wrist"
         )
-    notes = []
+    notes = list(found.notes)
     if not any(name.startswith("model.encoder.") for name in weights):
         weights = {name: value for name, value in weights.items() if not name.startswith(_POSTERIOR)}
         notes.append("it was trained without the CVAE's encoder")
@@ -99,11 +128,6 @@ def _known(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: naming what is in the way.
     """
-    if "model.query_embed.weight" not in weights:
-        raise UserError(
-            f"{path} is no checkpoint of the original ACT, it has no 'model.query_embed.weight': of a LeRobot policy "
-            "or a run of bimact, give the folder"
-        )
     found = {
         "it has a backbone for each camera, and bimact one for all": "model.backbones.1.0.body.conv1.weight" in weights,
         "it sees the environment's state": "model.input_proj_env_state.weight" in weights,
@@ -125,6 +149,7 @@ def _is_discrete(weights: Mapping[str, Tensor]) -> bool:
 def _read_statistics(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing, by which the policy normalises: give it by --stats")
+    refuse_pointer(path)
     stats = load_pickle(path)
     if not isinstance(stats, dict):
         raise UserError(f"{path} holds no statistics of the original ACT")

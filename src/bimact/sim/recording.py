@@ -20,7 +20,7 @@ import numpy as np
 
 from bimact.data.formats.guide_npy import ACTIONS, JOURNAL, LENGTHS, METADATA, OBSERVATIONS, observation_dtype
 from bimact.errors import UserError
-from bimact.files import flush_to_disk, write_json
+from bimact.files import check_writable, flush_to_disk, write_json
 from bimact.machine import usable_cores
 from bimact.progress import progress_bar
 from bimact.sim.demonstrators import demonstrate
@@ -99,12 +99,13 @@ def record(settings: RecordingSettings, output_dir: str | Path, workers: int | N
         the episodes, in order. What is already complete is left as it is.
 
     Raises:
-        UserError: if the folder holds anything else, or the disk is too small.
+        UserError: if the folder holds anything else or cannot be written, or the disk is too small.
     """
     settings.check()
     folder = Path(output_dir)
     if _is_complete(folder, settings):
         return [RecordedEpisode(**entry) for entry in json.loads((folder / METADATA).read_text())["episodes"]]
+    check_writable(folder)
     done = _continue_or_begin(folder, settings)
     missing = [number for number in range(settings.episodes) if number not in done]
     workers = min(workers or usable_cores(), max(1, len(missing)))

@@ -14,6 +14,7 @@ import bimact
 from bimact.config import Config, load_config, setting_names
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
+from bimact.files import check_writable, expand_home
 from bimact.policy.demonstrations import open_demonstrations
 from bimact.sweep.space import as_text
 from bimact.sweep.sweep_file import Sweep
@@ -104,7 +105,7 @@ def plan_sweep(
         command: that asks for this, for messages.
 
     Raises:
-        UserError: if something is wrong with the settings or the demonstrations.
+        UserError: if the sweep's folder cannot be written, or something is wrong with the settings or demonstrations.
     """
     if jobs < 1:
         raise UserError(f"--jobs is {jobs}, it has to be at least 1")
@@ -116,6 +117,8 @@ def plan_sweep(
         for name, distribution in sweep.space.items()
         if isinstance(distribution, CategoricalDistribution) and len(distribution.choices) == 1
     }
+    folder = Path(expand_home(output_dir)) if output_dir else Path("sweeps") / sweep.name
+    check_writable(folder)
     base = load_config(config, [f"{name}={value}" for name, value in {**settings, **constants}.items()])
     program = in_project(sweep.program) if sweep.program else None
     return SweepPlan(
@@ -125,7 +128,7 @@ def plan_sweep(
         base=base,
         dataset=_check_demonstrations(sweep, base),
         program=program if program is not None and program.is_file() else None,
-        folder=Path(output_dir) if output_dir else Path("sweeps") / sweep.name,
+        folder=folder,
         storage=storage,
         total=_total(sweep, trials),
         jobs=jobs,
@@ -138,7 +141,8 @@ def plan_sweep(
 def in_project(path: str | Path) -> Path:
     """A relative path from here or, where there is no such file, from the project's root."""
     project = Path(bimact.__file__).parents[2]  # where an editable installation comes from
-    return Path(path) if Path(path).exists() or not (project / path).exists() else project / path
+    path = Path(expand_home(path))
+    return path if path.exists() or not (project / path).exists() else project / path
 
 
 def _total(sweep: Sweep, trials: int | None) -> int:
@@ -164,10 +168,10 @@ def _check_demonstrations(sweep: Sweep, base: Config) -> str:
         raise UserError("the sweep compares by val_loss, which there is none of with val_split 0: give --val_split 0.1")
     if "dataset_dir" in sweep.space and base.dataset_dir is None:
         return "chosen by each trial"
-    path = base.dataset_dir or os.environ.get("ACT_DATASET_DIR")
-    if path is None:
+    path = base.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", ""))
+    if not path:
         raise UserError("a sweep needs --dataset_dir (or ACT_DATASET_DIR)")
-    episodes = open_demonstrations(base, path)
+    episodes, _ = open_demonstrations(base, path)
     if sweep.metric == "val_loss" and len(split_episodes(episodes.lengths, max(shares, default=0.1), 0)[1]) == 0:
         raise UserError(f"{path} has a single episode, so none can be held out, and there is no val_loss to compare by")
     return fingerprint(episodes)

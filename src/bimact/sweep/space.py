@@ -16,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from bimact.config import load_config, setting_names
+from bimact.config import is_text, load_config, setting_names, setting_value
 from bimact.errors import UserError
 
 _KEYS = ("distribution", "value", "values", "min", "max", "q", "mu", "sigma", "a", "b", "probabilities", "parameters")
@@ -88,10 +88,13 @@ def check_values(name: str, distribution: BaseDistribution) -> None:
         values = [distribution.low, distribution.high]
     for value in values:
         try:
-            load_config(None, [f"{name}={as_text(value)}"])
+            given = setting_value(load_config(None, [f"{name}={as_text(value)}"]), name)
         except UserError as error:
             if f"'{name}'" in str(error):
                 raise UserError(f"parameter '{name}': {error}") from None
+            continue
+        if isinstance(value, str) and (given is None or isinstance(given, bool)) and is_text(name):
+            raise UserError(f"parameter '{name}': the text '{value}' would be read as {as_text(given)}: take another")
 
 
 def hint_of(name: str, spec: Mapping[str, Any], distribution: BaseDistribution) -> str | None:
@@ -130,7 +133,7 @@ def grid_values(name: str, distribution: BaseDistribution) -> list[Any]:
 
 def as_text(value: Any) -> str:
     """A value as a command line or a config has it."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _implied_kind(spec: Mapping[str, Any]) -> str:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution
-from yaml import YAMLError
 
-from bimact.errors import UserError, in_words
+from bimact.config import is_text, setting_names, value_as_written
+from bimact.errors import UserError
+from bimact.files import expand_home
 from bimact.sweep.space import check_name, check_values, distribution_of, flatten, grid_values, hint_of
+from bimact.yaml_file import Written, read_yaml
 
 Goal: TypeAlias = Literal["minimize", "maximize"]
 METHODS = ("bayes", "random", "grid")
@@ -88,7 +88,7 @@ def read_sweep(path: str | Path) -> Sweep:
     Raises:
         UserError: if it is missing, is no sweep, or asks for what is unknown, not allowed or not supported here.
     """
-    path = Path(path)
+    path = Path(expand_home(path))
     content = _load(path)
     try:
         return _sweep(path, content)
@@ -97,15 +97,39 @@ def read_sweep(path: str | Path) -> Sweep:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = OmegaConf.load(path)  # unlike PyYAML, it takes 1e-6 for a number
-    except FileNotFoundError:
-        raise UserError(f"sweep file not found: {path.resolve()}") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"sweep file {path} is no readable YAML: {in_words(error)}") from None
-    if not isinstance(content, DictConfig):
+    """What the file says: numbers as YAML has them (1e-6 is one), text as it is written."""
+    written = read_yaml(path, "sweep file")
+    if written is None or not isinstance(written.value, dict):
         raise UserError(f"sweep file {path} holds no `key: value` lines")
-    return {str(key): value for key, value in OmegaConf.to_container(content).items()}  # type: ignore[union-attr]
+    content: dict[str, Any] = written.plain()
+    for key in ("name", "program"):
+        if content.get(key) is not None:
+            content[key] = written.value[key].text
+    if isinstance(content.get("command"), list):
+        content["command"] = [item.text for item in written.value["command"].value]
+    if isinstance(content.get("parameters"), dict):
+        content["parameters"] = _specs(written.value["parameters"], path)
+    return content
+
+
+def _specs(parameters: Written, path: Path, prefix: str = "") -> dict[str, Any]:
+    """What the file says of each parameter; the values of a setting that is text are text, such as 007."""
+    specs: dict[str, Any] = {}
+    for key, spec in parameters.value.items():
+        specs[key] = spec.plain()
+        if not isinstance(spec.value, dict):
+            continue
+        name, inner = f"{prefix}{key}", spec.value.get("parameters")
+        if inner is not None and isinstance(inner.value, dict):
+            specs[key]["parameters"] = _specs(inner, path, f"{name}.")
+        elif name in setting_names() and is_text(name):
+            place = f"{path}, line {spec.line}: "
+            if "value" in spec.value:
+                specs[key]["value"] = value_as_written(name, spec.value["value"], place)
+            if "values" in spec.value and isinstance(spec.value["values"].value, list):
+                values = spec.value["values"].value
+                specs[key]["values"] = [value_as_written(name, value, place) for value in values]
+    return specs
 
 
 def _sweep(path: Path, content: Mapping[str, Any]) -> Sweep:

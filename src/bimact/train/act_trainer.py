@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bimact.config import Config, save_config
 from bimact.data.episodes import Episodes
-from bimact.data.nonfinite import refuse_nonfinite
+from bimact.data.summary import dataset_record
 from bimact.data.training_order import Part, Step
 from bimact.data.windows import Batch
 from bimact.errors import UserError, in_words
-from bimact.files import lock_file
+from bimact.files import check_writable, lock_file, writing_to
 from bimact.policy.act import ActPolicy, Losses, act_losses
 from bimact.policy.demonstrations import open_demonstrations
 from bimact.train import resume
@@ -68,11 +68,14 @@ class ActTrainer:
         self.accelerator = accelerator or make_accelerator(config)
         self.ranks = Ranks(self.accelerator)
         self.run = Path(config.output_dir)
+        self.ranks.check_in_main(lambda: check_writable(self.run))
         self.checkpoint = None if resume_from is None else resume.open_checkpoint(resume_from)
         resume.refuse_other_run(self.run, self.checkpoint)
         with self.accelerator.main_process_first(), self.accelerator.local_main_process_first():
-            episodes = open_demonstrations(config, config.dataset_dir)
-        refuse_nonfinite(episodes)
+            episodes, source = open_demonstrations(
+                config, config.dataset_dir, self._print, for_training=self.checkpoint is None
+            )
+        self.dataset_record = dataset_record(source)
         config = fill_from_dataset(config, episodes)
         if self.checkpoint is not None:
             config = resume.keep_batch_size(config, self.checkpoint)
@@ -181,14 +184,17 @@ class ActTrainer:
         if not self.ranks.is_main:
             yield
             return
-        self.run.mkdir(parents=True, exist_ok=True)
-        lock = lock_file(self.run / ".lock")
+        with writing_to(self.run):
+            self.run.mkdir(parents=True, exist_ok=True)
+            lock = lock_file(self.run / ".lock")
         if lock is None:
             raise UserError(f"another process is training into {self.run.resolve()}: wait for it, or take a free name")
         with lock:
             finish_interrupted_saves(self.run)
             self.metrics = MetricsLog(self.config, self.run, step=self.step, wandb_id=self._prepare_metrics())
-            save_config(resume.new_run_settings(self.config), self.run / RUN_CONFIG)
+            self.metrics.log_dataset(self.dataset_record, self.step)
+            with writing_to(self.run):
+                save_config(resume.run_record(self.config, self.run), self.run / RUN_CONFIG)
             self.hints = Hints(self.config, self.loaders.training.num_workers)
             exit_code = 1
             try:

@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bimact.errors import UserError
+from bimact.errors import UserError, in_words
 from bimact.files import atomic_write, flush_to_disk
+from bimact.policy.weights import BIMACT, read_policy_weights
+from bimact.weights_file import refuse_pointer
 
 RUN_CONFIG, FOLDER = "config.yaml", "checkpoint"  # in a run's folder
 WEIGHTS, STATE = ".pth", ".state"
+_WITHOUT_STATE = "without that file training goes on with the weights alone"
 _DIGEST = "weights_sha256"  # in the state: which weights it belongs to
 
 
@@ -162,29 +165,38 @@ def load_pair(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """A policy's state dict, on the CPU; nothing in the file is run.
 
+    It may also lie under a key such as `model_state_dict`, have names that begin with `module.`, or be a file of
+    safetensors; the main process prints what else was chosen there.
+
     Raises:
-        UserError: if the file is missing, cut short, or not a state dict.
+        UserError: if the file is missing, cut short, or holds no policy of bimact; the sentence says what it holds.
     """
-    content = _load(Path(path))
-    if not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} is not the state dict of a policy")
-    return content
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint not found: {path.resolve()}")
+    found = read_policy_weights(path, BIMACT)
+    if os.environ.get("RANK", "0") == "0":
+        for note in found.notes:
+            print(f"Note: {path}: {note}", flush=True)
+    return found.tensors
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
-    """The trainer's state beside a weights file; None if there is none."""
+    """The trainer's state beside a weights file; None if there is none.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     state = Path(path).with_suffix(STATE)
-    return _load(state) if state.exists() else None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"checkpoint not found: {path.resolve()}")
+    if not state.exists():
+        return None
+    refuse_pointer(state)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(state, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason})") from error
+        raise UserError(
+            f"{state} cannot be read ({in_words(error) or type(error).__name__}): {_WITHOUT_STATE}"
+        ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no state dict but a {type(content).__name__}")
+        raise UserError(f"{state} holds no training state but a {type(content).__name__}: {_WITHOUT_STATE}")
     return content

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 import torch
 from torch import Tensor, nn
 
 from bimact.errors import UserError, in_words
 from bimact.policy.act import ActOutput, Observation
+
+
+def _names_a_problem(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("No CUDA runtime is found")
 
 
 class CompiledPolicy:
@@ -26,6 +33,10 @@ class CompiledPolicy:
         # Data-parallel training splits the graph, so that gradients are sent while others are computed.
         whole = not isinstance(policy, nn.parallel.DistributedDataParallel)
         mode = "reduce-overhead" if cuda_graphs else None
+        # What the compiler says to people who have not chosen: of a machine with CUDA's compiler and no GPU, and,
+        # in older versions of PyTorch, of float32 products outside of autocast.
+        logging.getLogger("torch.utils.cpp_extension").addFilter(_names_a_problem)
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         self._compiled = torch.compile(policy, fullgraph=whole, dynamic=False, mode=mode)
         self._is_first = True
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from bimact import fonts
 from bimact.data.windows import Batch
 from bimact.policy.act import ActPolicy
 
@@ -52,25 +54,25 @@ def prediction_figure(
     names = list(joint_names or [f"joint {number}" for number in range(predicted.shape[1])])
     rows = math.ceil(len(names) / _MOST_COLUMNS)
     columns = math.ceil(len(names) / rows)
-    figure = Figure(
-        figsize=(max(_LEAST_WIDTH, 0.4 + _PANEL_WIDTH * columns), 0.75 + _PANEL_HEIGHT * rows), layout="constrained"
-    )
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    for index, axes in enumerate(panels.flat):
-        if index < len(names):
-            _draw_joint(axes, predicted[:, index], demonstrated[:, index], is_pad)
-            text = axes.set_title(
-                _panel_title(names[index], joint_names is not None), fontsize=9, loc="left", color=_INK
-            )
-            text.set_parse_math(False)  # a joint's name may have a $ in it
-        else:
-            axes.set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=_INK)
-    figure.supxlabel("step of the chunk", fontsize=9, color=_INK)
-    if joint_names is None:
-        figure.supylabel("robot's units", fontsize=9, color=_INK)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    # A joint's name may have a $ in it, which is no mathematics.
+    with rc_context({"font.family": fonts.families(), "text.parse_math": False}):
+        figure = Figure(
+            figsize=(max(_LEAST_WIDTH, 0.4 + _PANEL_WIDTH * columns), 0.75 + _PANEL_HEIGHT * rows), layout="constrained"
+        )
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
+        for index, axes in enumerate(panels.flat):
+            if index < len(names):
+                _draw_joint(axes, predicted[:, index], demonstrated[:, index], is_pad)
+                text = _panel_title(names[index], index, joint_names is not None)
+                axes.set_title(text, fontsize=9, loc="left", color=_INK)
+            else:
+                axes.set_visible(False)
+        figure.suptitle(fonts.drawable(title), x=0.01, ha="left", fontsize=11, color=_INK)
+        figure.supxlabel("step of the chunk", fontsize=9, color=_INK)
+        if joint_names is None:
+            figure.supylabel("robot's units", fontsize=9, color=_INK)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -94,8 +96,10 @@ def _draw_joint(axes: Axes, predicted: np.ndarray, demonstrated: np.ndarray, is_
     axes.tick_params(labelsize=8, colors=_INK, width=0.7)
 
 
-def _panel_title(name: str, is_known: bool) -> str:
+def _panel_title(name: str, index: int, is_known: bool) -> str:
     """`left_wrist_angle` → left wrist angle, rad. Of a long name its end is shown, where names differ."""
     unit = "" if not is_known else ", opening" if "gripper" in name.lower() else ", rad"
-    name = name.replace("_", " ")
-    return (name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}") + unit
+    title = fonts.drawable(fonts.shorten(name.replace("_", " "), head=0, tail=_LONGEST_NAME - 1))
+    if title.count(fonts.ABSENT) > name.count(fonts.ABSENT):  # the names may look alike
+        title = f"{index}: {title}"
+    return title + unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+
+from bimact.errors import UserError
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -69,6 +72,22 @@ class Ranks:
     def main_ones(self, value: object) -> object:
         """The main process's value, in all processes."""
         return broadcast_object_list([value])[0] if self.count > 1 else value
+
+    def check_in_main(self, check: Callable[[], None]) -> None:
+        """Run a check in the main process alone; all have to call it.
+
+        Raises:
+            UserError: in all processes, if the check raises one.
+        """
+        fault = None
+        if self.is_main:
+            try:
+                check()
+            except UserError as error:
+                fault = str(error)
+        sentence = self.main_ones(fault)
+        if sentence is not None:
+            raise UserError(str(sentence))
 
     def agree_to_stop(self, requested: bool) -> bool:
         """Whether all stop now, since one of them was asked to.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from bimact.config import Config, load_config, setting_names
+from bimact.config import Config, load_config, setting_names, setting_value
 from bimact.data.episodes import Episodes
 from bimact.errors import UserError
+from bimact.files import expand_home
 from bimact.train.checkpoint import FOLDER, RUN_CONFIG, last_checkpoint, load_pair
 from bimact.train.tracking import METRICS
 
@@ -45,6 +47,7 @@ NETWORK = frozenset(
 FREE = frozenset(
     [
         "dataset_dir",
+        "dataset_dir_relative",
         "output_dir",
         "num_workers",
         "cache_dir",
@@ -97,12 +100,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint with what lies beside it.
 
     Args:
-        path: a weights file, or a run's folder, which stands for its last checkpoint.
+        path: a weights file, or a run's folder or the folder of its checkpoints, which stand for the last one.
 
     Raises:
         UserError: if it is missing or damaged.
     """
-    path, run = Path(path), run_of(path)
+    path, run = Path(expand_home(path)), run_of(path)
     if path.is_dir():
         path = last_checkpoint(run)
     weights, state = load_pair(path)
@@ -111,11 +114,33 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def run_of(path: str | Path) -> Path:
-    """The folder of the run that a checkpoint belongs to; a folder is the run itself."""
-    path = Path(path)
+    """The folder of the run that a checkpoint, or a folder of checkpoints, belongs to; another folder is the run."""
+    path = Path(expand_home(path))
     if path.is_dir():
-        return path
+        is_checkpoints = path.absolute().name == FOLDER and not (path / RUN_CONFIG).exists()
+        if not is_checkpoints:
+            return path
+        return path.parent if path.name == FOLDER else path.absolute().parent
     return path.parent.parent if path.absolute().parent.name == FOLDER else path.parent
+
+
+def dataset_of(config: Config, run: Path) -> tuple[str | None, str | None]:
+    """Where the demonstrations of a run are: where they were, or else at the same place seen from the run's folder.
+
+    Args:
+        config: of the run.
+        run: its folder, which may have been moved together with the demonstrations.
+
+    Returns:
+        the dataset, None if the config names none; and a line that says so if it is not where it was.
+    """
+    path, relative = config.dataset_dir, config.dataset_dir_relative
+    if path is None or relative is None or os.path.lexists(path):
+        return path, None
+    moved = os.path.normpath(run.absolute() / relative)
+    if not os.path.lexists(moved):
+        return path, None
+    return moved, f"There is no {path} any more: the dataset is taken from {moved}, which is the same seen from the run"
 
 
 def keep_batch_size(config: Config, checkpoint: Checkpoint) -> Config:
@@ -175,15 +200,17 @@ def _settings_changes(config: Config, checkpoint: Checkpoint, before: Config, ov
 
 
 def _differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    pairs = {name: (_value(old, name), _value(new, name)) for name in setting_names()}
-    silent = {"encoder.weights_from_checkpoint", "image_size", "output_dir", "auto_batch_size"}
+    old, new = (dataclasses.replace(config, dataset_dir=_absolute(config.dataset_dir)) for config in (old, new))
+    pairs = {name: (setting_value(old, name), setting_value(new, name)) for name in setting_names()}
+    silent = {
+        *("encoder.weights_from_checkpoint", "image_size", "output_dir", "auto_batch_size", "dataset_dir_relative"),
+    }
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in silent}
 
 
-def _value(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
+def _absolute(dataset: str | None) -> str | None:
+    """The absolute path of a dataset on this machine; names on the hub and URLs stay as they are."""
+    return os.path.abspath(dataset) if dataset is not None and os.path.lexists(dataset) else dataset  # noqa: PTH100
 
 
 def _shown(value: Any) -> str:
@@ -227,6 +254,14 @@ def new_run_settings(config: Config) -> Config:
     """What `R/config.yaml` says: a policy that is rebuilt from it takes its weights from checkpoints."""
     encoder = dataclasses.replace(config.encoder, weights_from_checkpoint=True)
     return dataclasses.replace(config, encoder=encoder, auto_batch_size=False)
+
+
+def run_record(config: Config, run: Path) -> Config:
+    """What is written to `R/config.yaml`: also where the demonstrations are, as an absolute path and from the run."""
+    dataset = _absolute(config.dataset_dir)
+    is_here = dataset is not None and os.path.lexists(dataset)
+    relative = os.path.relpath(dataset, run.absolute()) if dataset is not None and is_here else None
+    return dataclasses.replace(new_run_settings(config), dataset_dir=dataset, dataset_dir_relative=relative)
 
 
 def take_over_metrics(checkpoint: Checkpoint, run: Path, step: int) -> None:

@@ -72,6 +72,11 @@ class MetricsLog:
         if self._wandb:
             self._wandb.log(record, step)
 
+    def log_dataset(self, dataset: dict[str, Any], step: int) -> None:
+        """What the training uses of its dataset, and what it leaves out: a line of `metrics.jsonl` alone."""
+        self._file.write(json.dumps({"step": step, "dataset": dataset}) + "\n")
+        self._file.flush()
+
     @property
     def shows_figures(self) -> bool:
         """Whether anything takes figures."""

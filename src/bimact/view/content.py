@@ -45,7 +45,7 @@ def dataset_content(source: Source, episodes: Sequence[int] | None = None) -> di
         "total_episodes": len(source.episodes),
         "total_steps": source.num_steps,
         "tasks": tasks,
-        "skipped": list(source.skipped),
+        "skipped": [episode.sentence for episode in source.unusable],
         "episodes": [
             {
                 "number": number,

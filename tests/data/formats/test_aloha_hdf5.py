@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,11 +33,13 @@ from hdf5_files import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import read_as_training_does, skipped
 
 from bimact.data.formats.aloha_hdf5 import AlohaHdf5, is_aloha_hdf5, open_aloha_hdf5
 from bimact.data.formats.robomimic_hdf5 import is_robomimic_hdf5
 from bimact.data.opening import open_source
-from bimact.data.source import Camera
+from bimact.data.selection import Selection
+from bimact.data.source import Camera, Fault
 from bimact.data.workers import run_apart
 from bimact.errors import UserError
 
@@ -67,7 +70,7 @@ def refusal(path: Path) -> str:
     """The sentence about a dataset that has to be recognised and cannot be read."""
     assert is_aloha_hdf5(path)
     with pytest.raises(UserError) as caught:
-        read_all(opened(path))
+        read_as_training_does(opened(path))
     sentence = str(caught.value)
     assert "\n" not in sentence and str(path) in sentence
     return sentence
@@ -269,7 +272,7 @@ def _replace_jpeg(file: Path, change: Callable[[bytes], bytes]) -> None:
         (lambda file: file[: len(file) // 2], "damaged"),
         (lambda file: b"", "no PNG, JPEG"),
         (lambda file: b"\xff\xd8" + bytes(range(120)), "an image is"),
-        (lambda file: jpeg(scene((16, 48), 0)), "16×48"),
+        (lambda file: jpeg(scene((16, 48), 0)), "16×48 pixels"),
         (lambda file: file[:163] + b"\xff\xff\xff\xff" + file[167:], "image"),
     ],
     ids=["cut off", "empty", "garbage", "another size", "claims a huge size"],
@@ -278,7 +281,7 @@ def test_a_jpeg_file_that_is_damaged_is_named(tmp_path: Path, change: Any, said:
     file = write_aloha_episode(tmp_path / "episode_0.hdf5", 6, jpegs="rows")
     _replace_jpeg(file, change)
     sentence = refusal(tmp_path)
-    assert f"{file}, camera top, step 4" in sentence and said in sentence
+    assert file.name in sentence and "camera top" in sentence and "step 4" in sentence and said in sentence
 
 
 # What is left out -----------------------------------------------------------------------------------
@@ -294,9 +297,8 @@ def test_images_that_are_no_colour_images_are_left_out_with_a_reason(tmp_path: P
     }
     write_aloha_episode(tmp_path / "episode_0.hdf5", 3, images=images)
     source = opened(tmp_path)
-    assert list(source.cameras) == ["top"]
-    left_out = source.metadata["left_out"]
-    assert sorted(left_out) == ["float", "grey", "top_depth", "with_alpha"] and "float32" in left_out["float"]
+    assert sorted(source.cameras) == ["float", "grey", "top", "with_alpha"]
+    assert [(entry.name, entry.kind) for entry in source.left_out] == [("top_depth", "depth")]
 
 
 def test_a_column_that_only_some_episodes_have_is_left_out(tmp_path: Path) -> None:
@@ -304,13 +306,15 @@ def test_a_column_that_only_some_episodes_have_is_left_out(tmp_path: Path) -> No
     with h5py.File(tmp_path / "episode_1.hdf5", "a") as handle:
         del handle["observations/effort"]
     source = opened(tmp_path)
-    assert "effort" not in source.columns and "effort" in source.metadata["left_out"]
+    assert source.column_forms["effort"] == {1: Fault("is not there")}
+    with pytest.raises(UserError, match="episode_1.hdf5: effort is not there"):
+        Selection(state_keys=("effort",)).applied_to(source).refuse_damaged()
 
 
 def test_an_episode_without_steps_is_skipped_and_told(tmp_path: Path) -> None:
     write_aloha(tmp_path, (3, 0, 2))
     source = opened(tmp_path)
-    assert source.lengths.tolist() == [3, 2] and "episode_1.hdf5" in source.skipped[0]
+    assert source.lengths.tolist() == [3, 2] and skipped(source) == ("episode_1.hdf5: it has no steps",)
     np.testing.assert_array_equal(frames(source, episode=1), noise(2, (16, 24), 21))
 
 
@@ -336,17 +340,16 @@ def _put(name: str, values: Any) -> Callable[[h5py.File], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_delete("action"), ["has no /action"]),
-        (_delete("observations/images/top"), ["camera top is not there", "16×24"]),
-        (_delete("observations/qpos"), ["qpos is not there", "of size 14"]),
-        (_put("observations/images/front", noise(4, (16, 24), 0)), ["camera front is 16×24", "not there"]),
-        (_put("observations/images/top", noise(4, (8, 8), 0)), ["camera top is 8×8", "16×24"]),
+        (_delete("action"), ["action is not there"]),
+        (_delete("observations/images/top"), ["top is not there"]),
+        (_delete("observations/qpos"), ["qpos is not there"]),
+        (_put("observations/images/top", noise(4, (8, 8), 0)), ["top is 8×8", "16×24"]),
         (_put("action", vectors(4, 16, 0)), ["action is of size 16", "of size 14"]),
-        (_put("base_action", vectors(4, 2, 0)), ["base_action is of size 2", "not there"]),
-        (_put("observations/qpos", vectors(3, 14, 0)), ["qpos has 3 rows", "action 4"]),
-        (_put("observations/images/top", noise(5, (16, 24), 0)), ["top has 5 rows", "action 4"]),
+        (_put("observations/qpos", vectors(3, 14, 0)), ["qpos", "has 3 rows", "action 4"]),
+        (_put("observations/images/top", noise(5, (16, 24), 0)), ["top", "has 5 rows", "action 4"]),
         (_put("observations/qpos", np.zeros((4, 14), "S3")), ["qpos holds |S3 instead of numbers"]),
         (_put("action", 3.0), ["/action", "holds no rows"]),
+        (_put("observations/images/top", noise(4, (16, 24), 0).astype(np.int32)), ["top has", "int32"]),
     ],
 )
 def test_an_episode_that_differs_is_named_with_what_differs(tmp_path: Path, change: Any, said: list[str]) -> None:
@@ -354,14 +357,14 @@ def test_an_episode_that_differs_is_named_with_what_differs(tmp_path: Path, chan
     with h5py.File(tmp_path / "episode_2.hdf5", "a") as file:
         change(file)
     sentence = refusal(tmp_path)
-    assert str(tmp_path / "episode_2.hdf5") in sentence and all(part in sentence for part in said)
+    assert "episode_2.hdf5" in sentence and all(part in sentence for part in said)
 
 
 def test_files_of_two_rates_are_refused(tmp_path: Path) -> None:
     write_aloha(tmp_path, (3, 3), attributes={"fps": 30})
     with h5py.File(tmp_path / "episode_1.hdf5", "a") as file:
         file.attrs["fps"] = 25
-    assert "30 steps a second" in refusal(tmp_path)
+    assert "at 30.0 steps a second" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("value", [-1, 0, np.nan, np.inf, "fast", b"\xff", [30, 30], True, h5py.Empty("f")])
@@ -388,20 +391,20 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None, said: st
     write_aloha(tmp_path, (3, 3, 3))
     bad = tmp_path / "episode_1.hdf5"
     bad.write_bytes(bad.read_bytes()[:-2000] if content is None else content)
-    assert str(bad) in refusal(tmp_path) and said in refusal(tmp_path)
+    assert bad.name in refusal(tmp_path) and said in refusal(tmp_path)
 
 
 def test_a_folder_of_damaged_files_alone_is_recognised_by_their_names(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"episode_{number}.hdf5").write_bytes(b"broken")
-    assert str(tmp_path / "episode_0.hdf5") in refusal(tmp_path)
+    assert "episode_0.hdf5: it is damaged" in refusal(tmp_path)
 
 
 def test_a_sound_file_among_damaged_ones_of_any_name_is_enough(tmp_path: Path) -> None:
     for name in "abcde":
         (tmp_path / f"{name}.hdf5").write_bytes(b"broken")
     write_aloha_episode(tmp_path / "f.hdf5")
-    assert str(tmp_path / "a.hdf5") in refusal(tmp_path)
+    assert "5 of 6 episodes" in refusal(tmp_path) and "a.hdf5" in refusal(tmp_path)
 
 
 def test_what_is_no_aloha_dataset_is_not_recognised(tmp_path: Path) -> None:
@@ -473,9 +476,9 @@ def _huge_chunks(file: h5py.File, name: str, tmp_path: Path) -> None:
         (_soft_link, "is a link"),
         (_external_storage, "other files"),
         (_virtual, "other files"),
-        (_never_written, "never written"),
+        (_never_written, "never written|has shape"),
         (_partly_written, "never written"),
-        (_huge_chunks, "it is damaged"),
+        (_huge_chunks, "claims|has shape"),
     ],
 )
 def test_data_that_lie_elsewhere_or_nowhere_are_refused(tmp_path: Path, name: str, change: Any, said: str) -> None:
@@ -483,7 +486,7 @@ def test_data_that_lie_elsewhere_or_nowhere_are_refused(tmp_path: Path, name: st
     with h5py.File(folder / "episode_0.hdf5", "a") as file:
         change(file, name, tmp_path)
     sentence = refusal(folder)
-    assert name in sentence and said in sentence
+    assert name.split("/")[-1] in sentence and re.search(said, sentence)
 
 
 def test_a_filter_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -507,7 +510,7 @@ def test_what_is_no_number_is_left_out_or_refused(tmp_path: Path, dtype: Any) ->
     folder = write_aloha(tmp_path / "dataset", (4,))
     with h5py.File(folder / "episode_0.hdf5", "a") as file:
         file["observations"].create_dataset("odd", (4,), dtype)
-    assert "odd" in opened(folder).metadata["left_out"]
+    assert "odd" in [entry.name for entry in opened(folder).left_out]
     with h5py.File(folder / "episode_0.hdf5", "a") as file:
         del file["observations/qpos"]
         file["observations/qpos"] = file["observations/odd"]
@@ -520,6 +523,7 @@ def test_a_group_that_holds_itself_does_no_harm(tmp_path: Path) -> None:
         file["observations/again"] = file["observations"]
         file["observations/images/again"] = file["/"]
     assert sorted(opened(folder).cameras) == ["left_wrist", "top"]
+    assert set(opened(folder).columns) == {"qpos", "qvel", "effort", "action"}
 
 
 def test_names_that_cannot_be_shown_are_no_columns(tmp_path: Path) -> None:
@@ -542,7 +546,7 @@ def test_a_link_that_leaves_the_dataset_is_not_followed(tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     folder = write_aloha(tmp_path / "dataset", (4,))
     os.mkfifo(folder / "episode_1.hdf5")
-    assert str(folder / "episode_1.hdf5") in refusal(folder)
+    assert "episode_1.hdf5" in refusal(folder)
 
 
 def test_a_file_that_is_being_written_is_told_from_a_damaged_one(tmp_path: Path) -> None:

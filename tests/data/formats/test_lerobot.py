@@ -52,7 +52,7 @@ def test_every_variant_is_read_as_it_was_written(tmp_path: Path, name: str) -> N
     assert source.format == f"LeRobotDataset {VARIANTS[name].version}"
     assert [episode.name for episode in source.episodes] == ["episode 0", "episode 1", "episode 2"]
     assert source.lengths.tolist() == list(LENGTHS)
-    assert source.fps == 10 and source.skipped == () and source.color_order is None
+    assert source.fps == 10 and source.unusable == () and source.color_order is None
     assert source.metadata == {"robot_type": "aloha"}
     assert [episode.task for episode in source.episodes] == ["hand the cube over", "insert the peg"] + [
         "hand the cube over"

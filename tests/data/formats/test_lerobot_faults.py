@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections import Counter
@@ -18,6 +19,7 @@ from lerobot_files import (
     ACTION,
     LEFT,
     LENGTHS,
+    STATE,
     TOP,
     V2,
     V2_IMAGES,
@@ -29,11 +31,15 @@ from lerobot_files import (
     change_table,
     episode_of,
     picture,
+    shows,
+    vectors,
     write_lerobot,
     write_video,
 )
+from refusals import read_as_training_does, skipped
 
 from bimact.data.formats.lerobot import FORMAT, LeRobotSource, open_lerobot
+from bimact.data.selection import Selection
 from bimact.data.workers import run_apart
 from bimact.errors import UserError
 
@@ -45,20 +51,23 @@ VIDEO_V3 = f"videos/{LEFT}/chunk-000/file-000.mp4"
 def open_lerobot_with_all(folder: Path) -> LeRobotSource:
     """Open a dataset none of whose episodes may be left out."""
     source = open_lerobot(folder)
-    if source.skipped:
-        raise UserError("; ".join(source.skipped))
+    if skipped(source):
+        raise UserError("; ".join(skipped(source)))
     return source
 
 
 def read_all(folder: Path) -> int:
     """Open a dataset and read all of it."""
     source = open_lerobot(folder)
-    for number, episode in enumerate(source.episodes):
-        source.read_columns(number, list(source.columns))
-        source.read_timestamps(number)
-        for camera in source.cameras:
-            assert sum(1 for _ in source.read_frames(number, camera, range(episode.length))) == episode.length
-    return len(source.episodes)
+    if not source.state_keys or not source.action_keys:
+        return len(source.episodes)
+    selected = Selection(skip_unreadable=True).applied_to(source)
+    for number, episode in enumerate(selected.episodes):
+        selected.read_columns(number, ["state", "action"])
+        selected.read_timestamps(number)
+        for camera in selected.cameras:
+            assert sum(1 for _ in selected.read_frames(number, camera, range(episode.length))) == episode.length
+    return len(selected.episodes)
 
 
 # Episodes that cannot be used ----------------------------------------------------------------------
@@ -76,11 +85,11 @@ def _cut(path: Path) -> None:
     ("variant", "file", "change", "left", "sentence"),
     [
         (V2, DATA_V2, Path.unlink, [0, 2], f"episode 1: {DATA_V2} is missing"),
-        (V2, VIDEO_V2, Path.unlink, [0, 2], f"episode 1: {VIDEO_V2} is missing"),
+        (V2, VIDEO_V2, Path.unlink, [0, 2], f"episode 1: camera top {VIDEO_V2} is missing"),
         (V2, DATA_V2, _shorten, [0, 2], f"episode 1: {DATA_V2} has 3 rows of it, meta lists 4 steps"),
         (V2, DATA_V2, _cut, [0, 2], "cannot be read as Parquet"),
         (V3, DATA_V3, Path.unlink, [2], f"episode 1: {DATA_V3} is missing"),
-        (V3, VIDEO_V3, Path.unlink, [2], f"episode 1: {VIDEO_V3} is missing"),
+        (V3, VIDEO_V3, Path.unlink, [2], f"episode 1: camera left_wrist {VIDEO_V3} is missing"),
         (V3, DATA_V3, _shorten, [0, 2], f"episode 1: {DATA_V3} has 3 rows of it, meta lists 4 steps"),
     ],
 )
@@ -90,18 +99,21 @@ def test_episodes_that_cannot_be_used_are_left_out_with_a_sentence(
     folder = write_lerobot(tmp_path / "set", LENGTHS, variant)
     change(folder / file)
     source = open_lerobot(folder)
-    assert [episode_of(source, number) for number in range(len(source.episodes))] == left
-    assert len(source.skipped) == 3 - len(left)
-    assert sentence in source.skipped[-1]
-    assert_as_written(source)
+    selected = Selection().applied_to(source)
+    assert [episode_of(selected, number) for number in range(len(selected.episodes))] == left
+    assert len(selected.unusable) == 3 - len(left)
+    assert sentence in selected.unusable[-1].sentence
+    assert {episode.is_missing for episode in selected.unusable} == {change is Path.unlink}
+    if len(source.episodes) == len(left):
+        assert_as_written(source)
 
 
 @pytest.mark.parametrize("variant", [V2, V3])
 def test_a_dataset_without_any_episode_that_can_be_read_is_refused(tmp_path: Path, variant: Variant) -> None:
     folder = write_lerobot(tmp_path / "set", LENGTHS, variant)
     shutil.rmtree(folder / "videos")
-    with pytest.raises(UserError, match=r"has no episode that can be read: episode 0: videos.* is missing, and 2 more"):
-        open_lerobot(folder)
+    with pytest.raises(UserError, match=r"has images, and none that can be used \(top videos.* is missing"):
+        Selection().applied_to(open_lerobot(folder)).refuse_blindness()
 
 
 def test_an_episode_that_is_left_out_does_not_move_the_next_one(tmp_path: Path) -> None:
@@ -115,21 +127,25 @@ def test_an_episode_that_is_left_out_does_not_move_the_next_one(tmp_path: Path) 
         return pa.Table.from_pylist(rows)
 
     change_table(path, without_a_video)
-    source = open_lerobot(folder)
+    source = Selection().applied_to(open_lerobot(folder))
     assert [episode.name for episode in source.episodes] == ["episode 1", "episode 2"]
-    assert_as_written(source)
+    for number, index in enumerate((1, 2)):
+        np.testing.assert_array_equal(
+            source.read_columns(number, ["state"])["state"], vectors(index, LENGTHS[index])[STATE]
+        )
     change_table(path, lambda table: table.drop(["dataset_from_index"]))
     assert [episode.name for episode in open_lerobot(folder).episodes] == ["episode 2"]
 
 
-def test_files_whose_columns_differ_are_left_out(tmp_path: Path) -> None:
+def test_files_whose_columns_differ_are_told(tmp_path: Path) -> None:
     folder = write_lerobot(tmp_path / "set", LENGTHS, V2_IMAGES)
     change_table(folder / DATA_V2, lambda table: table.drop([ACTION]))
     change_table(folder / "data/chunk-001/episode_000002.parquet", lambda table: table.drop([TOP]))
-    assert open_lerobot(folder).skipped == (
-        f"episode 1: {DATA_V2} has not the 14 values of {ACTION} a step that the other files have",
-        f"episode 2: data/chunk-001/episode_000002.parquet has no images {TOP}",
-    )
+    selected = Selection().applied_to(open_lerobot(folder))
+    assert [episode.sentence for episode in selected.unusable] == ["episode 1: action is not there"]
+    assert list(selected.cameras) == ["left_wrist"]  # what the last file lacks is left out
+    chosen = Selection(cameras=("top",)).applied_to(open_lerobot(folder))
+    assert chosen.unusable[1].sentence.startswith("episode 2: camera top is not in data/chunk-001/")
 
 
 def test_a_video_that_meta_does_not_place_leaves_its_episode_out(tmp_path: Path) -> None:
@@ -141,9 +157,10 @@ def test_a_video_that_meta_does_not_place_leaves_its_episode_out(tmp_path: Path)
         return pa.Table.from_pylist(rows)
 
     change_table(folder / "meta/episodes/chunk-000/file-000.parquet", changed)
-    source = open_lerobot(folder)
-    assert source.skipped == (f"episode 1: meta/episodes does not tell its video of {TOP}",)
-    assert_as_written(source)
+    selected = Selection().applied_to(open_lerobot(folder))
+    (episode,) = selected.unusable
+    assert episode.is_missing and f"videos/{TOP}/file_index is None" in episode.reason
+    assert len(Selection(cameras=("left_wrist",)).applied_to(open_lerobot(folder)).episodes) == 3
 
 
 def test_an_episode_counts_once_and_has_steps(tmp_path: Path) -> None:
@@ -153,14 +170,17 @@ def test_an_episode_counts_once_and_has_steps(tmp_path: Path) -> None:
     path.write_text("\n".join([lines[2], lines[0], "", lines[0], '{"episode_index": 7, "tasks": [], "length": 0}']))
     source = open_lerobot(folder)
     assert [episode.name for episode in source.episodes] == ["episode 0", "episode 2"]
-    assert source.skipped == ("episode 0: it is listed twice", "episode 7: it has no steps")
+    assert sorted(episode.sentence for episode in source.unusable) == [
+        "episode 0 (the second time): it is listed twice",
+        "episode 7: it has no steps",
+    ]
 
 
 def test_a_video_that_ends_early_is_told_by_file_episode_and_step(tmp_path: Path) -> None:
     folder = write_lerobot(tmp_path / "set", LENGTHS, V2)
-    write_video(folder / VIDEO_V2, (picture(0, 1, step) for step in range(3)))
+    write_video(folder / VIDEO_V2, (picture(0, 1, step) for step in range(2)))
     source = open_lerobot(folder)
-    with pytest.raises(UserError, match=r"episode_000001\.mp4 has no frame at 0\.30 s \(episode 1, step 3\)"):
+    with pytest.raises(UserError, match=r"episode_000001\.mp4 has no frame at 0\.20 s \(episode 1, step 2\)"):
         list(source.read_frames(1, "top", range(4)))
 
 
@@ -170,10 +190,8 @@ def test_images_of_another_size_are_told(tmp_path: Path, variant: Variant) -> No
     other = write_lerobot(tmp_path / "other", LENGTHS, variant, size=(32, 48))
     file = VIDEO_V2 if variant is V2 else DATA_V2
     shutil.copy(other / file, folder / file)
-    with pytest.raises(
-        UserError, match=rf"{Path(file).name}: episode 1, step 0, camera top: .* 32×48 pixels, .* 48×64"
-    ):
-        list(open_lerobot(folder).read_frames(1, "top", range(4)))
+    with pytest.raises(UserError, match=r"episode 1, step 0: the image of camera top has 32×48 pixels, .* 48×64"):
+        list(Selection().applied_to(open_lerobot(folder)).read_frames(1, "top", range(4)))
 
 
 def test_timestamps_that_are_no_numbers_are_told(tmp_path: Path) -> None:
@@ -182,7 +200,13 @@ def test_timestamps_that_are_no_numbers_are_told(tmp_path: Path) -> None:
     change_table(
         folder / DATA_V2, lambda table: table.set_column(table.schema.names.index("timestamp"), "timestamp", times)
     )
-    with pytest.raises(UserError, match=r"no frame at nan s \(episode 1, step 2\)"):
+    source = open_lerobot(folder)
+    note = source.frames_note(1, "top")
+    assert note is not None and "NaN" in note.what
+    assert all(shows(image, 0, 1, step) for step, image in enumerate(source.read_frames(1, "top", range(4))))
+    write_video(folder / VIDEO_V2, (picture(0, 1, step) for step in range(6)))
+    os.utime(folder / VIDEO_V2, (1, 1))
+    with pytest.raises(UserError, match=r"6 frames for 4 steps, and episode 1, step 2 has no time"):
         list(open_lerobot(folder).read_frames(1, "top", range(4)))
 
 
@@ -233,7 +257,7 @@ def test_faults_of_info_are_told_by_key(tmp_path: Path, changes: dict[str, Any],
     path = folder / "meta/info.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(UserError, match=sentence):
-        open_lerobot(folder)
+        read_as_training_does(open_lerobot(folder))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", "[" * 100_000, '{"fps": 1' + "0" * 5000 + "}", "\udcff"])
@@ -241,8 +265,9 @@ def test_faults_of_info_are_told_by_key(tmp_path: Path, changes: dict[str, Any],
 def test_meta_that_is_no_json_is_told_by_its_file(tmp_path: Path, file: str, content: str) -> None:
     folder = write_lerobot(tmp_path / "set", LENGTHS, V2)
     (folder / "meta" / file).write_bytes(content.encode(errors="surrogateescape"))
-    if file == "tasks.jsonl" and content == "":
-        assert len(open_lerobot(folder).episodes) == 3
+    if file == "tasks.jsonl":
+        source = open_lerobot(folder)
+        assert len(source.episodes) == 3 and ("tasks.jsonl" in " ".join(source.notes)) == (content != "")
         return
     with pytest.raises(UserError, match=file if content else "meta/info.json|has no episode"):
         open_lerobot(folder)

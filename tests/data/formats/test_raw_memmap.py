@@ -53,7 +53,7 @@ def test_episodes_cameras_and_columns_are_those_that_were_recorded(tmp_path: Pat
     }
     assert {key: column.size for key, column in source.columns.items()} == {"qpos": 16, "qvel": 16, "action": 14}
     assert (source.state_keys, source.action_keys, source.fps) == (("qpos",), ("action",), None)
-    assert source.metadata == {"max_steps_per_rollout": 600, "skip_frames": 2} and not source.skipped
+    assert source.metadata == {"max_steps_per_rollout": 600, "skip_frames": 2} and not source.unusable
     columns = source.read_columns(1, ["action", "qvel", "qpos"])
     for key, expected in (("qpos", qpos), ("qvel", qvel), ("action", actions)):
         np.testing.assert_array_equal(columns[key], expected[4:10])
@@ -131,20 +131,22 @@ def test_a_last_rollout_that_did_not_fit_keeps_what_is_there(tmp_path: Path) -> 
     write_raw(tmp_path, [4, 6], space=7)
     source = open_raw_memmap(tmp_path, None)
     assert source.lengths.tolist() == [4, 3]
-    assert source.skipped == ("episode 1 has 6 steps, and only 3 fit into the files",)
+    assert source.notes == ("episode 1 has 6 steps, and only 3 fit into the files: it is used up to there",)
     assert len(read_all(source)) == 2 * 3 + 2 * 7
 
 
 def test_rollouts_that_the_metadata_do_not_count_were_not_finished(tmp_path: Path) -> None:
     write_raw(tmp_path, [4, 6], metadata="camera_height=12 camera_width=16 rollout_count=1")
-    assert open_raw_memmap(tmp_path, None).lengths.tolist() == [4]
+    source = open_raw_memmap(tmp_path, None)
+    assert source.lengths.tolist() == [4]
+    assert [episode.number for episode in source.unusable] == [1] and "not finished" in source.unusable[0].reason
 
 
 def test_empty_rollouts_are_named_and_left_out(tmp_path: Path) -> None:
     _, qpos, *_ = write_raw(tmp_path, [4, 0, 3])
     source = open_raw_memmap(tmp_path, None)
     assert [episode.name for episode in source.episodes] == ["episode 0", "episode 2"]
-    assert source.skipped == ("episode 1 has 0 steps, leave it out",)
+    assert [episode.sentence for episode in source.unusable] == ["episode 1: it has no steps in the files"]
     np.testing.assert_array_equal(source.read_columns(1, ["qpos"])["qpos"], qpos[4:])
 
 

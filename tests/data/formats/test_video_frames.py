@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lerobot_files import SIZE, picture, shows, write_video
 
-from bimact.data.formats.video_frames import frame_size, frames_at
+from bimact.data.formats.video_frames import frames_at, video_format
 from bimact.errors import UserError
 
 FPS = 10
@@ -63,7 +63,7 @@ def reordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_codec_gives_the_frames_of_the_steps(tmp_path: Path, name: str) -> None:
     file, how = CODECS[name]
     path = write(tmp_path / file, **how)
-    assert frame_size(path) == SIZE
+    assert (video_format(path).height, video_format(path).width) == SIZE
     for steps in STEPS.values():
         images = read(path, steps)
         assert len(images) == len(steps)
@@ -155,7 +155,7 @@ def test_video_without_loss_is_read_without_loss(tmp_path: Path, file: str, code
 def test_odd_sizes_are_whole(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [_colors()[:95, :127]], pixel_format="yuv444p")
     (image,) = read(path, [0])
-    assert image.shape == (95, 127, 3) and frame_size(path) == (95, 127)
+    assert image.shape == (95, 127, 3) and (video_format(path).height, video_format(path).width) == (95, 127)
 
 
 # Faults --------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_what_is_no_video_is_told(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=name):
             read(tmp_path / name, [0])
         with pytest.raises(UserError, match=name):
-            frame_size(tmp_path / name)
+            video_format(tmp_path / name)
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from refusals import read_as_training_does, skipped
 from zarr_files import replay_arrays, write_replay, zipped
 
 from bimact.data.formats.zarr_replay import ZarrReplay, is_zarr_replay, open_zarr_replay
@@ -55,7 +56,7 @@ def read_all(source: ZarrReplay) -> dict[str, np.ndarray]:
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        read_all(opened(path))
+        read_as_training_does(opened(path))
     sentence = str(caught.value)
     assert "\n" not in sentence and str(path) in sentence and len(sentence) < 1000
     return sentence
@@ -235,12 +236,12 @@ def test_arrays_of_other_kinds_are_left_out_and_named(tmp_path: Path) -> None:
     }
     source = opened(write_replay(tmp_path / "x.zarr", LENGTHS, arrays))
     assert list(source.columns) == ["action"] and not source.cameras
-    assert source.metadata["arrays_left_out"] == {
-        "depth": "(15, 16, 24, 1) of <u2",
-        "keypoint": "(15, 9, 2) of <f4",
-        "label": "(15,) of <U5",
-        "rotations": "(15, 2, 3, 3) of <f4",
+    assert {entry.name: entry.reason for entry in source.left_out if entry.kind == "column"} == {
+        "keypoint": "is (15, 9, 2) of <f4",
+        "label": "is (15,) of <U5",
+        "rotations": "is (15, 2, 3, 3) of <f4",
     }
+    assert [entry.name for entry in source.left_out if entry.kind == "depth"] == ["depth"]
 
 
 @pytest.mark.parametrize(
@@ -286,13 +287,14 @@ def test_fps_and_times_are_unknown_where_nothing_tells_them(tmp_path: Path) -> N
 def test_empty_episodes_are_named_and_left_out(tmp_path: Path) -> None:
     source = opened(write_replay(tmp_path / "x.zarr", [4, 0, 3]))
     assert [episode.name for episode in source.episodes] == ["episode 0", "episode 2"]
-    assert source.skipped == ("episode 1 has no steps",)
+    assert skipped(source) == ("episode 1: it has no steps",)
     np.testing.assert_array_equal(source.read_columns(1, ["state"])["state"], replay_arrays([4, 0, 3])["state"][4:])
 
 
 def test_steps_after_the_last_episode_belong_to_none(tmp_path: Path) -> None:
     source = opened(write_replay(tmp_path / "x.zarr", [4, 3], replay_arrays([4, 6])))
     assert len(read_all(source)["state"]) == 7
+    assert source.notes[0].endswith("up to 3 rows after the last episode belong to none and are not used")
 
 
 def test_open_source_reads_a_buffer_in_a_process_of_its_own(buffer: Path) -> None:
@@ -378,7 +380,7 @@ def test_values_that_are_no_colours_are_named_with_their_episode_and_step(tmp_pa
 
 def test_arrays_shorter_than_the_episodes_are_refused(tmp_path: Path) -> None:
     path = write_replay(tmp_path / "x.zarr", [5, 7], {**replay_arrays([5, 7]), "state": np.ones((9, 2), np.float32)})
-    assert "data/state has 9 steps and meta/episode_ends tells of 12" in refusal(path)
+    assert "state (has 9 steps, meta/episode_ends tells of 12)" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +489,8 @@ def test_pickled_arrays_run_nothing(buffer: Path, tmp_path: Path, kind: str, rol
     if kind == "|O":
         source = opened(buffer)
         read_all(source)
-        assert "state" not in source.columns and "|O" in source.metadata["arrays_left_out"]["state"]
+        left_out = {entry.name: entry.reason for entry in source.left_out}
+        assert "state" not in source.columns and "|O" in left_out["state"]
     else:
         assert "names the codec 'pickle', which bimact does not run" in refusal(buffer)
     assert not (tmp_path / "mark").exists()

@@ -6,9 +6,10 @@
   `compress`), or as byte strings (T,). What `/compress_len` says is not needed: a JPEG file tells its own end;
 - `/base_action` (T, 2) of Mobile ALOHA's wheels, joined to the action as ACT++ does. ACT++ also averages it over 5
   steps when it loads a file; here it stays as it was recorded;
-- any other (T, D) or (T,) numbers at the top or under `/observations` are columns too. Cameras whose name holds
-  `_depth` and images of other shapes are left out, which the metadata say.
+- any other (T, D) or (T,) numbers are columns too, by their path without `observations/`, such as `left/force`; and
+  images elsewhere in the file are cameras. Depth and what cannot be read is left out with the reason.
 
+Files of another layout are read the same way, but that the user chooses which columns are the state and the action.
 The files tell no rate unless they have an attribute `fps`: ALOHA is controlled 50 times a second. Fourteen numbers are
 two arms of six joints and a gripper, the left arm first. Which way JPEG files keep red and blue is told by an attribute
 `color_order` ("rgb": as the JPEG standard says; "bgr": red and blue swapped), else by `color_order.py` from the images.
@@ -21,8 +22,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -40,15 +42,19 @@ from bimact.data.formats.hdf5 import (
     file_inside,
     find_dataset,
     find_group,
+    has_signature,
     hdf5_files,
     members,
+    numbers_in,
     open_hdf5,
     rate_of,
     read_vectors,
     text_of,
+    walk,
 )
-from bimact.data.formats.hdf5_episodes import Contents, columns_in_common, decoded, described, frames_of, steps_of
-from bimact.data.source import Column, Format, Source, SourceEpisode
+from bimact.data.formats.hdf5_episodes import Contents, encoded_images, frames_of, in_no_episode, steps_of, whites
+from bimact.data.formats.in_common import usual_forms
+from bimact.data.source import Column, Fault, Format, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
 
 _FPS = 50.0
@@ -61,12 +67,11 @@ _STATE, _ACTION, _BASE = "qpos", "action", "base_action"
 _KNOWN = (_STATE, "qvel", "effort", _ACTION, _BASE)
 _NO_COLUMNS = ("compress_len",)
 _IMAGES = "observations/images"
-_DEPTH = "_depth"
 _TASKS = ("task", "language_instruction", "prompt", "instruction")
 _EPISODE = re.compile(r"episode[_-]?\d", re.IGNORECASE)
 _FILES_TO_RECOGNIZE = 3
 _FRAMES_FOR_COLORS = (3, 4)  # episodes, and steps of each
-_ADVICE = "record the episode again, or remove it from the dataset"
+_MOST_TOLD = 10
 
 
 @dataclass
@@ -74,15 +79,25 @@ class _File(Contents):
     """What one episode's file holds."""
 
     name: str = ""
+    number: int = 0
     task: str | None = None
     fps: float | None = None
     color_order: str | None = None
     sim: Value | None = None
+    paths: dict[str, str] = field(default_factory=dict)  # camera → where it is in the file
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlohaHdf5(Source):
-    """Episodes in files of their own."""
+    """Episodes in files of their own.
+
+    Attributes:
+        paths: camera → where it is in each file.
+        whites: camera of floats → the number that stands for white.
+    """
+
+    paths: Mapping[str, str]
+    whites: Mapping[str, float]
 
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         with open_hdf5(self._file(episode)) as file:
@@ -91,10 +106,10 @@ class AlohaHdf5(Source):
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
         with open_hdf5(self._file(episode)) as file:
             yield from frames_of(
-                dataset_at(file, f"{_IMAGES}/{camera}"),
+                dataset_at(file, self.paths[camera]),
                 steps,
-                self.cameras[camera],
                 swaps=self.color_order == BGR,
+                white=self.whites.get(camera, 1.0),
                 describe=lambda step: f"{file.filename}, camera {camera}, step {step}",
             )
 
@@ -104,13 +119,20 @@ class AlohaHdf5(Source):
 
 def is_aloha_hdf5(path: Path) -> bool:
     """Whether a path is an episode's file, or a folder of them; files called episode_<number> may be damaged."""
-    names = ["."] if path.is_file() else _episode_files(path)
+    names = ["."] if path.is_file() else _episode_files(path)[0]
     layouts = (_has_layout(path, name) for name in names)
     readable = list(islice((layout for layout in layouts if layout is not None), _FILES_TO_RECOGNIZE))
     if readable:
         return any(readable)
     files = [path / name for name in names]
     return any(file.suffix.lower() in SUFFIXES and _EPISODE.search(file.name) is not None for file in files)
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a path is an HDF5 file, or a folder with some."""
+    return (
+        (path.suffix.lower() in SUFFIXES and has_signature(path)) if path.is_file() else bool(_episode_files(path)[0])
+    )
 
 
 def open_aloha_hdf5(path: Path, cache_dir: Path | None) -> AlohaHdf5:
@@ -121,50 +143,84 @@ def open_aloha_hdf5(path: Path, cache_dir: Path | None) -> AlohaHdf5:
             episode_<number>, all others are left aside.
 
     Raises:
-        UserError: if a file is damaged, holds what cannot be read without risk, or differs from most in its cameras,
-            its images' sizes, or its state's or action's size.
+        UserError: if there is no file with steps in it, or files were recorded at several rates.
     """
-    path = path.absolute()
-    names = ["."] if path.is_file() else _episode_files(path)
+    return _open(path.absolute(), "ALOHA HDF5", _FPS)
+
+
+def open_hdf5_episodes(path: Path, cache_dir: Path | None) -> AlohaHdf5:
+    """Open files of another layout, one an episode: the user chooses what of them is state and action."""
+    return _open(path.absolute(), "HDF5, a file for each episode", None)
+
+
+def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
+    names, left_aside = (["."], []) if path.is_file() else _episode_files(path)
     if not names:
         raise UserError(f"{path} holds no .hdf5 files")
-    read = [_read(path, name) for name in names]
-    files = [file for file in read if file.length]
+    read = [_read(path, name, number) for name, number in zip(names, numbers_in(names))]
+    files = [file for file in read if file.fault is None]
+    unusable = tuple(
+        Unusable(file.number, path.name if file.name == "." else file.name, file.fault, file.is_missing)
+        for file in read
+        if file.fault is not None
+    )
     if not files:
-        raise UserError(f"{path} holds no steps: /action has no rows")
-    columns, left_out = columns_in_common(files, (_STATE, _ACTION, _BASE), _ADVICE)
+        told = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD])
+        more = f"; and {len(unusable) - _MOST_TOLD} more" if len(unusable) > _MOST_TOLD else ""
+        raise UserError(f"{path} holds no episode that can be read: {told}{more}")
+    faults = [one.faults for one in files]
+    cameras, camera_forms = usual_forms([one.cameras for one in files], faults)
+    columns, column_forms = usual_forms([one.columns for one in files], faults)
+    left_out = in_no_episode(files)
+    columns = {key: _with_names(key, columns[key]) for key in _in_order(columns)}
+    fps, notes = _common_fps(files, usual_fps)
+    if left_aside:
+        notes.append(f"left aside, since others are called episode_<number>: {', '.join(left_aside[:_MOST_TOLD])}")
     source = AlohaHdf5(
         path=path,
-        format="ALOHA HDF5",
+        format=format_name,
         episodes=tuple(
-            SourceEpisode(path.name if file.name == "." else file.name, file.length, (file.name,), file.task)
+            SourceEpisode(
+                path.name if file.name == "." else file.name, file.length, (file.name,), file.task, file.number
+            )
             for file in files
         ),
-        cameras=files[0].cameras,
-        columns={key: _with_names(key, columns[key]) for key in _in_order(columns)},
+        cameras=cameras,
+        columns=columns,
         state_keys=tuple(key for key in (_STATE,) if key in columns),
         action_keys=tuple(key for key in (_ACTION, _BASE) if key in columns),
-        fps=_common_fps(files),
-        files=tuple(names),
-        skipped=tuple(f"{file.where} has no steps" for file in read if not file.length),
-        metadata={**_sim(files), **described(left_out)},
+        fps=fps,
+        files=tuple(file.name for file in files),
+        unusable=unusable,
+        left_out=left_out,
+        camera_forms=camera_forms,
+        column_forms={
+            key: {n: form if isinstance(form, Fault) else _with_names(key, form) for n, form in forms.items()}
+            for key, forms in column_forms.items()
+        },
+        notes=tuple(notes),
+        metadata=_sim(files),
+        paths={name: where for file in files for name, where in file.paths.items() if name in file.cameras},
+        whites=whites(files),
     )
     return _with_color_order(source, files)
 
 
 FORMAT = Format(name="ALOHA's episode_{i}.hdf5", recognizes=is_aloha_hdf5, open=open_aloha_hdf5)
+ANY_HDF5 = Format(name="other HDF5 files, one an episode", recognizes=is_hdf5, open=open_hdf5_episodes)
 
 
 # Files ----------------------------------------------------------------------------------------------
 
 
-def _episode_files(folder: Path) -> list[str]:
-    """The episodes' files, relative to the folder, in natural order."""
+def _episode_files(folder: Path) -> tuple[list[str], list[str]]:
+    """The episodes' files, relative to the folder, in natural order; and the HDF5 files that are none."""
     names = hdf5_files(folder)
-    if not names:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-        names = [f"{entry.name}/{name}" for entry in entries if entry.is_dir() for name in hdf5_files(entry)]
-    return [name for name in names if _EPISODE.search(Path(name).name)] or names
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    inside = [f"{entry.name}/{name}" for entry in entries for name in hdf5_files(entry)]
+    named = [name for name in names or inside if _EPISODE.search(Path(name).name)]
+    used = named or names or inside
+    return used, [name for name in (*names, *inside) if name not in set(used)]
 
 
 def _has_layout(path: Path, name: str) -> bool | None:
@@ -178,35 +234,40 @@ def _has_layout(path: Path, name: str) -> bool | None:
         return None
 
 
-def _read(path: Path, name: str) -> _File:
+def _read(path: Path, name: str, number: int) -> _File:
     """What a file holds. Images are looked at as far as their size needs it."""
-    where = str(path / name)
-    with open_hdf5(file_inside(path, name)) as file:
-        found = _File(
-            where,
-            steps_of(find_dataset(file, _ACTION), f"/{_ACTION}", where),
-            name=name,
-            task=text_of(file, *_TASKS),
-            fps=rate_of(attribute(file, "fps")),
-            color_order=text_of(file, "color_order"),
-            sim=attribute(file, "sim"),
-        )
-        observations = find_group(file, "observations")
-        if found.length:
-            found.add_columns(file, [key for key in members(file) if key not in _NO_COLUMNS], required=_KNOWN)
-        if found.length and observations is not None:
-            found.add_columns(observations, required=_KNOWN)
-            _add_cameras(found, file)
+    where = str(path if name == "." else path / name)
+    found = _File(where, name=name, number=number)
+    try:
+        with open_hdf5(file_inside(path, name)) as file:
+            datasets = [(place, item) for place, item in walk(file) if place not in _NO_COLUMNS]
+            found.length = _length_of(file, datasets, where)
+            found.task = text_of(file, *_TASKS)
+            found.fps = rate_of(attribute(file, "fps"))
+            found.color_order = text_of(file, "color_order")
+            found.sim = attribute(file, "sim")
+            if not found.length:
+                found.fault, found.is_missing = "it has no steps", True
+                return found
+            for place, item in datasets:
+                is_camera = place.startswith(f"{_IMAGES}/")
+                key = place.removeprefix(f"{_IMAGES}/" if is_camera else "observations/")
+                camera = key.replace("/", ".")
+                key = place if key in found.columns else key  # /qpos beside /observations/qpos
+                found.add(key, item, camera=camera, is_camera=is_camera)
+                found.paths[camera] = place
+    except UserError as error:
+        found.fault = str(error).removeprefix(f"cannot read {where}: ")
     return found
 
 
-def _add_cameras(found: _File, file: h5py.File) -> None:
-    for name in members(find_group(file, _IMAGES)):
-        dataset = find_dataset(file, f"{_IMAGES}/{name}")
-        if dataset is None or _DEPTH in name:
-            found.left_out[name] = "is no colour camera"
-        else:
-            found.add_camera(name, dataset, decodes=True)
+def _length_of(file: h5py.File, datasets: Sequence[tuple[str, h5py.Dataset | None]], where: str) -> int:
+    """The steps of an episode: the rows of its action; else as many as most of its arrays have."""
+    action = find_dataset(file, _ACTION)
+    if action is not None:
+        return steps_of(action, where)
+    rows = Counter(item.shape[0] for _, item in datasets if item is not None and item.shape)
+    return max(rows, key=lambda count: (rows[count], count)) if rows else 0
 
 
 # What all files say ---------------------------------------------------------------------------------
@@ -221,15 +282,17 @@ def _with_names(key: str, column: Column) -> Column:
     return dataclasses.replace(column, names=_NAMES[column.size]) if is_named else column
 
 
-def _common_fps(files: Sequence[_File]) -> float:
-    rates = {file.fps or _FPS: file for file in files}
+def _common_fps(files: Sequence[_File], usual: float | None) -> tuple[float | None, list[str]]:
+    """Steps a second, and a note where the files do not tell."""
+    rates = {file.fps or usual: file for file in files}
     if len(rates) > 1:
         (one, first), (other, second) = list(rates.items())[:2]
         raise UserError(
-            f"{first.where} was recorded at {one:g} steps a second, {second.where} at {other:g}: keep those of one "
-            "rate in one dataset"
+            f"{first.where} was recorded at {one} steps a second, {second.where} at {other}: keep those of one rate in "
+            "one dataset"
         )
-    return next(iter(rates))
+    is_told = any(file.fps for file in files)
+    return next(iter(rates)), [] if is_told or usual is None else [f"no file tells its rate: {usual:g} Hz, as ALOHA's"]
 
 
 def _sim(files: Sequence[_File]) -> dict[str, Any]:
@@ -257,8 +320,9 @@ def _some_images(path: Path, file: _File, count: int) -> Iterator[np.ndarray]:
     with open_hdf5(file_inside(path, file.name)) as opened:
         for camera in file.encoded:
             where = f"{file.where}, camera {camera}"
-            images = dataset_at(opened, f"{_IMAGES}/{camera}")
-            for _, image in decoded(images, _spread(range(file.length), count), partial("{}, step {}".format, where)):
+            images = dataset_at(opened, file.paths[camera])
+            steps = _spread(range(file.length), count)
+            for _, image in encoded_images(images, steps, partial("{}, step {}".format, where)):
                 yield image
 
 

@@ -3,14 +3,15 @@
 `observations.npy` comes in three forms: a structured array (the one that bimact writes: it needs no pickle
 and maps into memory), a pickled object array of dictionaries, and a pickled dictionary of arrays. The pickled
 forms are converted into the first one once. Fields are `image_<camera>` (H, W, 3) uint8 and `state` (S,)
-float32; others are ignored. `metadata.json` beside them is optional.
+float32; others are left out, with the reason. `metadata.json` beside them is optional.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +28,18 @@ from bimact.data.formats.guide_observations import (
     STATE,
     Layout,
     PickledObservations,
+    RgbRows,
+    camera_forms,
     check_total,
     observation_dtype,
+    read_faults,
+    structured_fields,
 )
+from bimact.data.formats.inside import refuse_lfs_pointer
 from bimact.data.formats.raw_memmap import is_raw_memmap
 from bimact.data.npy_rows import NpyRows
 from bimact.data.safe_pickle import read_npy_header
-from bimact.data.source import Camera, Column, Format, Source, SourceEpisode
+from bimact.data.source import Camera, Column, Fault, Format, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError, in_words
 
 __all__ = [
@@ -45,43 +51,12 @@ __all__ = [
     "METADATA",
     "OBSERVATIONS",
     "observation_dtype",
-    "open_guide_npy",
 ]
 
 ACTIONS, METADATA = "actions.npy", "metadata.json"
 ACTION = "action"  # the column of a source
 FILES = (OBSERVATIONS, ACTIONS, LENGTHS)
 JOURNAL = "recording.json"  # of a recording that is under way
-
-
-def open_guide_npy(path: Path, cache_dir: Path | None) -> Episodes:
-    """Open the guide's dataset; the pickled forms are converted first.
-
-    Args:
-        path: the dataset's folder.
-        cache_dir: folder for converted copies; None: beside the dataset, or the user's cache folder.
-
-    Raises:
-        UserError: if files are missing or damaged, contradict each other or have another format; the sentence
-            names the file and, where there is one, the step. Values are not looked at (see `bimact check`).
-    """
-    path = path.absolute()
-    refuse_unfinished(path)
-    for name in FILES:
-        refuse_missing(path / name)
-    lengths = _read_lengths(path / LENGTHS)
-    actions = open_actions(path / ACTIONS)
-    check_total(lengths, len(actions), path / ACTIONS)
-    observations = _structured_observations(path / OBSERVATIONS, cache_dir, lengths)
-    layout = Layout.of_structured(observations.dtype, path / OBSERVATIONS)
-    return Episodes(
-        path=path,
-        lengths=lengths,
-        images={camera: NpyRows(observations.path, IMAGE_PREFIX + camera) for camera in layout.image_sizes},
-        state=NpyRows(observations.path, STATE, np.float32),
-        actions=actions,
-        **read_metadata(path / METADATA, actions.shape[1]),
-    )
 
 
 def is_guide_npy(path: Path) -> bool:
@@ -91,23 +66,79 @@ def is_guide_npy(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class GuideSource(Source):
-    """The guide's dataset as a source: its arrays, cut into episodes."""
+    """The guide's dataset as a source: its arrays, cut into episodes.
+
+    Attributes:
+        opened: its arrays, without episodes that have no steps.
+    """
 
     opened: Episodes
 
     @classmethod
     def open(cls, path: Path, cache_dir: Path | None) -> GuideSource:
-        return cls.of(open_guide_npy(path, cache_dir))
+        """Open the guide's dataset; the pickled forms are converted first.
+
+        Args:
+            path: the dataset's folder.
+            cache_dir: folder for converted copies; None: beside the dataset, or the user's cache folder.
+
+        Raises:
+            UserError: if files are missing or damaged, contradict each other or have another format; the sentence
+                names the file and, where there is one, the step. Values are not looked at (see `bimact check`).
+        """
+        path = path.absolute()
+        refuse_unfinished(path)
+        for name in FILES:
+            refuse_missing(path / name)
+        lengths = open_lengths(path / LENGTHS)
+        actions = open_actions(path / ACTIONS)
+        check_total(lengths, len(actions), path / ACTIONS)
+        observations = path / OBSERVATIONS
+        faults: dict[int, str] = {}
+        left_out: tuple[LeftOut, ...] = ()
+        if read_npy_header(observations).is_pickled:
+            copy = converted_copy(observations, cache_dir, partial(PickledObservations, observations, lengths))
+            observations = copy / OBSERVATIONS
+            faults, left_out = read_faults(copy)
+        records = open_records(observations)
+        check_total(lengths, len(records), path / OBSERVATIONS)  # they may have changed since a copy was made
+        fields = structured_fields(records.dtype, path / OBSERVATIONS)
+        if not left_out:  # else it was checked when it was converted
+            layout = Layout.of_fields(fields, f"{path / OBSERVATIONS}: each observation")
+            left_out = layout.left_out
+        forms, _ = camera_forms(fields)
+        opened = Episodes(
+            path=path,
+            lengths=lengths,
+            images={
+                camera: RgbRows.of(NpyRows(observations, IMAGE_PREFIX + camera), form) for camera, form in forms.items()
+            },
+            state=NpyRows(observations, STATE, np.float32),
+            actions=actions,
+            **read_metadata(path / METADATA, actions.shape[1]),
+        )
+        return cls.of(opened, faults, left_out)
 
     @classmethod
-    def of(cls, opened: Episodes) -> GuideSource:
-        """Arrays that are open already."""
+    def of(
+        cls, opened: Episodes, faults: Mapping[int, str] | None = None, left_out: tuple[LeftOut, ...] = ()
+    ) -> GuideSource:
+        """Arrays that are open already.
+
+        Args:
+            faults: episodes that are damaged, and what is wrong with them.
+            left_out: other fields of the observations.
+        """
+        numbers = np.flatnonzero(opened.lengths > 0).tolist()
+        faulty = faults or {}
+        empty = [number for number, length in enumerate(opened.lengths.tolist()) if not length]
+        unusable = [Unusable(number, f"episode {number}", "it has no steps", is_missing=True) for number in empty]
         return cls(
             path=opened.path,
             format=FORMAT.name,
             episodes=tuple(
-                SourceEpisode(f"episode {number}", length, FILES, opened.task)
-                for number, length in enumerate(opened.lengths.tolist())
+                SourceEpisode(f"episode {number}", int(opened.lengths[number]), FILES, opened.task, number)
+                for number in numbers
             ),
             cameras={name: Camera(*rows.shape[1:3]) for name, rows in opened.images.items()},
             columns={
@@ -118,8 +149,14 @@ class GuideSource(Source):
             action_keys=(ACTION,),
             fps=opened.fps,
             files=tuple(name for name in (*FILES, METADATA) if (opened.path / name).exists()),
+            unusable=tuple(unusable),
+            left_out=left_out,
+            # What is damaged is the observation: whoever uses the state, which is everybody, is told.
+            column_forms={
+                STATE: {place: Fault(faulty[n], "damaged") for place, n in enumerate(numbers) if n in faulty}
+            },
             metadata=opened.metadata,
-            opened=opened,
+            opened=dataclasses.replace(opened, lengths=opened.lengths[opened.lengths > 0]),
         )
 
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -148,6 +185,7 @@ FORMAT = Format(
 
 def refuse_missing(path: Path) -> None:
     """See that one of the dataset's files is there."""
+    refuse_lfs_pointer(path, path)
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}: a dataset has {OBSERVATIONS}, {ACTIONS} and {LENGTHS}")
 
@@ -182,23 +220,8 @@ def open_array(path: Path) -> np.ndarray:
         raise UserError(f"cannot read {path}: {in_words(error)}") from None
 
 
-def _read_lengths(path: Path) -> np.ndarray:
-    lengths = open_lengths(path)
-    for problem in empty_episodes(lengths).values():
-        raise UserError(f"{path}: {problem}")
-    return lengths
-
-
-def empty_episodes(lengths: np.ndarray) -> dict[int, str]:
-    """Episodes without a step → what is wrong with each."""
-    return {
-        int(episode): f"episode {episode} has {lengths[episode]} steps; leave empty episodes out"
-        for episode in np.flatnonzero(lengths <= 0)
-    }
-
-
 def open_lengths(path: Path) -> np.ndarray:
-    """(E,) int64 steps of each episode, as they stand in the file: some may not be positive.
+    """(E,) int64 steps of each episode; some may be 0.
 
     Raises:
         UserError: if the file holds anything else.
@@ -210,6 +233,11 @@ def open_lengths(path: Path) -> np.ndarray:
         raise UserError(f"{path} holds {lengths.dtype}: lengths have to be integers, save them as int64")
     if len(lengths) == 0:
         raise UserError(f"{path} lists no episodes: record at least one")
+    if (lengths < 0).any():
+        episode = int(np.argmax(lengths < 0))
+        raise UserError(f"{path}: episode {episode} has {lengths[episode]} steps, so the file is damaged")
+    if not lengths.any():
+        raise UserError(f"{path} lists no episode with a step: record at least one")
     # int64 could overflow in the sum, Python's integers do not.
     if sum(abs(length) for length in lengths.tolist()) > np.iinfo(np.int64).max:
         raise UserError(f"{path} holds lengths that no dataset has: it is damaged")
@@ -228,19 +256,6 @@ def open_actions(path: Path) -> NpyRows:
     if actions.dtype.kind not in "fiu":
         raise UserError(f"{path} holds {actions.dtype}: actions have to be numbers, save them as float32")
     return NpyRows(path, dtype=np.float32)
-
-
-def _structured_observations(path: Path, cache_dir: Path | None, lengths: np.ndarray) -> NpyRows:
-    """observations.npy, or the converted copy of a pickled one."""
-    header = read_npy_header(path)
-    if not header.is_pickled:
-        observations = open_records(path)
-        check_total(lengths, len(observations), path)
-        return observations
-    copy = converted_copy(path, cache_dir, partial(PickledObservations, path, lengths))
-    steps = len(open_array(copy / OBSERVATIONS))
-    check_total(lengths, steps, path)  # the lengths may have changed since it was made
-    return NpyRows(copy / OBSERVATIONS)
 
 
 def open_records(path: Path) -> NpyRows:

@@ -5,18 +5,26 @@ The pickled forms are an object array of dictionaries, one a step, and a diction
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from bimact.data.episodes import Rows, identity_of
+from bimact.data.formats.images import ImageForm, NoCamera, image_form, not_by_name, white_of
 from bimact.data.safe_pickle import load_pickled_npy
+from bimact.data.source import LeftOut
 from bimact.errors import UserError
+from bimact.files import write_json
 from bimact.progress import progress_bar
 
 OBSERVATIONS, LENGTHS = "observations.npy", "rollout_length.npy"
+FAULTS = "faults.json"  # beside converted observations
+_IMAGES_FOR_WHITE = 8
 IMAGE_PREFIX, STATE = "image_", "state"
 INVALID = "Invalid observation format: "
 _BLOCK_BYTES = 32 << 20
@@ -32,32 +40,95 @@ def observation_dtype(image_sizes: Mapping[str, tuple[int, int]], state_dim: int
 
 @dataclass(frozen=True)
 class Layout:
-    """What each observation holds: camera → (height, width) of its images, and the size of the state."""
+    """What each observation holds.
 
-    image_sizes: Mapping[str, tuple[int, int]]
+    Attributes:
+        forms: camera → how its images are held.
+        state_dim: size of the state.
+        left_out: other fields.
+    """
+
+    forms: Mapping[str, ImageForm]
     state_dim: int
+    left_out: tuple[LeftOut, ...]
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return observation_dtype(self.image_sizes, self.state_dim)
+        return observation_dtype({name: (form.height, form.width) for name, form in self.forms.items()}, self.state_dim)
 
     @classmethod
     def of_fields(cls, fields: Fields, where: str) -> Layout:
-        """The layout of one observation; fields of other names are ignored.
+        """The layout of one observation.
 
         Raises:
-            UserError: if there is no state or no image, or one has a wrong type or shape. `where` names the
+            UserError: if there is no state or no image, or the state has a wrong type or shape. `where` names the
                 observation.
         """
         for problem in layout_problems(fields):
             raise invalid(where, problem)
-        sizes = {name.removeprefix(IMAGE_PREFIX): fields[name][1] for name in fields if is_image(name)}
-        return cls({camera: (height, width) for camera, (height, width, _) in sizes.items()}, fields[STATE][1][0])
+        forms, left_out = camera_forms(fields)
+        return cls(forms, fields[STATE][1][0], left_out)
+
+
+def camera_forms(fields: Fields) -> tuple[dict[str, ImageForm], tuple[LeftOut, ...]]:
+    """Camera → how its images are held; and the fields that are neither cameras nor the state."""
+    forms: dict[str, ImageForm] = {}
+    left_out = []
+    for name, (dtype, shape) in fields.items():
+        if not is_image(name):
+            if name != STATE:
+                left_out.append(LeftOut("column", str(name), f"is neither '{STATE}' nor '{IMAGE_PREFIX}<camera>'"))
+            continue
+        camera = name.removeprefix(IMAGE_PREFIX)
+        form = image_form(shape, dtype, is_camera=True)
+        no_camera = not_by_name(camera)
+        if no_camera is None and not isinstance(form, ImageForm):
+            what = f"has {described(dtype, shape)}; images have to be (height, width, 3) uint8 RGB"
+            no_camera = form or NoCamera("image", what)
+        if no_camera is not None:
+            left_out.append(LeftOut(no_camera.kind, camera, no_camera.reason))
+        elif isinstance(form, ImageForm):
+            forms[camera] = form
+    return forms, tuple(left_out)
+
+
+class RgbRows:
+    """Images (N, H, W, 3) uint8 RGB of rows that hold them in another form.
+
+    Args:
+        whole: (N, …).
+        form: of each row.
+        white: the number that stands for white, of floats.
+    """
+
+    def __init__(self, whole: Rows, form: ImageForm, white: float) -> None:
+        self.shape = (len(whole), form.height, form.width, 3)
+        self.dtype = np.dtype(np.uint8)
+        self._whole, self._form, self._white = whole, form, white
 
     @classmethod
-    def of_structured(cls, dtype: np.dtype[Any], path: Path) -> Layout:
-        """The layout of a structured array of observations."""
-        return cls.of_fields(structured_fields(dtype, path), f"{path}: each observation")
+    def of(cls, whole: Rows, form: ImageForm) -> Rows:
+        """The rows themselves if they are such images."""
+        if not form.is_float and form.channels == 3 and form.channel_axis == 2:
+            return whole
+        places = np.linspace(0, max(0, len(whole) - 1), _IMAGES_FOR_WHITE).astype(int)
+        white = white_of(whole[place] for place in places) if form.is_float and len(whole) else 1.0
+        return cls(whole, form, white)
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        whole = identity_of(self._whole)
+        return None if whole is None else {**whole, "form": str(self._form), "white": self._white}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        images = np.asarray(self._whole[rows])
+        where = "an image"
+        if images.ndim == len(self._whole.shape) - 1:
+            return self._form.as_rgb(images, self._white, where)
+        return np.stack([self._form.as_rgb(image, self._white, where) for image in images])
 
 
 def structured_fields(dtype: np.dtype[Any], path: Path) -> Fields:
@@ -84,9 +155,6 @@ def layout_problems(fields: Fields) -> Iterator[str]:
         yield f"has no image, but {_listed(fields)}; call them '{IMAGE_PREFIX}<camera>'"
     if STATE in fields and not is_good_state(*fields[STATE]):
         yield f"has a '{STATE}' of {described(*fields[STATE])}; it has to be (S,) float32"
-    for name in images:
-        if not is_good_image(*fields[name]):
-            yield f"has an '{name}' of {described(*fields[name])}; images have to be (height, width, 3) uint8 RGB"
 
 
 def is_image(name: Any) -> bool:
@@ -95,7 +163,7 @@ def is_image(name: Any) -> bool:
 
 
 def is_good_image(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
-    return dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and 0 not in shape
+    return isinstance(image_form(shape, dtype, is_camera=True), ImageForm)
 
 
 def is_good_state(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
@@ -132,16 +200,6 @@ def check_total(lengths: np.ndarray, steps: int, path: Path) -> None:
         )
 
 
-class _Form(Protocol):
-    """One of the pickled forms."""
-
-    layout: Layout
-
-    def fill(self, block: np.ndarray, first: int) -> None:
-        """Write the observations from step `first` on into a block of the structured array."""
-        ...
-
-
 class PickledObservations:
     """Observations in one of the pickled forms, ready to be written as a structured array.
 
@@ -150,37 +208,49 @@ class PickledObservations:
         lengths: (E,) steps of each episode.
 
     Raises:
-        UserError: if the file is damaged, wants anything but plain values, does not fit to `lengths`, or its
-            first observation has a wrong layout.
+        UserError: if the file is damaged, wants anything but plain values, does not fit to `lengths`, or most episodes
+            begin with an observation of a wrong layout.
     """
 
     def __init__(self, path: Path, lengths: np.ndarray) -> None:
         self._path = path
+        self._lengths = lengths
         self._steps = int(lengths.sum())
         content = load_observations(path)
-        self._form: _Form
+        self._columns: dict[str, np.ndarray] | None = None
         if isinstance(content, dict):
-            self._form = _Columns(path, content, lengths)
+            arrays = column_arrays(content)
+            where = f"the dictionary in {path}"
+            self.layout = Layout.of_fields(column_fields(arrays), where)
+            self._columns = {name: arrays[name] for name in self.layout.dtype.names or ()}
+            for problem in uneven_columns(self._columns):
+                raise invalid(where, problem)
+            check_total(lengths, len(self._columns[STATE]), path)
         else:
-            self._form = _Dictionaries(path, content, lengths)
+            check_total(lengths, len(content), path)
+            self._observations = content
+            self.layout = self._usual_layout()
+        self._whites = {name: self._white(name) for name, form in self.layout.forms.items() if form.is_float}
 
     @property
     def size(self) -> int:
         """Bytes of the structured array."""
-        return self._steps * self._form.layout.dtype.itemsize + 4096  # and the file's header
+        return self._steps * self.layout.dtype.itemsize + 4096  # and the file's header
 
     def write(self, folder: Path) -> None:
-        """Write the structured array as `observations.npy`.
+        """Write the structured array as `observations.npy`, and as `faults.json` what is wrong with some episodes.
+
+        These have zeros where an observation is not as in most episodes.
 
         Raises:
-            UserError: if an observation is not like the first one.
             OSError: if it cannot be written.
         """
-        dtype = self._form.layout.dtype
+        dtype = self.layout.dtype
         mapped = np.lib.format.open_memmap(folder / OBSERVATIONS, "w+", dtype, (self._steps,))
         offset = mapped.offset
         del mapped
         rows = max(1, _BLOCK_BYTES // dtype.itemsize)
+        faults: dict[int, str] = {}
         # Written as a file, not through the map: where the disk becomes full, a map kills the process.
         with (
             (folder / OBSERVATIONS).open("r+b") as file,
@@ -188,11 +258,92 @@ class PickledObservations:
         ):
             file.seek(offset)
             for first in range(0, self._steps, rows):
-                block = np.empty(min(rows, self._steps - first), dtype)
+                block = np.zeros(min(rows, self._steps - first), dtype)
                 with np.errstate(over="ignore"):  # becomes inf, which `find_nonfinite` finds
-                    self._form.fill(block, first)
+                    for number in range(len(block)):
+                        try:
+                            self._fill(block, number, first + number)
+                        except UserError as error:
+                            episode, _ = episode_and_step(first + number, self._lengths)
+                            faults.setdefault(episode, str(error))
                 file.write(block.view(np.uint8).data)
                 progress.advance(len(block))
+        left_out = [[entry.kind, entry.name, entry.reason] for entry in self.layout.left_out]
+        write_json(folder / FAULTS, {"episodes": faults, "left_out": left_out})
+
+    def _fill(self, block: np.ndarray, number: int, step: int) -> None:
+        """Write the observation of a step into a block of the structured array."""
+        values = self._values(step)
+        for name, form in self.layout.forms.items():
+            where = f"{self._where(step)}: camera {name}"
+            block[IMAGE_PREFIX + name][number] = form.as_rgb(
+                values[IMAGE_PREFIX + name], self._whites.get(name, 1), where
+            )
+        block[STATE][number] = values[STATE]
+
+    def _values(self, step: int) -> dict[str, np.ndarray]:
+        """Images and state of a step, in the files' own form.
+
+        Raises:
+            UserError: if they are not as in most episodes.
+        """
+        if self._columns is not None:
+            return {name: column[step] for name, column in self._columns.items()}
+        observation = self._observations[step]
+        if not isinstance(observation, dict):
+            kind = type(observation).__name__
+            raise invalid(self._where(step), f"is no dictionary but {kind}; save a dictionary for each step")
+        values = {}
+        for name in self.layout.dtype.names or ():
+            if name not in observation:
+                raise invalid(self._where(step), f"has no '{name}', which most episodes have")
+            value = as_array(observation[name])
+            dtype, shape = self._usual[name]
+            is_alike = value.dtype.kind in "fiu" if name == STATE else value.dtype == dtype
+            if value.shape != shape or not is_alike:
+                found, normal = described(value.dtype, value.shape), described(dtype, shape)
+                raise invalid(self._where(step), f"has '{name}' of {found}; most episodes have {normal}")
+            values[name] = value
+        return values
+
+    def _usual_layout(self) -> Layout:
+        """The layout of the observation that most episodes begin with."""
+        starts = [0, *np.cumsum(self._lengths)[:-1].tolist()]
+        found: dict[Any, list[int]] = {}
+        for start in starts:
+            observation = self._observations[start] if start < self._steps else None
+            if isinstance(observation, dict):
+                arrays = {name: as_array(value) for name, value in observation.items()}
+                form = tuple((name, array.dtype.str, array.shape) for name, array in arrays.items())
+                found.setdefault(form, []).append(start)
+        if not found:
+            kind = type(self._observations[0]).__name__
+            raise invalid(self._where(0), f"is no dictionary but {kind}; save a dictionary for each step")
+        first = max(found.values(), key=len)[0]
+        arrays = {name: as_array(value) for name, value in self._observations[first].items()}
+        self._usual: Fields = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+        return Layout.of_fields(self._usual, self._where(first))
+
+    def _white(self, camera: str) -> float:
+        def images() -> Iterator[np.ndarray]:
+            for step in np.linspace(0, self._steps - 1, _IMAGES_FOR_WHITE).astype(int).tolist():
+                with contextlib.suppress(UserError):
+                    yield self._values(step)[IMAGE_PREFIX + camera]
+
+        return white_of(images())
+
+    def _where(self, step: int) -> str:
+        episode, step_in_it = episode_and_step(step, self._lengths)
+        return f"step {step} (episode {episode}, step {step_in_it}) of {self._path}"
+
+
+def read_faults(folder: Path) -> tuple[dict[int, str], tuple[LeftOut, ...]]:
+    """What `PickledObservations.write` has written beside the observations: episodes → what is wrong; other fields."""
+    if not (folder / FAULTS).exists():
+        return {}, ()
+    content = json.loads((folder / FAULTS).read_text())
+    episodes = {int(episode): reason for episode, reason in content["episodes"].items()}
+    return episodes, tuple(LeftOut(*entry) for entry in content["left_out"])
 
 
 def load_observations(path: Path) -> np.ndarray | dict[Any, Any]:
@@ -213,52 +364,6 @@ def load_observations(path: Path) -> np.ndarray | dict[Any, Any]:
     )
 
 
-class _Dictionaries:
-    """An array of dictionaries, one for each step."""
-
-    def __init__(self, path: Path, observations: np.ndarray, lengths: np.ndarray) -> None:
-        self._path = path
-        self._lengths = lengths
-        check_total(lengths, len(observations), path)
-        self._observations = observations
-        first = self._fields(0)
-        self.layout = Layout.of_fields(first, self._where(0))
-        self._norm = {name: first[name] for name in self.layout.dtype.names or ()}
-
-    def fill(self, block: np.ndarray, first: int) -> None:
-        columns = {name: block[name] for name in self._norm}
-        for number in range(len(block)):
-            observation = self._observation(first + number)
-            for name, column in columns.items():
-                column[number] = self._value(observation, name, first + number)
-
-    def _value(self, observation: dict[Any, Any], name: str, step: int) -> np.ndarray:
-        if name not in observation:
-            raise invalid(self._where(step), f"has no '{name}'; all steps need what the first one has")
-        value = as_array(observation[name])
-        dtype, shape = self._norm[name]
-        is_alike = value.dtype.kind in "fiu" if name == STATE else value.dtype == dtype
-        if value.shape != shape or not is_alike:
-            found, normal = described(value.dtype, value.shape), described(dtype, shape)
-            raise invalid(self._where(step), f"has '{name}' of {found}; the first step has {normal}")
-        return value
-
-    def _fields(self, step: int) -> Fields:
-        arrays = {name: as_array(value) for name, value in self._observation(step).items()}
-        return {name: (value.dtype, value.shape) for name, value in arrays.items()}
-
-    def _observation(self, step: int) -> dict[Any, Any]:
-        observation = self._observations[step]
-        if not isinstance(observation, dict):
-            kind = type(observation).__name__
-            raise invalid(self._where(step), f"is no dictionary but {kind}; save a dictionary for each step")
-        return observation
-
-    def _where(self, step: int) -> str:
-        episode, step_in_it = episode_and_step(step, self._lengths)
-        return f"step {step} (episode {episode}, step {step_in_it}) of {self._path}"
-
-
 def as_array(value: Any) -> np.ndarray:
     """A value of an observation; what is no array becomes one if it is numbers."""
     if isinstance(value, np.ndarray):
@@ -267,23 +372,6 @@ def as_array(value: Any) -> np.ndarray:
         return np.asarray(value)
     except (ValueError, TypeError, OverflowError):  # a ragged list
         return np.empty((), dtype=object)
-
-
-class _Columns:
-    """A dictionary of arrays over all steps."""
-
-    def __init__(self, path: Path, columns: dict[Any, Any], lengths: np.ndarray) -> None:
-        arrays = column_arrays(columns)
-        where = f"the dictionary in {path}"
-        self.layout = Layout.of_fields(column_fields(arrays), where)
-        self._columns = {name: arrays[name] for name in self.layout.dtype.names or ()}
-        for problem in uneven_columns(self._columns):
-            raise invalid(where, problem)
-        check_total(lengths, len(self._columns[STATE]), path)
-
-    def fill(self, block: np.ndarray, first: int) -> None:
-        for name, column in self._columns.items():
-            block[name] = column[first : first + len(block)]
 
 
 def column_arrays(columns: Mapping[Any, Any]) -> dict[Any, np.ndarray]:

@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from bimact.data.formats.hdf5_heap import FileWithSoundHeaps
-from bimact.data.formats.inside import real_file
+from bimact.data.formats.inside import real_file, refuse_lfs_pointer
 from bimact.errors import UserError
 
 SUFFIXES = (".hdf5", ".h5")
@@ -44,6 +44,7 @@ _UNSUSPICIOUS = 64 << 20  # bytes that may be read whatever the file says
 _BEST_RATIO = 1100  # of deflate, for data that is all the same, with some room
 _BLOCK = 64 << 20  # bytes of rows that are read at once
 _LONGEST_TEXT = 200  # characters of a library's error
+_DEEPEST = 6  # groups inside each other
 
 Value: TypeAlias = "str | int | float | bool"
 
@@ -106,6 +107,7 @@ def file_inside(dataset: Path, name: str) -> Path:
         UserError: if it is not there, or is a link that leaves the dataset.
     """
     if name == ".":
+        refuse_lfs_pointer(dataset, dataset)
         return dataset
     if real_file(dataset, name) is None:
         raise UserError(f"{dataset / name} is not there any more")
@@ -123,6 +125,13 @@ def natural_order(names: Iterable[str]) -> list[str]:
         ], name
 
     return sorted(names, key=key)
+
+
+def numbers_in(names: Sequence[str]) -> list[int]:
+    """What episodes are called by: the last number in each name, if all have one and none twice; else their places."""
+    found = [re.findall(r"\d{1,9}", Path(name).stem) for name in names]
+    numbers = [int(digits[-1]) for digits in found if digits]
+    return numbers if len(set(numbers)) == len(names) else list(range(len(names)))
 
 
 def printable(text: str) -> str:
@@ -180,6 +189,25 @@ def members(group: h5py.Group | None) -> list[str]:
     return sorted(name for name in names if name.isprintable() and not name.startswith("."))
 
 
+def walk(
+    group: h5py.Group, prefix: str = "", depth: int = 0, seen: frozenset[int] = frozenset()
+) -> Iterator[tuple[str, h5py.Dataset | None]]:
+    """All datasets in a group and in those inside it, by their paths; None: a link, which is not followed."""
+    address = h5py.h5o.get_info(group.id).addr
+    if address in seen:  # a group that holds itself
+        return
+    for name in members(group):
+        path = f"{prefix}{name}"
+        if is_link(group, name):
+            yield path, None
+            continue
+        item = group[name]
+        if isinstance(item, h5py.Dataset):
+            yield path, item
+        elif isinstance(item, h5py.Group) and depth < _DEEPEST:
+            yield from walk(item, f"{path}/", depth + 1, seen | {address})
+
+
 def is_link(group: h5py.Group, name: str) -> bool:
     """Whether a name stands for a path, in this file or another one."""
     kind: int = group.id.links.get_info(name.encode()).type
@@ -200,7 +228,7 @@ def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Value | None:
     is_one = opened.get_space().get_simple_extent_npoints() == 1
     if not is_plain or not is_one or opened.get_storage_size() > _LARGEST_ATTRIBUTE:
         return None
-    with _sound_heaps(item) as same:
+    with sound_heaps(item) as same:
         value = np.asarray(same.attrs[name]).reshape(-1)[0]
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bytes):
@@ -211,7 +239,7 @@ def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Value | None:
 
 
 @contextmanager
-def _sound_heaps(item: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Dataset]:
+def sound_heaps(item: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Dataset]:
     """The same object, where damage to the texts of any length is an error instead of a loop without an end."""
     with FileWithSoundHeaps(item.file.filename) as content, h5py.File(content, "r") as file:
         path = str(item.name).strip("/")
@@ -230,7 +258,7 @@ def read_texts(dataset: h5py.Dataset) -> list[str]:
     if dataset.ndim != 1 or h5py.check_string_dtype(dataset.dtype) is None:
         return []
     check(dataset)
-    with _sound_heaps(dataset) as same:
+    with sound_heaps(dataset) as same:
         return [printable(text) for text in same.asstr(errors="replace")[()]]
 
 

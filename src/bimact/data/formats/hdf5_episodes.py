@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import h5py
 import numpy as np
 
-from bimact.data.formats.hdf5 import (
-    check,
-    fault_of,
-    find_dataset,
-    is_link,
-    is_numeric,
-    members,
-    name_of,
-    native,
-    read_rows,
+from bimact.data.formats.hdf5 import check, fault_of, is_numeric, name_of, native, read_rows, sound_heaps
+from bimact.data.formats.images import (
+    ImageForm,
+    NoCamera,
+    decode_image,
+    image_form,
+    is_depth,
+    is_encoded,
+    not_by_name,
+    white_of,
 )
-from bimact.data.formats.images import decode_image
-from bimact.data.source import Camera, Column
+from bimact.data.source import Camera, Column, Fault, LeftOut
 from bimact.errors import UserError
 
 _LARGEST_VECTOR = 4096
@@ -38,197 +37,205 @@ class Contents:
     Attributes:
         where: what messages call it.
         length: steps.
-        encoded: cameras whose images are JPEG files.
-        left_out: name → why it is neither a camera nor a column.
+        encoded: cameras whose images are JPEG or PNG files.
+        brightest: of cameras of floats, the largest number in the first image.
+        left_out: what is neither a camera nor a column in this episode, by its name.
+        damaged: those of it that cannot be read, though others of their kind can.
+        fault: why none of it can be used.
+        is_missing: it has no steps.
     """
 
     where: str
-    length: int
+    length: int = 0
     cameras: dict[str, Camera] = field(default_factory=dict)
     columns: dict[str, Column] = field(default_factory=dict)
     encoded: tuple[str, ...] = ()
-    left_out: dict[str, str] = field(default_factory=dict)
+    brightest: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    damaged: set[str] = field(default_factory=set)
+    fault: str | None = None
+    is_missing: bool = False
 
-    def add_columns(
-        self, group: h5py.Group, names: Sequence[str] | None = None, *, required: Collection[str] = ()
+    def add(
+        self, name: str, dataset: h5py.Dataset | None, *, camera: str | None = None, is_camera: bool = False
     ) -> None:
-        """Take the vectors that stand in a group, unless there are some of the same names already.
+        """Take a dataset as a camera or a column, or leave it out with the reason.
 
         Args:
-            names: those to look at; None: all.
-            required: names whose faults are errors; others are left out.
-
-        Raises:
-            UserError: naming both numbers if a required one has another number of rows than the action.
+            name: of the column.
+            dataset: None: it is a link, which is not followed.
+            camera: its name if it is a camera; None: that of the column.
+            is_camera: its place says that it holds images.
         """
-        for name in members(group) if names is None else names:
-            if name in self.columns:
-                continue
-            if name not in required and is_link(group, name):
-                self.left_out[name] = "is a link, and links are not followed"
-                continue
-            dataset = find_dataset(group, name)
-            if dataset is None:
-                continue
-            fault = self._fault_of_column(dataset)
-            if fault is None:
-                self.columns[name] = Column(math.prod(dataset.shape[1:]), dtype=str(native(dataset.dtype)))
-            elif name in required:
-                self.check_rows(dataset)
-                raise UserError(f"{self.where}: {name_of(dataset)} {fault}")
-            else:
-                self.left_out[name] = fault
-
-    def add_camera(self, name: str, dataset: h5py.Dataset, *, decodes: bool) -> None:
-        """Take a dataset of images, or leave it out with the reason.
-
-        Args:
-            decodes: (T, bytes) is taken for JPEG files.
-
-        Raises:
-            UserError: if it may not be read, or has another number of rows than the action.
-        """
-        is_encoded = decodes and _holds_files(dataset)
-        if not is_encoded and _channel_axis(dataset) is None:
-            self.left_out[name] = (
-                f"has shape {dataset.shape} and type {dataset.dtype}; images are (steps, height, width, 3) uint8"
-            )
+        camera = camera or name
+        if camera in self.cameras or name in self.columns:
             return
-        check(dataset, may_be_sparse=is_encoded)
-        self.check_rows(dataset)
-        if is_encoded:
-            _, image = next(decoded(dataset, [0], lambda step: f"{self.where}, camera {name}, step {step}"))
-            height, width = image.shape[:2]
+        if dataset is None or not dataset.shape:
+            reason = "holds no rows" if dataset is not None else "is a link, and links are not followed"
+            if is_camera or dataset is None:  # one number is of the whole episode, such as a rate
+                self._leave_out("image" if is_camera else "column", name, reason)
+            return
+        try:
+            if not self._add_camera(camera, dataset, is_camera):
+                self._add_column(name, dataset)
+        except UserError as error:
+            reason = str(error).removeprefix(f"{name_of(dataset)} in ").removeprefix(self.where).lstrip(":, ")
+            self._leave_out("image" if is_camera else "column", camera if is_camera else name, reason)
+            self.damaged.add(camera if is_camera else name)
+
+    def _add_camera(self, name: str, dataset: h5py.Dataset, is_camera: bool) -> bool:
+        """Whether a dataset holds images, readable or not."""
+        form = image_form(dataset.shape[1:], dataset.dtype, is_camera=is_camera)
+        may_be_encoded = _holds_files(dataset) and (is_camera or self._begins_as_image(dataset))
+        looks_like_images = is_camera or may_be_encoded or form is not None
+        no_camera = not_by_name(name) if looks_like_images else None
+        if isinstance(form, NoCamera):
+            no_camera = no_camera or form
+        if no_camera is not None:
+            self._leave_out(no_camera.kind, name, no_camera.reason)
+            return True
+        if form is None and not may_be_encoded:
+            if is_camera:
+                what = f"has shape {dataset.shape} and type {dataset.dtype}"
+                self._leave_out("image", name, f"{what}; images are (steps, height, width, 3) uint8, or encoded files")
+            return is_camera
+        self._check_rows(dataset)
+        check(dataset, may_be_sparse=form is None)
+        if form is None:
+            content = next(_rows(dataset, [0]))[1]
+            if is_depth(content):
+                self._leave_out("depth", name, "is depth: its files have more than 8 bits per channel")
+                return True
+            height, width = decode_image(content, f"{self.where}, camera {name}, step 0").shape[:2]
+            self.cameras[name] = Camera(height, width)
             self.encoded += (name,)
-        else:
-            height, width = (size for axis, size in enumerate(dataset.shape[1:], 1) if axis != _channel_axis(dataset))
-        self.cameras[name] = Camera(height, width)
+        elif isinstance(form, ImageForm):
+            self.cameras[name] = Camera(form.height, form.width)
+            if form.is_float:
+                self.brightest[name] = float(np.nanmax(dataset[0], initial=0))
+        return True
 
-    def check_rows(self, dataset: h5py.Dataset) -> None:
-        """See that a dataset has a row for each step."""
-        if dataset.shape and dataset.shape[0] != self.length:
-            raise UserError(
-                f"{self.where}: {name_of(dataset)} has {dataset.shape[0]} rows and the action {self.length}: record "
-                "the episode again or remove it"
-            )
+    def _begins_as_image(self, dataset: h5py.Dataset) -> bool:
+        if fault_of(dataset, may_be_sparse=True) is not None:
+            return False
+        _, row = next(_rows(dataset, [0]))
+        return is_encoded(row)
 
-    def _fault_of_column(self, dataset: h5py.Dataset) -> str | None:
+    def _add_column(self, name: str, dataset: h5py.Dataset) -> None:
         if not is_numeric(dataset.dtype):
-            return f"holds {dataset.dtype} instead of numbers"
-        fault = fault_of(dataset)
-        if fault is not None:
-            return fault
-        if (
-            dataset.ndim > 2
-            or dataset.shape[0] != self.length
-            or not 0 < math.prod(dataset.shape[1:]) <= _LARGEST_VECTOR
-        ):
-            return f"has shape {dataset.shape}; vectors are (steps, size) with {self.length} steps"
-        return None
+            self._leave_out("column", name, f"holds {dataset.dtype} instead of numbers")
+        elif dataset.ndim > 2 or not 0 < math.prod(dataset.shape[1:]) <= _LARGEST_VECTOR:
+            self._leave_out("column", name, f"has shape {dataset.shape}; vectors are ({self.length}, size)")
+        else:
+            self._check_rows(dataset)
+            check(dataset)
+            self.columns[name] = Column(math.prod(dataset.shape[1:]), dtype=str(native(dataset.dtype)))
+
+    def _check_rows(self, dataset: h5py.Dataset) -> None:
+        """See that a dataset has a row for each step."""
+        if dataset.shape[0] != self.length:
+            raise UserError(f"has {dataset.shape[0]} rows, the action {self.length}")
+
+    @property
+    def faults(self) -> dict[str, Fault]:
+        """What cannot be used of what other episodes may have."""
+        return {
+            name: Fault(entry.reason, "damaged" if name in self.damaged else "absent")
+            for name, entry in self.left_out.items()
+        }
+
+    def _leave_out(self, kind: Literal["image", "depth", "column"], name: str, reason: str) -> None:
+        self.left_out[name] = LeftOut(kind, name, reason)
 
 
-def steps_of(action: h5py.Dataset | None, name: str, where: str) -> int:
+def steps_of(action: h5py.Dataset, where: str) -> int:
     """The rows of the action, which are the episode's steps.
 
     Raises:
-        UserError: if there is no action, or none that may be read.
+        UserError: if it may not be read.
     """
-    if action is None:
-        raise UserError(f"{where} has no {name}: record the episode again or remove it")
     check(action)
     if len(action) > _MOST_STEPS:
         raise UserError(f"{where}: {name_of(action)} has {len(action)} rows, so it is damaged")
     return len(action)
 
 
-def columns_in_common(
-    episodes: Sequence[Contents], essential: Sequence[str], advice: str
-) -> tuple[dict[str, Column], dict[str, str]]:
-    """See that episodes agree in cameras and essential columns.
-
-    Args:
-        essential: columns that all have to have, in one size, if most have them.
-        advice: end of the sentence about one that differs.
-
-    Returns:
-        the columns that all have in one size, and why others are left out.
-
-    Raises:
-        UserError: naming the first episode that differs from most, and in what.
-    """
-    ((usual_items, _),) = Counter(_signature(episode, essential) for episode in episodes).most_common(1)
-    usual = dict(usual_items)
+def in_no_episode(episodes: Sequence[Contents]) -> tuple[LeftOut, ...]:
+    """What is neither a camera nor a column in any episode."""
+    known = {name for episode in episodes for name in (*episode.cameras, *episode.columns)}
+    left_out: dict[str, LeftOut] = {}
     for episode in episodes:
-        mine = dict(_signature(episode, essential))
-        for name in sorted(usual.keys() | mine.keys()):
-            if mine.get(name) != usual.get(name):
-                raise UserError(
-                    f"{episode.where}: {name} is {mine.get(name, 'not there')}, in most episodes it is "
-                    f"{usual.get(name, 'not there')}: {advice}"
-                )
-    left_out = {name: why for episode in reversed(episodes) for name, why in episode.left_out.items()}
-    columns: dict[str, Column] = {}
-    for name in dict.fromkeys(name for episode in episodes for name in episode.columns):
-        found = [episode.columns[name] for episode in episodes if name in episode.columns]
-        if len(found) == len(episodes) and len({column.size for column in found}) == 1:
-            columns[name] = Column(found[0].size, dtype=str(np.result_type(*(np.dtype(c.dtype) for c in found))))
-        else:
-            left_out[name] = "is not in all episodes in one size"
-    return columns, left_out
+        for name, entry in episode.left_out.items():
+            if name not in known:
+                left_out.setdefault(name, entry)
+    return tuple(left_out[name] for name in sorted(left_out))
 
 
-def _signature(episode: Contents, essential: Sequence[str]) -> frozenset[tuple[str, str]]:
-    """What is in an episode → its size."""
-    cameras = {f"camera {name}": f"{camera.height}×{camera.width}" for name, camera in episode.cameras.items()}
-    columns = {name: f"of size {episode.columns[name].size}" for name in essential if name in episode.columns}
-    return frozenset({**cameras, **columns}.items())
+def whites(episodes: Sequence[Contents]) -> dict[str, float]:
+    """Camera of floats → the number that stands for white in all episodes."""
+    names = {name for episode in episodes for name in episode.brightest}
+    return {name: white_of(np.array([e.brightest.get(name, 0.0)]) for e in episodes) for name in sorted(names)}
 
 
 # Images ---------------------------------------------------------------------------------------------
 
 
-def decoded(
+def encoded_images(
     dataset: h5py.Dataset, steps: Sequence[int], describe: Callable[[int], str]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(step, image (H, W, 3) uint8 RGB) for some ascending steps; a repeated step gives the same array again.
+    """(step, image (H, W, 3) uint8 RGB) of JPEG, PNG or WebP files for some ascending steps.
+
+    A repeated step gives the same array again.
 
     Args:
-        dataset: images (T, H, W, 3) or (T, 3, H, W); or JPEG files as rows (T, bytes) or byte strings (T,), padded with
-            zeros.
+        dataset: rows (T, bytes) or byte strings (T,) padded with zeros, or rows of any length (T,).
         describe: step → what messages call it.
     """
-    axis = _channel_axis(dataset)
     last, image = -1, np.empty(0, np.uint8)
-    for step, row in read_rows(dataset, steps):
+    for step, content in _rows(dataset, steps):
         if step != last:
-            if axis is None:
-                # Without the padding, so that a file that was cut off is not taken for a whole one.
-                image = decode_image(np.asarray(row).tobytes().rstrip(b"\0"), describe(step))
-            else:
-                image = row if axis == 3 else np.ascontiguousarray(row.transpose(1, 2, 0))
-            last = step
+            last, image = step, decode_image(content, describe(step))
         yield step, image
 
 
+def _rows(dataset: h5py.Dataset, steps: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    """(step, the file's bytes)."""
+    is_of_any_length = h5py.check_vlen_dtype(dataset.dtype) is not None
+    with sound_heaps(dataset) if is_of_any_length else nullcontext(dataset) as rows:
+        for step, row in read_rows(rows, steps):
+            # Without the padding, so that a file that was cut off is not taken for a whole one.
+            yield step, np.asarray(row).tobytes().rstrip(b"\0")
+
+
 def frames_of(
-    dataset: h5py.Dataset, steps: Sequence[int], camera: Camera, *, swaps: bool, describe: Callable[[int], str]
+    dataset: h5py.Dataset,
+    steps: Sequence[int],
+    *,
+    swaps: bool,
+    white: float,
+    describe: Callable[[int], str],
 ) -> Iterator[np.ndarray]:
     """Images of a camera, as `Source.read_frames` gives them.
 
     Args:
-        swaps: red and blue of JPEG files change places.
+        swaps: red and blue of encoded files change places.
+        white: the number that stands for white in images of floats.
 
     Raises:
-        UserError: if an image cannot be read or has another size.
+        UserError: if an image cannot be read.
     """
-    check(dataset, may_be_sparse=_holds_files(dataset))
-    for step, image in decoded(dataset, steps, describe):
-        if image.shape != (camera.height, camera.width, _CHANNELS):
-            raise UserError(
-                f"{describe(step)}: the image is {image.shape[0]}×{image.shape[1]}, the camera's first one "
-                f"{camera.height}×{camera.width}"
-            )
-        yield _swapped(image) if swaps and _holds_files(dataset) else image
+    form = image_form(dataset.shape[1:], dataset.dtype, is_camera=True)
+    if isinstance(form, ImageForm):
+        check(dataset)
+        last, image = -1, np.empty(0, np.uint8)
+        for step, row in read_rows(dataset, steps):
+            if step != last:
+                last, image = step, form.as_rgb(row, white, describe(step))
+            yield image
+    else:
+        check(dataset, may_be_sparse=True)
+        for _, image in encoded_images(dataset, steps, describe):
+            yield _swapped(image) if swaps else image
 
 
 def _swapped(image: np.ndarray) -> np.ndarray:
@@ -239,18 +246,10 @@ def _swapped(image: np.ndarray) -> np.ndarray:
     return exchanged
 
 
-def _channel_axis(dataset: h5py.Dataset) -> int | None:
-    """The axis of red, green and blue; None: it holds no such images."""
-    if dataset.dtype != np.uint8 or dataset.ndim != 4 or min(dataset.shape[1:]) < 1:
-        return None
-    return next((axis for axis in (3, 1) if dataset.shape[axis] == _CHANNELS), None)
-
-
 def _holds_files(dataset: h5py.Dataset) -> bool:
-    """Whether its rows may be JPEG files."""
-    return (dataset.dtype == np.uint8 and dataset.ndim == 2) or (dataset.dtype.kind == "S" and dataset.ndim == 1)
-
-
-def described(left_out: Mapping[str, str]) -> dict[str, Any]:
-    """What metadata say of what was left out."""
-    return {"left_out": dict(sorted(left_out.items()))} if left_out else {}
+    """Whether its rows may be encoded files."""
+    if dataset.ndim == 2:
+        return bool(dataset.dtype == np.uint8)
+    is_opaque = dataset.dtype.kind == "V" and dataset.dtype.names is None
+    is_of_any_length = h5py.check_vlen_dtype(dataset.dtype) == np.uint8
+    return dataset.ndim == 1 and (dataset.dtype.kind == "S" or is_opaque or is_of_any_length)

@@ -1,17 +1,26 @@
-"""Encoded images in memory, such as those in a table's cells."""
+"""Images as datasets hold them, made (H, W, 3) uint8 RGB: JPEG, PNG and WebP files, and arrays of several forms."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bimact.data.default_state import words_of
 from bimact.errors import UserError
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "1")  # others, such as 16 bits a pixel, are depth rather than colour
 _MAX_PIXELS = 1 << 25  # far above any camera's, far below what fills the memory
+_SMALLEST, _LARGEST = 8, 8192  # pixels of an image's height and width
+_SMALLEST_GRAY = 24  # pixels: smaller arrays without channels may be anything, unless they are said to be images
+_COLOR = 3  # channels
+_CHANNELS = (_COLOR, 4, 1)  # that images may have, the likeliest first: both axes at the ends may have such a size
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 
 
 def decode_image(content: bytes, where: str) -> np.ndarray:
@@ -32,10 +41,124 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
             if width * height > _MAX_PIXELS:
                 raise UserError(f"{where}: an image claims {height}×{width} pixels, so it is damaged")
             if image.mode not in _MODES:
-                raise UserError(f"{where}: an image has the type {image.mode}, which is no colour image")
+                raise UserError(f"{where}: an image is depth or of another type than colour ({image.mode})")
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise UserError(f"{where}: an image is no PNG, JPEG or WebP file") from None
     # Pillow's plugins raise all of these for damaged files.
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, MemoryError) as error:
         raise UserError(f"{where}: an image is damaged ({' '.join(str(error).split())})") from None
+
+
+def is_depth(content: bytes) -> bool:
+    """Whether an encoded image has more than 8 bits a pixel and channel, which depth has and colour has not."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            return image.mode.startswith(("I", "F"))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, MemoryError):
+        return False
+
+
+def is_encoded(content: bytes) -> bool:
+    """Whether some bytes begin as a JPEG, PNG or WebP file does."""
+    return content.startswith(_SIGNATURES)
+
+
+@dataclass(frozen=True)
+class ImageForm:
+    """How an array holds an image.
+
+    Attributes:
+        channels: 1 (grey), 3, or 4 (the last one is transparency, and is dropped).
+        channel_axis: 2, 0, or None: there is no axis of channels.
+        is_float: numbers up to 1 or up to 255.
+    """
+
+    height: int
+    width: int
+    channels: int
+    channel_axis: int | None
+    is_float: bool
+
+    def as_rgb(self, image: np.ndarray, white: float, where: str) -> np.ndarray:
+        """An array → (H, W, 3) uint8 RGB.
+
+        Args:
+            white: the number that stands for white, of floats.
+            where: what messages begin with.
+
+        Raises:
+            UserError: if a number is no colour.
+        """
+        if self.channel_axis is None:
+            image = image[..., None]
+        elif self.channel_axis == 0:
+            image = np.moveaxis(image, 0, -1)
+        image = image[..., :_COLOR]
+        if self.is_float:
+            with np.errstate(all="ignore"):  # what is no colour is told below
+                image = np.rint(image.astype(np.float32) * (255 / white))
+            if not ((image >= 0) & (image <= 255)).all():
+                raise UserError(f"{where} has values that are no colours: they have to be from 0 to {white:g}")
+            image = image.astype(np.uint8)
+        if self.channels == 1:
+            image = np.repeat(image, _COLOR, axis=2)
+        return np.ascontiguousarray(image)
+
+
+@dataclass(frozen=True)
+class NoCamera:
+    """Why something that looks like images is no colour camera.
+
+    Attributes:
+        kind: "depth": it is meant to be something else, such as depth; "image": it cannot be read.
+        reason: the end of a sentence that begins with its name.
+    """
+
+    kind: Literal["image", "depth"]
+    reason: str
+
+
+def not_by_name(name: str) -> NoCamera | None:
+    """Whether the name of images says that they are no colour images."""
+    words = words_of(name)
+    if "depth" in words or "disparity" in words:
+        return NoCamera("depth", "is depth, as its name says")
+    if not {"segmentation", "segmentations", "seg", "mask", "masks"}.isdisjoint(words):
+        return NoCamera("depth", "is a segmentation, as its name says")
+    return None
+
+
+def image_form(shape: tuple[int, ...], dtype: np.dtype[Any], *, is_camera: bool = False) -> ImageForm | NoCamera | None:
+    """How an array of one step holds an image.
+
+    Args:
+        is_camera: its place among the data says that it is one.
+
+    Returns:
+        the form; or why an array that looks like an image is no camera's; None: it does not look like an image.
+    """
+    what = f"{shape} of {dtype}"
+    axis: int | None = None
+    if len(shape) == 2:
+        sides, channels, least = shape, 1, _SMALLEST_GRAY
+    elif len(shape) == 3:
+        fits = [(end, at) for channel in _CHANNELS for end, at in ((shape[2], 2), (shape[0], 0)) if end == channel]
+        if not fits:
+            return None
+        channels, axis = fits[0]
+        sides, least = shape[:2] if axis == 2 else shape[1:], _SMALLEST
+    else:
+        return None
+    if min(sides) < (1 if is_camera else least) or max(sides) > _LARGEST:
+        return None
+    if dtype != np.uint8 and (channels == 1 or dtype.kind not in "f"):
+        if channels == 1 and dtype.kind in "fui":
+            return NoCamera("depth", f"is depth: {what} per step, and images of one channel are colour only as uint8")
+        return NoCamera("image", f"has {what} per step; images are uint8, or floats from 0 to 1 or to 255")
+    return ImageForm(sides[0], sides[1], channels, axis, dtype.kind == "f")
+
+
+def white_of(images: Iterable[np.ndarray]) -> float:
+    """The number that stands for white in arrays of floats: 1, or 255 where one of them goes beyond."""
+    return 255.0 if any(np.nanmax(image, initial=0) > 1 for image in images) else 1.0

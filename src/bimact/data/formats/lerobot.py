@@ -1,12 +1,17 @@
 """LeRobotDataset v2.0, v2.1 and v3.0: vectors in Parquet files, cameras as videos or as images in the same files.
 
-A frame of a video belongs to a step if it is the nearest to the step's timestamp and not more than half a step away.
-Episodes that are listed and whose files are missing, damaged or of another length are left out, each with a sentence.
+Which frame of a video belongs to a step, `frame_matching.py` says. Episodes that are listed and whose files are
+missing are left out, damaged ones are named, each with a sentence. Rows of an episode are found by their
+`episode_index`, in whichever file they are.
+
+The state is `observation.state` or the columns `observation.state.*`, the action `action` or `action.*`; without them,
+a single column whose name ends in `state` (or `action`, `actions`), as openpi's datasets have.
 Source: LeRobot 0.4.4, `datasets/lerobot_dataset.py` and `datasets/video_utils.py`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,27 +21,33 @@ from typing import Any
 
 import numpy as np
 
-from bimact.data.formats.images import decode_image
-from bimact.data.formats.lerobot_columns import TableFile, describe_table, read_cells, read_rows
+from bimact.data.formats.frame_matching import Matching, match_frames
+from bimact.data.formats.images import ImageForm, NoCamera, decode_image, image_form, is_depth, white_of
+from bimact.data.formats.in_common import usual_forms
+from bimact.data.formats.lerobot_columns import TableFile, describe_table, read_arrays, read_cells, read_rows
 from bimact.data.formats.lerobot_meta import (
     INFO,
+    Feature,
     Info,
     ListedEpisode,
     VideoPart,
+    is_depth_format,
     meta_files,
     read_episodes,
     read_info,
     read_tasks,
 )
-from bimact.data.formats.lerobot_paths import existing, find
-from bimact.data.formats.video_frames import frame_size, frames_at
-from bimact.data.source import Camera, Column, Format, Source, SourceEpisode
+from bimact.data.formats.lerobot_paths import DatasetFiles, existing
+from bimact.data.formats.video_frames import frame_times, frames_at, video_format
+from bimact.data.source import Camera, Column, Fault, Format, FramesNote, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
 
 _STATE, _ACTION = "observation.state", "action"
 _TIME, _FRAME, _EPISODE, _TASK = "timestamp", "frame_index", "episode_index", "task_index"
 _BOOKKEEPING = (_TIME, _FRAME, _EPISODE, "index", _TASK)
 _MAX_IMAGE_FILE = 1 << 28  # bytes
+_EPISODES_FOR_SIZE = 3  # that a camera is looked at in, if the first ones are damaged
+_MOST_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,16 @@ class LeRobotSource(Source):
     Attributes:
         places: of the episodes.
         features: the feature of each camera.
+        arrays: the form of cameras whose images are arrays in the data files.
+        whites: camera of floats → the number that stands for white.
         time_key: the column that tells a step's time: seconds, a frame's number, or None: steps are counted.
     """
 
     fps: float
     places: tuple[_Place, ...]
     features: Mapping[str, str]
+    arrays: Mapping[str, ImageForm]
+    whites: Mapping[str, float]
     time_key: str | None
 
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -76,20 +91,9 @@ class LeRobotSource(Source):
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
         key = self.features[camera]
         video = self.places[episode].videos.get(key)
-        images = self._images(episode, key, steps) if video is None else self._frames(episode, video, steps)
-        file = self.places[episode].file if video is None else video.file
-        size = self.cameras[camera]
-        for step, image in zip(steps, images, strict=True):
-            if image.shape[:2] != (size.height, size.width):
-                raise UserError(
-                    f"{self.path / file}: {self._where(episode, step)}, camera {camera}: the image has "
-                    f"{image.shape[0]}×{image.shape[1]} pixels, the first episode's have {size.height}×{size.width}; "
-                    "leave the episode out or record it again"
-                )
-            yield image
-
-    def _frames(self, episode: int, video: VideoPart, steps: Sequence[int]) -> Iterator[np.ndarray]:
-        times = video.start + self._times(episode)[list(steps)]
+        if video is None:
+            return self._images(episode, camera, steps)
+        times = self._matching(episode, video).times[list(steps)]
         return frames_at(
             existing(self.path, video.file),
             times.tolist(),
@@ -97,18 +101,46 @@ class LeRobotSource(Source):
             describe=lambda number: self._where(episode, steps[number]),
         )
 
-    def _times(self, episode: int) -> np.ndarray:
-        """(T,) seconds of each step since the episode's video began."""
-        if self.time_key is None:
-            return np.arange(self.episodes[episode].length) / self.fps
-        times = self.read_columns(episode, [self.time_key])[self.time_key][:, 0].astype(np.float64)
-        return times if self.time_key == _TIME else times / self.fps
+    def frames_note(self, episode: int, camera: str) -> FramesNote | None:
+        video = self.places[episode].videos.get(self.features[camera])
+        return None if video is None else self._matching(episode, video).note
 
-    def _images(self, episode: int, key: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
-        place = self.places[episode]
+    def _matching(self, episode: int, video: VideoPart) -> Matching:
+        path = existing(self.path, video.file)
+        length = self.episodes[episode].length
+        times = np.arange(length) / self.fps
+        if self.time_key is not None:
+            times = self.read_columns(episode, [self.time_key])[self.time_key][:, 0].astype(np.float64)
+            times = times if self.time_key == _TIME else times / self.fps
+        frames, half = frame_times(path), 0.5 / self.fps
+        end = by_length = video.start + length / self.fps
+        if video.end is not None and not math.isfinite(video.end):
+            end = video.end
+        elif video.end is not None:
+            counts = [
+                np.searchsorted(frames, at - half) - np.searchsorted(frames, video.start - half)
+                for at in (video.end, by_length)
+            ]
+            end = by_length if counts[0] != length == counts[1] else video.end
+        try:
+            return match_frames(frames, video.start, end, times, self.fps, lambda step: self._where(episode, step))
+        except UserError as error:
+            raise UserError(f"{path} {error}") from None
+
+    def _images(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
+        key, place = self.features[camera], self.places[episode]
         path = existing(self.path, place.file)
+        rows = [place.start + step for step in steps]
+        form = self.arrays.get(camera)
+        if form is not None:
+            shape = _array_shape(form)
+            for step, array in zip(steps, read_arrays(path, rows, key, shape), strict=True):
+                yield form.as_rgb(
+                    array, self.whites.get(camera, 1.0), f"{path}: {self._where(episode, step)}, camera {camera}"
+                )
+            return
         previous, image = -1, np.empty(0, np.uint8)
-        for step, cell in zip(steps, read_cells(path, [place.start + step for step in steps], key), strict=True):
+        for step, cell in zip(steps, read_cells(path, rows, key), strict=True):
             if step != previous:
                 where = f"{path}: {self._where(episode, step)}, {key}"
                 previous, image = step, decode_image(_image_content(self.path, cell, where), where)
@@ -129,31 +161,80 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
         UserError: if `meta` is damaged or no episode can be read.
     """
     info = read_info(path.absolute())
-    listed = sorted(read_episodes(info), key=lambda episode: episode.index)
-    files = _DataFiles(info, listed)
-    episodes, places, skipped = _usable_episodes(info, files, listed)
+    files = DatasetFiles(info.root, str(info.root / INFO))
+    listed = read_episodes(info, files)
+    tables = _Tables(info, files, listed)
+    texts, task_notes = read_tasks(info)
+
+    episodes: list[SourceEpisode] = []
+    places: list[_Place] = []
+    read: list[ListedEpisode] = []
+    unusable: list[Unusable] = []
+    seen: set[int] = set()
+    for entry in listed:
+        place: _Place | tuple[str, bool]
+        if entry.index in seen or entry.fault is not None or entry.length == 0:
+            reason = entry.fault or ("it is listed twice" if entry.index in seen else "it has no steps")
+            place = reason, True
+        else:
+            place = tables.place(entry)
+        name = f"{entry.name} (the second time)" if entry.index in seen else entry.name
+        seen.add(entry.index)
+        if not isinstance(place, _Place):
+            number = -1 - len(listed) - len(unusable) if name != entry.name else entry.index
+            unusable.append(Unusable(number, name, *place))
+            continue
+        tasks = entry.tasks or tuple(texts.get(number, "") for number in tables.task_numbers(entry, place))
+        used = (place.file, *dict.fromkeys(part.file for part in place.videos.values()))
+        task = "; ".join(text for text in tasks if text) or None
+        episodes.append(SourceEpisode(name, entry.length, used, task, entry.index))
+        places.append(place)
+        read.append(entry)
     if not episodes:
-        reasons = f": {skipped[0]}" if skipped else ""
-        more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
-        raise UserError(f"{info.root} has no episode that can be read{reasons}{more}")
-    columns = _vectors(info, files.first)
-    features = _camera_names(_camera_keys(info))
-    used = [name for episode in episodes for name in episode.files]
+        reasons = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD]) or "none is listed"
+        more = f"; and {len(unusable) - _MOST_TOLD} more" if len(unusable) > _MOST_TOLD else ""
+        raise UserError(f"{info.root} has no episode that can be read: {reasons}{more}")
+
+    of_episodes = [tables.known[place.file] for place in places]
+    cameras = _Cameras.found(info, files, of_episodes, places)
+    left_out = [*cameras.left_out, *_unread(info, of_episodes[0])]
+    columns, column_forms = usual_forms([_vectors(info, table, cameras.features) for table in of_episodes])
+    forms: dict[str, dict[int, Camera | Fault]] = {}
+    for camera, key in cameras.features.items():
+        for position, (entry, place) in enumerate(zip(read, places)):
+            why, kind = None, "missing"
+            if info.features[key].dtype == "video":
+                part = entry.videos.get(key)
+                if part is None:
+                    why = f"is not told: {entry.untold.get(key, 'its video')}"
+                elif (fault := files.fault_of(part.file)) is not None:
+                    why, kind = fault[0], "missing" if fault[1] else "damaged"
+            elif key not in of_episodes[position].others and camera not in cameras.arrays:
+                why, kind = f"is not in {place.file}", "absent"
+            if why is not None:
+                forms.setdefault(camera, {})[position] = Fault(why, kind)  # type: ignore[arg-type]
+    used_files = [name for episode in episodes for name in episode.files if files.fault_of(name) is None]
     return LeRobotSource(
         path=info.root,
         format=f"LeRobotDataset {info.version}",
         episodes=tuple(episodes),
-        cameras={name: _camera(info, places[0], key) for name, key in features.items()},
+        cameras=cameras.sizes,
         columns=columns,
-        state_keys=_vector_keys(columns, _STATE),
-        action_keys=_vector_keys(columns, _ACTION),
+        state_keys=_vector_keys(columns, _STATE, ("state",), left_out),
+        action_keys=_vector_keys(columns, _ACTION, ("action", "actions"), left_out),
         fps=info.fps,
-        files=tuple(dict.fromkeys([*meta_files(info), *used])),
-        skipped=tuple(skipped),
+        files=tuple(dict.fromkeys((*meta_files(info), *used_files))),
+        unusable=tuple(unusable),
+        left_out=tuple(left_out),
+        camera_forms=forms,
+        column_forms=column_forms,
+        notes=(*files.notes.values(), *tables.notes(), *task_notes),
         metadata={} if info.robot_type is None else {"robot_type": info.robot_type},
         places=tuple(places),
-        features=features,
-        time_key=next((key for key in (_TIME, _FRAME) if key in files.first.columns), None),
+        features=cameras.features,
+        arrays=cameras.arrays,
+        whites=cameras.whites,
+        time_key=next((key for key in (_TIME, _FRAME) if all(key in table.columns for table in of_episodes)), None),
     )
 
 
@@ -164,17 +245,24 @@ def is_lerobot(path: Path) -> bool:
 FORMAT = Format(name="LeRobotDataset", recognizes=is_lerobot, open=open_lerobot)
 
 
-# Episodes ------------------------------------------------------------------------------------------
+# Rows ----------------------------------------------------------------------------------------------
 
 
-class _DataFiles:
-    """The data files of a dataset, each looked at once."""
+class _Tables:
+    """The data files of a dataset, each looked at once.
 
-    def __init__(self, info: Info, listed: Sequence[ListedEpisode]) -> None:
+    Attributes:
+        known: files that could be read.
+    """
+
+    def __init__(self, info: Info, files: DatasetFiles, listed: Sequence[ListedEpisode]) -> None:
+        self.known: dict[str, TableFile] = {}
         self._info = info
-        self._tables: dict[str, TableFile | str] = {}
+        self._files = files
+        self._faults: dict[str, tuple[str, bool]] = {}
         self._pieces: dict[str, dict[int, tuple[int, int]]] = {}
-        self._first: TableFile | None = None
+        self._elsewhere: dict[int, str] | None = None  # episode → its file, of all files
+        self._moved: list[int] = []
         # The index in the whole dataset of each file's first step.
         self._first_indices: dict[str, int] = {}
         for episode in listed:
@@ -182,104 +270,79 @@ class _DataFiles:
                 known = self._first_indices.get(episode.data_file, episode.first_index)
                 self._first_indices[episode.data_file] = min(known, episode.first_index)
 
-    @property
-    def first(self) -> TableFile:
-        """The first file that is used, which the others have to be like."""
-        assert self._first is not None
-        return self._first
-
-    def place(self, listed: ListedEpisode) -> _Place | str:
-        """Where an episode is, or why it cannot be used."""
-        table = self._table(listed.data_file)
-        if isinstance(table, str):
-            return table
-        start, rows = self._rows(listed, table)
-        if rows != listed.length:
-            return f"{listed.data_file} has {rows} rows of it, meta lists {listed.length} steps"
-        fault = _fault_of(table, self._info, self._first)
+    def place(self, listed: ListedEpisode) -> _Place | tuple[str, bool]:
+        """Where an episode is; or why it cannot be used, and whether it is missing."""
+        file = listed.data_file
+        fault = self._look_at(file)
+        if fault is None:
+            start, rows = self._rows(listed, file)
+        if self._info.is_v3 and (fault is not None or not rows):
+            other = self._other_file(listed)
+            if other is not None:
+                file, fault = other, None
+                start, rows = self._rows(listed, file)
         if fault is not None:
-            return f"{listed.data_file} {fault}"
-        self._first = self._first or table
-        return _Place(listed.data_file, start, listed.videos)
+            return fault
+        if not rows:
+            return f"{file} has no rows of it", True
+        if rows != listed.length:
+            return f"{file} has {rows} rows of it, meta lists {listed.length} steps", False
+        if file != listed.data_file:
+            self._moved.append(listed.index)
+        return _Place(file, start, listed.videos)
+
+    def notes(self) -> list[str]:
+        if not self._moved:
+            return []
+        told = ", ".join(map(str, self._moved[:_MOST_TOLD])) + (", …" if len(self._moved) > _MOST_TOLD else "")
+        return [f"the rows of episodes {told} are in other files than meta says: they are found by {_EPISODE}"]
 
     def task_numbers(self, listed: ListedEpisode, place: _Place) -> list[int]:
         """What the steps' task_index says, each number once."""
-        if _TASK not in self.first.columns:
+        if _TASK not in self.known[place.file].columns:
             return []
         path = existing(self._info.root, place.file)
         numbers = read_rows(path, place.start, place.start + listed.length, [_TASK])[_TASK][:, 0]
         return list(dict.fromkeys(numbers.tolist()))
 
-    def _table(self, file: str) -> TableFile | str:
-        if file not in self._tables:
-            self._tables[file] = self._look_at(file)
-        return self._tables[file]
+    def _look_at(self, file: str) -> tuple[str, bool] | None:
+        """Read what a file says of itself; why it cannot be used, and whether it is missing."""
+        if file not in self.known and file not in self._faults:
+            try:
+                fault = self._files.fault_of(file)
+                if fault is not None:
+                    self._faults[file] = fault
+                    return fault
+                path = existing(self._info.root, file)
+                table = describe_table(path)
+                has_index = self._info.is_v3 and _EPISODE in table.columns
+                self._pieces[file] = _pieces(path, table) if has_index else {}
+                self.known[file] = table
+            except UserError as error:
+                self._faults[file] = str(error), False
+        return self._faults.get(file)
 
-    def _look_at(self, file: str) -> TableFile | str:
-        try:
-            path = find(self._info.root, file)
-            if path is None:
-                return f"{file} is missing"
-            table = describe_table(path)
-            self._pieces[file] = _pieces(path, table) if self._info.is_v3 and _EPISODE in table.columns else {}
-        except UserError as error:
-            return str(error)
-        return table
-
-    def _rows(self, listed: ListedEpisode, table: TableFile) -> tuple[int, int]:
-        """(first row, rows) of an episode in its file."""
+    def _rows(self, listed: ListedEpisode, file: str) -> tuple[int, int]:
+        """(first row, rows) of an episode in a file."""
+        table = self.known[file]
         if not self._info.is_v3:
             return 0, table.rows
         if _EPISODE in table.columns:
-            return self._pieces[listed.data_file].get(listed.index, (0, 0))
-        if listed.first_index is None:
+            return self._pieces[file].get(listed.index, (0, 0))
+        if listed.first_index is None or file not in self._first_indices:
             return 0, 0
-        start = listed.first_index - self._first_indices[listed.data_file]
+        start = listed.first_index - self._first_indices[file]
         return start, max(0, min(listed.length, table.rows - start))
 
-
-def _usable_episodes(
-    info: Info, files: _DataFiles, all_listed: Sequence[ListedEpisode]
-) -> tuple[list[SourceEpisode], list[_Place], list[str]]:
-    """(episodes, their places, a sentence for each one that is left out)."""
-    episodes: list[SourceEpisode] = []
-    places: list[_Place] = []
-    skipped: list[str] = []
-    texts = read_tasks(info)
-    seen: set[int] = set()
-    for listed in all_listed:
-        name = f"episode {listed.index}"
-        fault = "it is listed twice" if listed.index in seen else _fault_of_listing(info, listed)
-        seen.add(listed.index)
-        place = fault or files.place(listed)
-        if isinstance(place, str):
-            skipped.append(f"{name}: {place}")
-            continue
-        tasks = listed.tasks or tuple(texts.get(number, "") for number in files.task_numbers(listed, place))
-        used = (place.file, *dict.fromkeys(part.file for part in place.videos.values()))
-        task = "; ".join(text for text in tasks if text) or None
-        episodes.append(SourceEpisode(name, listed.length, used, task))
-        places.append(place)
-    return episodes, places, skipped
-
-
-def _fault_of_listing(info: Info, listed: ListedEpisode) -> str | None:
-    """What is wrong with an episode before its data file is looked at."""
-    if listed.length == 0:
-        return "it has no steps"
-    missing = [part.file for part in listed.videos.values() if find(info.root, part.file) is None]
-    return listed.fault or (f"{missing[0]} is missing" if missing else None)
-
-
-def _fault_of(table: TableFile, info: Info, first: TableFile | None) -> str | None:
-    """Why a file cannot be used beside the first one."""
-    for key, feature in info.features.items():
-        if feature.dtype == "image" and not feature.is_depth and key not in table.others:
-            return f"has no images {key}"
-    for key, column in first.columns.items() if first is not None else ():
-        if (key in info.features or key in (_TIME, _FRAME)) and table.columns.get(key, Column(0)).size != column.size:
-            return f"has not the {column.size} values of {key} a step that the other files have"
-    return None
+    def _other_file(self, listed: ListedEpisode) -> str | None:
+        """Another file than meta says that has rows of an episode."""
+        if self._elsewhere is None:
+            self._elsewhere = {}
+            for file in self._files.tables():
+                if self._look_at(file) is None:
+                    for number in self._pieces[file]:
+                        self._elsewhere.setdefault(number, file)
+        return self._elsewhere.get(listed.index)
 
 
 def _pieces(path: Path, table: TableFile) -> dict[int, tuple[int, int]]:
@@ -293,29 +356,154 @@ def _pieces(path: Path, table: TableFile) -> dict[int, tuple[int, int]]:
     return pieces
 
 
-# Columns and cameras -------------------------------------------------------------------------------
+# Columns -------------------------------------------------------------------------------------------
 
 
-def _vectors(info: Info, table: TableFile) -> dict[str, Column]:
-    """The columns of numbers that `info.json` names, as the files hold them."""
-    columns = {}
-    for key, feature in info.features.items():
-        if key in table.columns and key not in _BOOKKEEPING:
-            column = table.columns[key]
-            has_names = feature.names is not None and len(feature.names) == column.size
-            columns[key] = replace(column, names=feature.names if has_names else None)
+def _vectors(info: Info, table: TableFile, cameras: Mapping[str, str]) -> dict[str, Column]:
+    """The columns of numbers in a file: those that `info.json` names, then others."""
+    known = [key for key in info.features if key in table.columns]
+    columns: dict[str, Column] = {}
+    for key in [*known, *sorted(table.columns.keys() - set(known))]:
+        if key in _BOOKKEEPING or key in cameras.values():
+            continue
+        column = table.columns[key]
+        names = info.features[key].names if key in info.features else None
+        columns[key] = replace(column, names=names if names is not None and len(names) == column.size else None)
     return columns
 
 
-def _vector_keys(columns: Mapping[str, Column], key: str) -> tuple[str, ...]:
-    """A column, or those that it is divided into."""
-    return (key,) if key in columns else tuple(name for name in columns if name.startswith(f"{key}."))
-
-
-def _camera_keys(info: Info) -> list[str]:
+def _unread(info: Info, table: TableFile) -> list[LeftOut]:
+    """Features that are neither cameras nor columns of numbers."""
     return [
-        key for key, feature in info.features.items() if feature.dtype in ("video", "image") and not feature.is_depth
+        LeftOut("column", key, f"holds {feature.dtype}" if key in table.others else "is not in the files")
+        for key, feature in info.features.items()
+        if feature.dtype not in ("video", "image") and key not in table.columns
     ]
+
+
+def _vector_keys(
+    columns: Mapping[str, Column], key: str, endings: Sequence[str], left_out: Sequence[LeftOut]
+) -> tuple[str, ...]:
+    """A column, or those that it is divided into; else the only one with a name that ends so."""
+    exact = (key,) if key in columns else tuple(name for name in columns if name.startswith(f"{key}."))
+    if exact or any(entry.name == key for entry in left_out):  # nothing else is taken in its stead
+        return exact
+    ending = [name for name in columns if re.split(r"[./]", name)[-1] in endings]
+    return tuple(ending) if len(ending) == 1 else ()
+
+
+# Cameras -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cameras:
+    """The cameras of a dataset.
+
+    Attributes:
+        sizes: by name.
+        features: name → feature.
+        arrays: name → form of its images, if they are arrays in the data files.
+        whites: name → the number that stands for white, if they are floats.
+        left_out: features that look like cameras and are none.
+    """
+
+    sizes: dict[str, Camera]
+    features: dict[str, str]
+    arrays: dict[str, ImageForm]
+    whites: dict[str, float]
+    left_out: list[LeftOut]
+
+    @classmethod
+    def found(cls, info: Info, files: DatasetFiles, tables: Sequence[TableFile], places: Sequence[_Place]) -> _Cameras:
+        """Look at the features of a dataset, and at the first images of each that may be a camera."""
+        forms = {key: form for key, feature in info.features.items() if (form := _array_form(key, feature, tables[0]))}
+        keys = [key for key, feature in info.features.items() if feature.dtype in ("video", "image") or key in forms]
+        cameras = cls({}, {}, {}, {}, [])
+        for name, key in _camera_names(keys).items():
+            feature, form = info.features[key], forms.get(key)
+            found: Camera | NoCamera
+            if feature.no_camera is not None:
+                found = feature.no_camera
+            elif isinstance(form, NoCamera):
+                found = form
+            else:
+                found = _first_image(info, files, tables, places, key, form)
+            if isinstance(found, NoCamera):
+                cameras.left_out.append(LeftOut(found.kind, name, found.reason))
+                continue
+            cameras.sizes[name] = found
+            cameras.features[name] = key
+            if isinstance(form, ImageForm):
+                cameras.arrays[name] = form
+                if form.is_float:
+                    cameras.whites[name] = _white(info, places, key, form)
+        return cameras
+
+
+def _array_form(key: str, feature: Feature, table: TableFile) -> ImageForm | NoCamera | None:
+    """How a column of numbers holds images; None: it holds something else."""
+    column = table.columns.get(key)
+    if column is None or feature.dtype in ("video", "image") or math.prod(feature.shape) != column.size:
+        return None
+    return image_form(feature.shape, np.dtype(column.dtype), is_camera=len(feature.shape) == 3)
+
+
+def _array_shape(form: ImageForm) -> tuple[int, ...]:
+    sides = (form.height, form.width)
+    return {None: sides, 0: (form.channels, *sides), 2: (*sides, form.channels)}[form.channel_axis]
+
+
+def _first_image(
+    info: Info,
+    files: DatasetFiles,
+    tables: Sequence[TableFile],
+    places: Sequence[_Place],
+    key: str,
+    form: ImageForm | None,
+) -> Camera | NoCamera:
+    """The size of a camera's images in the first episode in which it can be read; or why it is none."""
+    if form is not None:
+        return Camera(form.height, form.width)
+    reason = "is in none of the files"
+    tried = 0
+    for table, place in zip(tables, places):
+        video = place.videos.get(key)
+        try:
+            if info.features[key].dtype == "video":
+                fault = ("has no video", True) if video is None else files.fault_of(video.file)
+                if video is None or fault is not None:
+                    reason = fault[0] if fault else reason
+                    continue
+                found = video_format(existing(info.root, video.file))
+                if is_depth_format(found.pixels):
+                    return NoCamera("depth", f"is depth: its pixels are {found.pixels}")
+                return Camera(found.height, found.width)
+            if key not in table.others:
+                continue
+            path = existing(info.root, place.file)
+            where = f"{path}: row {place.start}, {key}"
+            (cell,) = read_cells(path, [place.start], key)
+            content = _image_content(info.root, cell, where)
+            if is_depth(content):
+                return NoCamera("depth", "is depth: its images have more than 8 bits per channel")
+            return Camera(*decode_image(content, where).shape[:2])
+        except UserError as error:
+            reason = f"cannot be read: {error}"
+            tried += 1
+            if tried == _EPISODES_FOR_SIZE:
+                break
+    return NoCamera("image", reason)
+
+
+def _white(info: Info, places: Sequence[_Place], key: str, form: ImageForm) -> float:
+    shape = _array_shape(form)
+    try:
+        return white_of(
+            next(read_arrays(existing(info.root, place.file), [place.start], key, shape))
+            for place in places[:_EPISODES_FOR_SIZE]
+        )
+    except UserError:
+        return 1.0  # whoever reads them is told
 
 
 def _camera_names(keys: Sequence[str]) -> dict[str, str]:
@@ -331,18 +519,6 @@ def _camera_names(keys: Sequence[str]) -> dict[str, str]:
 def _file_name(name: str) -> str:
     """A name without "/", control characters or a leading "."."""
     return re.sub(r"[/\\\x00-\x1f\x7f]|^\.", "_", name) or "_"
-
-
-def _camera(info: Info, place: _Place, key: str) -> Camera:
-    """The size of a camera's images in the first episode."""
-    video = place.videos.get(key)
-    if video is not None:
-        return Camera(*frame_size(existing(info.root, video.file)))
-    path = existing(info.root, place.file)
-    where = f"{path}: row {place.start}, {key}"
-    (cell,) = read_cells(path, [place.start], key)
-    height, width, _ = decode_image(_image_content(info.root, cell, where), where).shape
-    return Camera(height, width)
 
 
 def _image_content(root: Path, cell: Any, where: str) -> bytes:

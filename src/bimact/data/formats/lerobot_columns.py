@@ -94,6 +94,34 @@ def read_cells(path: Path, rows: Sequence[int], key: str) -> Iterator[Any]:
         raise UserError(f"{path} has {offset} rows, row {rows[-1]} is wanted: copy or record it again")
 
 
+def read_arrays(path: Path, rows: Sequence[int], key: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """A column of nested lists in some rows, each as an array of a shape; few of them are in memory at once.
+
+    Args:
+        rows: ascending; a row may occur several times.
+
+    Raises:
+        UserError: if they cannot be read, or have another size.
+    """
+    size = int(np.prod(shape))
+    with _parquet_errors(path):
+        offset = given = 0
+        with _open(path) as file:
+            for batch in file.iter_batches(_CELLS, columns=[key], use_threads=False):
+                wanted: list[int] = []
+                while given + len(wanted) < len(rows) and rows[given + len(wanted)] < offset + len(batch):
+                    wanted.append(rows[given + len(wanted)] - offset)
+                if wanted:
+                    column = pa.chunked_array([batch.column(key)])
+                    arrays = _numbers(column, len(batch), size, f"{path}: column {key}")
+                    yield from (arrays[row].reshape(shape) for row in wanted)
+                given += len(wanted)
+                offset += len(batch)
+                if given == len(rows):
+                    return
+    raise UserError(f"{path} has {offset} rows, row {rows[-1]} is wanted: copy or record it again")
+
+
 def read_table(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of a table of metadata, with those of the columns that it has.
 

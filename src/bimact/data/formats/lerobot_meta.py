@@ -8,15 +8,17 @@ file holds many episodes, listed in the Parquet files of `meta/episodes`. Source
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
+from bimact.data.formats.images import NoCamera, not_by_name
 from bimact.data.formats.lerobot_columns import column_names, read_table
-from bimact.data.formats.lerobot_paths import existing, fill_in, find
+from bimact.data.formats.lerobot_paths import DatasetFiles, existing, find
 from bimact.errors import UserError
 
 INFO = "meta/info.json"
@@ -43,12 +45,14 @@ class Feature:
     Attributes:
         dtype: "video", "image", "string" or a type of numbers.
         names: of its dimensions, if the file gives any.
-        is_depth: it is no colour camera.
+        shape: as the file gives it; empty: it does not.
+        no_camera: why it is no colour camera; None: nothing says so.
     """
 
     dtype: str
     names: tuple[str, ...] | None
-    is_depth: bool
+    shape: tuple[int, ...]
+    no_camera: NoCamera | None
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,20 @@ class Info:
     @property
     def video_keys(self) -> list[str]:
         """Features that are colour videos."""
-        return [key for key, feature in self.features.items() if feature.dtype == "video" and not feature.is_depth]
+        return [key for key, feature in self.features.items() if feature.dtype == "video" and feature.no_camera is None]
 
 
 @dataclass(frozen=True)
 class VideoPart:
-    """Where an episode's video is: a file, relative to the dataset, and at which second of it the episode begins."""
+    """Where an episode's video is: a file, relative to the dataset, and from which to which second of it.
+
+    Attributes:
+        end: None: not told; infinite: to the file's end.
+    """
 
     file: str
     start: float
+    end: float | None
 
 
 @dataclass(frozen=True)
@@ -92,13 +101,15 @@ class ListedEpisode:
     """An episode as `meta` lists it.
 
     Attributes:
-        index: its number.
+        index: its number; below 0 where that is not told.
         length: steps.
         tasks: texts of what was to be done; none: they are to be found by the steps' task_index.
         data_file: relative to the dataset.
         first_index: number of its first step in the whole dataset, if listed.
         videos: by feature.
+        untold: features whose video is not told, and what is missing.
         fault: why it cannot be used, if so.
+        name: what messages call it.
     """
 
     index: int
@@ -107,7 +118,9 @@ class ListedEpisode:
     data_file: str
     first_index: int | None
     videos: Mapping[str, VideoPart]
+    untold: Mapping[str, str] = field(default_factory=dict)
     fault: str | None = None
+    name: str = ""
 
 
 def read_info(root: Path) -> Info:
@@ -129,7 +142,7 @@ def read_info(root: Path) -> Info:
         root=root,
         version=version,
         fps=content.number("fps"),
-        features={key: _feature(_Record(value, path, f"features.{key}.")) for key, value in features.items()},
+        features={key: _feature(key, _Record(value, path, f"features.{key}.")) for key, value in features.items()},
         data_path=content.text("data_path") or data_path,
         video_path=content.text("video_path") or video_path,
         chunks_size=content.integer("chunks_size", 1000, least=1),
@@ -137,34 +150,72 @@ def read_info(root: Path) -> Info:
     )
 
 
-def read_tasks(info: Info) -> dict[int, str]:
-    """The text of each task by its number; nothing if the dataset has no list of them.
-
-    Raises:
-        UserError: if the list is damaged.
-    """
+def read_tasks(info: Info) -> tuple[dict[int, str], list[str]]:
+    """The text of each task by its number, nothing if the dataset has no list of them; and what cannot be read."""
     file = _tasks_file(info)
+    texts: dict[int, str] = {}
     if file is None:
-        return {}
-    if file == _TASKS_V2:
-        records = list(_read_json_lines(info.root, file))
-        return {record.integer("task_index"): record.text("task") or "" for record in records}
-    path = existing(info.root, file)
-    # Pandas' index: LeRobot leaves it without a name.
-    names = [name for name in column_names(path) if name != "task_index"]
-    text = "task" if "task" in names else next(iter(names), "task")
-    records = [_Record(row, path) for row in read_table(path, ["task_index", text])]
-    return {record.integer("task_index"): record.text(text) or "" for record in records}
+        return texts, []
+    try:
+        key = "task"
+        records: list[_Record | UserError] = []
+        if file == _TASKS_V2:
+            records += _read_json_lines(info.root, file)
+        else:
+            path = existing(info.root, file)
+            # Pandas' index: LeRobot leaves it without a name.
+            names = [name for name in column_names(path) if name != "task_index"]
+            key = "task" if "task" in names else next(iter(names), "task")
+            records += [_Record(row, path) for row in read_table(path, ["task_index", key])]
+        for record in records:
+            if isinstance(record, UserError):
+                raise record
+            texts[record.integer("task_index")] = record.text(key) or ""
+    except UserError as error:
+        return texts, [f"some tasks are not known by their texts: {error}"]
+    return texts, []
 
 
-def read_episodes(info: Info) -> Iterator[ListedEpisode]:
-    """All episodes that `meta` lists, in their files' order.
+def read_episodes(info: Info, files: DatasetFiles) -> list[ListedEpisode]:
+    """All episodes that `meta` lists, by their numbers. One of which it does not tell enough has a fault.
+
+    Args:
+        files: finds those that the episodes are in.
 
     Raises:
-        UserError: if the lists are damaged.
+        UserError: if nothing of the lists can be read, or paths in info.json are of no known form.
     """
-    for record in _episode_records(info):
-        yield _episode_v3(info, record) if info.is_v3 else _episode_v2(info, record)
+    listed = []
+    for row, record in enumerate(_episode_records(info)):
+        index, name = -1 - row, f"row {row} of the list of episodes"
+        try:
+            if isinstance(record, UserError):
+                raise record
+            index = record.integer("episode_index")
+            name = f"episode {index}"
+            length, tasks = record.integer("length"), record.texts("tasks")
+            places = _places_v3(record) if info.is_v3 else {"episode_chunk": index // info.chunks_size}
+            first = None
+            if info.is_v3 and not record.is_missing("dataset_from_index"):
+                first = record.integer("dataset_from_index")
+        except UserError as error:
+            listed.append(ListedEpisode(index, 0, (), "", None, {}, fault=str(error), name=name))
+            continue
+        if not info.is_v3:
+            places["episode_index"] = index
+        videos: dict[str, VideoPart] = {}
+        untold: dict[str, str] = {}
+        for key in info.video_keys:
+            try:
+                its = _video_places_v3(record, key) if info.is_v3 else (places, 0.0, math.inf)
+            except UserError as error:
+                untold[key] = str(error)
+                continue
+            file = files.named("video_path", info.video_path, {**its[0], "video_key": key})
+            videos[key] = VideoPart(file, its[1], its[2])
+        data_file = files.named("data_path", info.data_path, places)
+        listed.append(ListedEpisode(index, length, tasks, data_file, first, videos, untold, name=name))
+    return sorted(listed, key=lambda episode: episode.index)
 
 
 def meta_files(info: Info) -> list[str]:
@@ -183,7 +234,8 @@ def _episodes_files(info: Info) -> list[str]:
     return [path.relative_to(info.root).as_posix() for path in found]
 
 
-def _episode_records(info: Info) -> Iterator[_Record]:
+def _episode_records(info: Info) -> Iterator[_Record | UserError]:
+    """What each row of the lists says, or why it cannot be read."""
     files = _episodes_files(info)
     if not files:
         raise UserError(f"{info.root / _EPISODES_V3}, which lists the episodes, is empty or missing: copy it again")
@@ -197,46 +249,16 @@ def _episode_records(info: Info) -> Iterator[_Record]:
             yield _Record(row, path)
 
 
-def _episode_v2(info: Info, record: _Record) -> ListedEpisode:
-    index = record.integer("episode_index")
-    places = {"episode_chunk": index // info.chunks_size, "episode_index": index}
-    where = f"{info.root / INFO}: "
-    return ListedEpisode(
-        index=index,
-        length=record.integer("length"),
-        tasks=record.texts("tasks"),
-        data_file=fill_in(info.data_path, places, where + "data_path"),
-        first_index=None,
-        videos={
-            key: VideoPart(fill_in(info.video_path, {**places, "video_key": key}, where + "video_path"), 0.0)
-            for key in info.video_keys
-        },
-    )
+def _places_v3(record: _Record) -> dict[str, str | int]:
+    return {"chunk_index": record.integer("data/chunk_index"), "file_index": record.integer("data/file_index")}
 
 
-def _episode_v3(info: Info, record: _Record) -> ListedEpisode:
-    where = f"{info.root / INFO}: "
-    places = {"chunk_index": record.integer("data/chunk_index"), "file_index": record.integer("data/file_index")}
-    videos = {}
-    fault = None
-    for key in info.video_keys:
-        prefix = f"videos/{key}/"
-        if any(record.values.get(prefix + name) is None for name in ("chunk_index", "file_index", "from_timestamp")):
-            fault = f"{_EPISODES_V3} does not tell its video of {key}"
-            continue
-        video = {name: record.integer(prefix + name) for name in ("chunk_index", "file_index")}
-        file = fill_in(info.video_path, {**video, "video_key": key}, where + "video_path")
-        videos[key] = VideoPart(file, record.number(prefix + "from_timestamp", least=0.0))
-    has_first = record.values.get("dataset_from_index") is not None
-    return ListedEpisode(
-        index=record.integer("episode_index"),
-        length=record.integer("length"),
-        tasks=record.texts("tasks"),
-        data_file=fill_in(info.data_path, places, where + "data_path"),
-        first_index=record.integer("dataset_from_index") if has_first else None,
-        videos=videos,
-        fault=fault,
-    )
+def _video_places_v3(record: _Record, key: str) -> tuple[dict[str, str | int], float, float | None]:
+    """Numbers of the file of an episode's video, and the seconds at which it begins and ends in there."""
+    prefix = f"videos/{key}/"
+    numbers: dict[str, str | int] = {name: record.integer(prefix + name) for name in ("chunk_index", "file_index")}
+    end = None if record.is_missing(prefix + "to_timestamp") else record.number(prefix + "to_timestamp", least=0.0)
+    return numbers, record.number(prefix + "from_timestamp", least=0.0), end
 
 
 # info.json -----------------------------------------------------------------------------------------
@@ -253,19 +275,34 @@ def _version(content: _Record, root: Path) -> str:
     return version
 
 
-def _feature(record: _Record) -> Feature:
-    details = [record.values.get(name) for name in ("info", "video_info", "image_info")]
-    flags = [
-        part.get(f"{prefix}is_depth_map")
-        for part in (*details, record.values)
-        if isinstance(part, dict)
-        for prefix in ("", "video.", "image.")
-    ]
+def _feature(key: str, record: _Record) -> Feature:
+    shape = record.values.get("shape")
+    is_shape = isinstance(shape, list) and all(type(size) is int for size in shape)
     return Feature(
         dtype=record.text("dtype") or "",
         names=_names(record.values.get("names")),
-        is_depth=any(flag is True for flag in flags),
+        shape=tuple(shape) if is_shape else (),  # type: ignore[arg-type]
+        no_camera=_no_camera(key, record.values),
     )
+
+
+def _no_camera(key: str, values: Mapping[str, Any]) -> NoCamera | None:
+    """Why a feature is no colour camera: a flag, a format of pixels, or its name says so."""
+    details = [part for name in ("info", "video_info", "image_info") if isinstance(part := values.get(name), dict)]
+    for part in (*details, values):
+        for prefix in ("", "video.", "image."):
+            flag = part.get(f"{prefix}is_depth_map", part.get(f"{prefix}is_depth"))
+            if flag is True or (isinstance(flag, (int, float)) and flag) or str(flag).lower() in ("true", "yes", "1"):
+                return NoCamera("depth", "is depth, as info.json says")
+            pixels = part.get(f"{prefix}pix_fmt")
+            if isinstance(pixels, str) and is_depth_format(pixels):
+                return NoCamera("depth", f"is depth: its pixels are {shortened(pixels)}")
+    return not_by_name(key)
+
+
+def is_depth_format(pixel_format: str) -> bool:
+    """Whether pixels are grey with more than 8 bits, such as gray10le, gray12le and gray16le."""
+    return re.fullmatch(r"(gray|y)(9|1\d|32|f)\w*", pixel_format) is not None
 
 
 def _names(names: Any) -> tuple[str, ...] | None:
@@ -299,6 +336,11 @@ class _Record:
         self.values: Mapping[str, Any] = values
         self._path = path
         self._prefix = prefix
+
+    def is_missing(self, key: str) -> bool:
+        """Whether there is no value, as where a table has NaN."""
+        value = self.values.get(key)
+        return value is None or value != value
 
     def integer(self, key: str, default: int | None = None, least: int = 0) -> int:
         value = self.values.get(key)
@@ -334,11 +376,15 @@ class _Record:
         return UserError(f"{self._path}: {self._prefix}{key} is {found}, it has to be {wanted}")
 
 
-def _read_json_lines(root: Path, file: str) -> Iterator[_Record]:
+def _read_json_lines(root: Path, file: str) -> Iterator[_Record | UserError]:
+    """What each line says, or why it cannot be read."""
     path = root / file
     for number, line in enumerate(_read_text(root, file).split("\n"), start=1):
         if line.strip():
-            yield _Record(_parsed(line, f"{path}, line {number},"), path, f"line {number}: ")
+            try:
+                yield _Record(_parsed(line, f"{path}, line {number},"), path, f"line {number}: ")
+            except UserError as error:
+                yield error
 
 
 def _read_text(root: Path, file: str) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 
 from bimact.data.formats.inside import real_file
 from bimact.data.safe_pickle import read_npy_header
-from bimact.data.source import Camera, Column, Format, Source, SourceEpisode
+from bimact.data.source import Camera, Column, Format, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
 
 OBSERVATIONS, ACTIONS, LENGTHS, METADATA = "observations.npy", "actions.npy", "rollout_length.npy", "metadata.txt"
@@ -131,7 +131,8 @@ def open_raw_memmap(path: Path, cache_dir: Path | None) -> RawMemmap:
     path = path.absolute()
     numbers = _read_metadata(path)
     layout = _layout(path, numbers)
-    recorded = _read_lengths(path)[: numbers.get("rollout_count")]
+    all_lengths = _read_lengths(path)
+    recorded = all_lengths[: numbers.get("rollout_count")]
     lengths = _that_fit(recorded, layout.rows, path)
     starts = [0, *itertools.accumulate(lengths[:-1])]
     kept = [number for number, length in enumerate(lengths) if length]
@@ -139,17 +140,30 @@ def open_raw_memmap(path: Path, cache_dir: Path | None) -> RawMemmap:
     source = RawMemmap(
         path=path,
         format="raw memory maps",
-        episodes=tuple(SourceEpisode(f"episode {number}", lengths[number], files[:3]) for number in kept),
+        episodes=tuple(
+            SourceEpisode(f"episode {number}", lengths[number], files[:3], number=number) for number in kept
+        ),
         cameras={camera: Camera(layout.height, layout.width) for camera in CAMERAS},
         columns={"qpos": Column(JOINTS), "qvel": Column(JOINTS), "action": Column(ACTION_SIZE)},
         state_keys=("qpos",),
         action_keys=("action",),
         files=files,
-        skipped=tuple(
-            f"episode {number} has {length} steps, "
-            + (f"and only {fit} fit into the files" if length else "leave it out")
+        unusable=tuple(
+            Unusable(
+                number,
+                f"episode {number}",
+                f"{METADATA} counts {len(recorded)} rollouts, so it was not finished"
+                if number >= len(lengths)
+                else "it has no steps in the files",
+                is_missing=True,
+            )
+            for number in range(len(all_lengths))
+            if number >= len(lengths) or not lengths[number]
+        ),
+        notes=tuple(
+            f"episode {number} has {length} steps, and only {fit} fit into the files: it is used up to there"
             for number, (length, fit) in enumerate(zip(recorded, lengths, strict=True))
-            if fit < length or not length
+            if 0 < fit < length
         ),
         metadata={key: numbers[key] for key in ("max_steps_per_rollout", "skip_frames") if key in numbers},
         layout=layout,

@@ -2,13 +2,12 @@
 
 - `actions` (T, A); its rows are the demonstration's steps, and the attribute `num_samples` says as many;
 - `obs/<key>`: cameras, (T, H, W, 3) or (T, 3, H, W) uint8 RGB, and vectors (T, D) or (T,). Both keep their key for a
-  name, such as "agentview_image" and "robot0_eef_pos"; images of other shapes, such as depth, are left out, which the
-  metadata say;
+  name, such as "agentview_image" and "robot0_eef_pos"; depth and what cannot be read is left out with the reason;
 - `states`, `rewards`, `dones` and other vectors beside `actions` are columns too; `next_obs` is not read;
 - `mask/<filter key>`: names of demonstrations, such as those for training.
 
 The state is `eef_pos`, `eef_quat` and `gripper_qpos` of each robot and arm (`robot0_…`, `robot1_…`, `robot0_left_…`),
-as in robomimic's own settings; without them, all vectors of `obs` but those of objects, which a robot does not feel.
+as in robomimic's own settings; without them, the vectors of `obs` whose names tell of the robot.
 The rate is the simulation's `control_freq` in `env_args`; the task is a demonstration's language, else the
 environment's name.
 
@@ -29,6 +28,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from bimact.data.default_state import guessed_state
 from bimact.data.formats.hdf5 import (
     SUFFIXES,
     attribute,
@@ -38,29 +38,31 @@ from bimact.data.formats.hdf5 import (
     find_group,
     has_signature,
     hdf5_files,
+    is_link,
     json_of,
     members,
     natural_order,
+    numbers_in,
     open_hdf5,
     printable,
     rate_of,
     read_texts,
     read_vectors,
     text_of,
+    walk,
 )
-from bimact.data.formats.hdf5_episodes import Contents, columns_in_common, described, frames_of, steps_of
-from bimact.data.source import Format, Source, SourceEpisode
+from bimact.data.formats.hdf5_episodes import Contents, frames_of, in_no_episode, steps_of, whites
+from bimact.data.formats.in_common import usual_forms
+from bimact.data.source import Format, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
 
 _ACTION = "actions"
-_DEMO = re.compile(r"demo_\d+")
 _STATE = re.compile(r"(robot\d+_(?:\w+_)?)(eef_pos|eef_quat|gripper_qpos)")
 _STATE_PARTS = ("eef_pos", "eef_quat", "gripper_qpos")
-_NO_STATE = re.compile("object")
-_IMAGE_AXES = 4
 _TASKS = ("language_instruction", "task", "prompt", "lang")
 _LONGEST_TASK = 1000  # characters
-_ADVICE = "remove the demonstration from the file"
+_MOST_TOLD = 10
+_IMAGE_AXES = 4
 
 
 @dataclass
@@ -72,6 +74,7 @@ class _Demo(Contents):
     """
 
     name: str = ""
+    number: int = 0
     task: str | None = None
     observed: list[str] = field(default_factory=list)
 
@@ -83,10 +86,12 @@ class RobomimicHdf5(Source):
     Attributes:
         file: relative to `path`; "." for the path itself.
         filter_keys: names of subsets → their demonstrations.
+        whites: camera of floats → the number that stands for white.
     """
 
     file: str
     filter_keys: Mapping[str, tuple[str, ...]]
+    whites: Mapping[str, float]
 
     def filtered(self, name: str) -> RobomimicHdf5:
         """The demonstrations that the file lists under `mask/<name>`.
@@ -98,12 +103,24 @@ class RobomimicHdf5(Source):
             has = ", ".join(self.filter_keys) or "none"
             raise UserError(f"{self.path} has no filter key '{name}'; it has {has}")
         chosen = set(self.filter_keys[name])
-        episodes = tuple(episode for episode in self.episodes if episode.name in chosen)
-        missing = natural_order(chosen - {episode.name for episode in episodes})
-        if missing or not episodes:
+        kept = [place for place, episode in enumerate(self.episodes) if episode.name in chosen]
+        unusable = tuple(episode for episode in self.unusable if episode.name in chosen)
+        known = {self.episodes[place].name for place in kept} | {episode.name for episode in unusable}
+        missing = natural_order(chosen - known)
+        if missing or not known:
             lacks = f"names {missing[0]}, which is not there" if missing else "names no demonstration"
             raise UserError(f"{self.path}: the filter key '{name}' {lacks}: choose another one")
-        return dataclasses.replace(self, episodes=episodes)
+
+        def moved(forms: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
+            return {key: {new: of[old] for new, old in enumerate(kept) if old in of} for key, of in forms.items()}
+
+        return dataclasses.replace(
+            self,
+            episodes=tuple(self.episodes[place] for place in kept),
+            unusable=unusable,
+            camera_forms=moved(self.camera_forms),
+            column_forms=moved(self.column_forms),
+        )
 
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         with self._demo(episode) as demo:
@@ -115,8 +132,8 @@ class RobomimicHdf5(Source):
             yield from frames_of(
                 dataset_at(demo, f"obs/{camera}"),
                 steps,
-                self.cameras[camera],
                 swaps=False,
+                white=self.whites.get(camera, 1.0),
                 describe=lambda step: f"{demo.file.filename}, {name}, camera {camera}, step {step}",
             )
 
@@ -144,36 +161,52 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
     """Open a file, or the only such file in a folder. It is read as it is.
 
     Raises:
-        UserError: if the file is damaged or holds what cannot be read without risk; or if a demonstration differs from
-            most in its cameras, its images' sizes, or its state's or action's size.
+        UserError: if the file is damaged, or holds no demonstration with steps that can be read.
     """
     path = path.absolute()
     name = "." if path.is_file() else _only_file(path)
+    where = str(path) if name == "." else str(path / name)
     with open_hdf5(file_inside(path, name)) as file:
         data = find_group(file, "data")
-        demos = [] if data is None else [_read(data, demo, str(path / name)) for demo in _demo_names(data)]
-        used = [demo for demo in demos if demo.length]
-        if data is None or not used:
-            raise UserError(f"{path / name} holds no demonstrations with steps (data/demo_<number>)")
+        names = [] if data is None else _demo_names(data)
+        read = [] if data is None else [_read(data, demo, n, where) for demo, n in zip(names, numbers_in(names))]
+        demos = [demo for demo in read if demo.fault is None]
+        unusable = tuple(
+            Unusable(demo.number, demo.name, demo.fault, demo.is_missing) for demo in read if demo.fault is not None
+        )
+        if data is None or not demos:
+            told = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD])
+            raise UserError(
+                f"{where} holds no demonstrations with steps (data/demo_<number>)" + (f": {told}" if told else "")
+            )
         environment = json_of(data, "env_args")
         general_task = _task_of(data) or _plain_text(environment.get("env_name"))
         filter_keys = _filter_keys(find_group(file, "mask"))
-    parts = {name for demo in used for name in demo.columns if _STATE.fullmatch(name)}
-    columns, left_out = columns_in_common(used, (_ACTION, *sorted(parts)), _ADVICE)
+    faults = [one.faults for one in demos]
+    cameras, camera_forms = usual_forms([one.cameras for one in demos], faults)
+    columns, column_forms = usual_forms([one.columns for one in demos], faults)
+    left_out = in_no_episode(demos)
+    observed = {key for demo in demos for key in demo.observed}
     return RobomimicHdf5(
         path=path,
         format="robomimic HDF5",
-        episodes=tuple(SourceEpisode(demo.name, demo.length, (name,), demo.task or general_task) for demo in used),
-        cameras=used[0].cameras,
+        episodes=tuple(
+            SourceEpisode(demo.name, demo.length, (name,), demo.task or general_task, demo.number) for demo in demos
+        ),
+        cameras=cameras,
         columns=columns,
-        state_keys=_state_keys([key for key in columns if key in used[0].observed]),
-        action_keys=(_ACTION,),
+        state_keys=_state_keys([key for key in columns if key in observed], left_out),
+        action_keys=(_ACTION,) if _ACTION in columns else (),
         fps=_fps(environment),
         files=(name,),
-        skipped=tuple(f"{demo.where} has no steps" for demo in demos if not demo.length),
-        metadata={**_about(environment, filter_keys), **described(left_out)},
+        unusable=unusable,
+        left_out=left_out,
+        camera_forms=camera_forms,
+        column_forms=column_forms,
+        metadata=_about(environment, filter_keys),
         file=name,
         filter_keys=filter_keys,
+        whites=whites(demos),
     )
 
 
@@ -202,48 +235,46 @@ def _only_file(folder: Path) -> str:
 
 
 def _demo_names(data: h5py.Group) -> list[str]:
-    return natural_order(name for name in members(data) if _DEMO.fullmatch(name))
+    return natural_order(name for name in members(data) if is_link(data, name) or find_group(data, name) is not None)
 
 
-def _read(data: h5py.Group, name: str, path: str) -> _Demo:
-    """What a demonstration holds; none of it is read."""
-    group = find_group(data, name)
-    where = f"{path}, {name}"
-    if group is None:
-        raise UserError(f"{where} is no group of datasets: {_ADVICE}")
-    length = steps_of(find_dataset(group, _ACTION), _ACTION, where)
-    samples = attribute(group, "num_samples")
-    if samples is not None and samples != length:
-        raise UserError(f"{where}: {_ACTION} has {length} rows, num_samples says {samples}: {_ADVICE}")
-    demo = _Demo(where, length, name=name, task=_task_of(group))
-    observations = find_group(group, "obs")
-    if length:
-        demo.add_columns(group, required=(_ACTION,))
-    if length and observations is not None:
-        _add_observations(demo, observations)
+def _read(data: h5py.Group, name: str, number: int, path: str) -> _Demo:
+    """What a demonstration holds; of it only the first images are read."""
+    demo = _Demo(f"{path}, {name}", name=name, number=number)
+    try:
+        group = find_group(data, name)
+        action = None if group is None else find_dataset(group, _ACTION)
+        if group is None or action is None:
+            raise UserError(f"it has no {_ACTION}")
+        demo.length = steps_of(action, demo.where)
+        demo.task = _task_of(group)
+        samples = attribute(group, "num_samples")
+        if samples is not None and samples != demo.length:
+            raise UserError(f"{_ACTION} has {demo.length} rows, num_samples says {samples}")
+        if not demo.length:
+            demo.fault, demo.is_missing = "it has no steps", True
+            return demo
+        for key in members(group):
+            if is_link(group, key) or isinstance(group[key], h5py.Dataset):
+                demo.add(key, None if is_link(group, key) else group[key])
+        before = set(demo.columns)
+        observations = find_group(group, "obs")
+        for key, item in walk(observations) if observations is not None else ():
+            name = f"obs/{key}" if key in before else key  # such as the action before, beside the action
+            demo.add(name, item, camera=key.replace("/", "."), is_camera=item is not None and item.ndim == _IMAGE_AXES)
+        demo.observed = [key for key in demo.columns if key not in before]
+    except UserError as error:
+        demo.fault = str(error).removeprefix(f"{demo.where}: ")
     return demo
 
 
-def _add_observations(demo: _Demo, group: h5py.Group) -> None:
-    before = set(demo.columns)
-    for name in members(group):
-        dataset = find_dataset(group, name)
-        if dataset is None:
-            continue
-        demo.check_rows(dataset)
-        if dataset.ndim == _IMAGE_AXES:
-            demo.add_camera(name, dataset, decodes=False)
-        else:
-            demo.add_columns(group, [name], required=[name] if _STATE.fullmatch(name) else ())
-    demo.observed = [name for name in demo.columns if name not in before]
-
-
-def _state_keys(observed: Sequence[str]) -> tuple[str, ...]:
+def _state_keys(observed: Sequence[str], left_out: Sequence[LeftOut]) -> tuple[str, ...]:
     """Columns that make up the state, among those that are observations."""
-    matches = [match for name in observed if (match := _STATE.fullmatch(name))]
+    known = [*observed, *(entry.name for entry in left_out)]
+    matches = [match for name in known if (match := _STATE.fullmatch(name))]
     arms = natural_order({match[1] for match in matches})
     usual = [f"{arm}{part}" for arm in arms for part in _STATE_PARTS if f"{arm}{part}" in observed]
-    return tuple(usual or sorted(name for name in observed if not _NO_STATE.match(name)))
+    return tuple(usual) if matches else guessed_state(sorted(observed))
 
 
 def _filter_keys(mask: h5py.Group | None) -> dict[str, tuple[str, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,24 +61,55 @@ def frames_at(
                 found = playback.nearest(time)
                 if found is None or not abs(found.time - time) <= 0.5 / fps + _EXACT:
                     raise UserError(
-                        f"{path} has no frame at {time:.2f} s ({describe(number)}): "
-                        "leave the episode out or record it again"
+                        f"{path} has no frame at {time:.2f} s ({describe(number)}), though it lists one: it is damaged"
                     )
+                if found.frame.is_corrupt:
+                    raise UserError(f"{path} is damaged at {time:.2f} s ({describe(number)}): copy or record it again")
                 if found is not shown:
                     shown, image = found, to_rgb(found.frame)
             yield image
 
 
-def frame_size(path: Path) -> tuple[int, int]:
-    """Height and width of a video file's first frame in pixels.
+@dataclass(frozen=True)
+class VideoFormat:
+    """Height and width of a video's frames in pixels, and libav's name of how pixels are stored, such as yuv420p."""
+
+    height: int
+    width: int
+    pixels: str
+
+
+def video_format(path: Path) -> VideoFormat:
+    """What a video file's first frame is.
 
     Raises:
         UserError: if it cannot be decoded.
     """
     with _libav_errors(path, "decoded"), _open(path) as container:
         for frame in container.decode(container.streams.video[0]):
-            return frame.height, frame.width
-    raise UserError(f"{path} holds no frame: leave its episode out or record it again")
+            return VideoFormat(frame.height, frame.width, frame.format.name)
+    raise UserError(f"{path} holds no frame")
+
+
+def frame_times(path: Path) -> np.ndarray:
+    """(N,) float64 ascending: when each frame of a file is shown, in seconds since the first. Nothing is decoded.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    status = path.stat()
+    return _frame_times(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _frame_times(path: Path, size: int, mtime_ns: int) -> np.ndarray:
+    with _libav_errors(path, "read"), _open(path) as container:
+        stream = container.streams.video[0]
+        unit, origin = float(stream.time_base or 1), stream.start_time or 0
+        shown = [packet.pts for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard]
+    times = np.sort(np.array(shown, np.float64) - origin) * unit
+    times.setflags(write=False)
+    return times
 
 
 class _TimedFrame(NamedTuple):
@@ -147,12 +180,12 @@ def _open(path: Path) -> InputContainer:
         container = av.open(str(path), options=options, metadata_errors="replace")
     except (av.error.ArgumentError, av.error.InvalidDataError):
         raise UserError(
-            f"{path} cannot be opened: it is no MP4 or Matroska video or is cut off; copy or record it again"
+            f"{path} cannot be opened: it is no MP4 or Matroska video, or is cut off; copy or record it again"
         ) from None
     context = container.streams.video[0].codec_context if container.streams.video else None
     if context is None:
         container.close()
-        raise UserError(f"{path} holds no video that libav decodes: leave its episode out or record it again")
+        raise UserError(f"{path} holds no video that libav decodes")
     context.thread_count = 1
     context.options = {"max_pixels": str(_MAX_PIXELS)}
     return container

@@ -3,13 +3,13 @@
 `data/` holds arrays whose first axis is all steps of all episodes, `meta/episode_ends` (E,) the row after each
 episode's last step. What an array is, its shape and its name tell:
 
-- cameras: (N, H, W, 3) or (N, 3, H, W), uint8, or floats up to 255 or up to 1;
+- cameras: (N, H, W, 3) or (N, 3, H, W), with 4 channels, 1 or none too, uint8, or floats up to 255 or up to 1;
 - columns: (N,) and (N, D) numbers;
 - the action: `action`, or `actions`. UMI's buffers have neither: there the user chooses;
 - the state: the first there is of `state`, `robot_state`, `agent_pos`, `qpos`, `robot_eef_pose` (diffusion_policy's
   real robots) and `robot_joint`; else all of `robot<i>_eef_pos`, `robot<i>_eef_rot_axis_angle`,
-  `robot<i>_gripper_width` and the like (UMI, robomimic), robot by robot; else all columns but actions, times and what
-  is told of the task (`reward`, `stage`, ...).
+  `robot<i>_gripper_width` and the like (UMI, robomimic), robot by robot; else the columns whose names tell of the
+  robot and not of an action (`default_state.py`).
 
 Source: diffusion_policy/common/replay_buffer.py in https://github.com/real-stanford/diffusion_policy, and the buffers
 of https://github.com/real-stanford/universal_manipulation_interface.
@@ -24,27 +24,30 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from bimact.data.default_state import guessed_state, words_of
+from bimact.data.formats.images import ImageForm, NoCamera, image_form, not_by_name, white_of
 from bimact.data.formats.zarr_arrays import ZarrArray
 from bimact.data.formats.zarr_files import ZarrFiles, open_files
-from bimact.data.source import Camera, Column, Format, Source, SourceEpisode
+from bimact.data.source import Camera, Column, Format, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
 
 _ENDS, _TIMES = "meta/episode_ends", "timestamp"
 _SUFFIXES = (".zarr", ".zarr.zip")
-_SIDES = range(8, 8193)  # pixels of an image; (N, 2, 3, 3) are rotations
 _LARGEST_VECTOR = 100_000
 _MOST_EPISODES, _MOST_STEPS = 10**6, 10**9
 _ROWS_FOR_FPS = 1000
 _IMAGES_FOR_SCALE = 8
+_MOST_TOLD = 10
+_IMAGE_WORDS = {"img", "imgs", "image", "images", "rgb", "color", "cam", "camera", "view", "pixels"}
 _ACTIONS = ("action", "actions")
 _STATES = ("state", "robot_state", "agent_pos", "qpos", "robot_eef_pose", "robot_joint")
 _STATE_PARTS = re.compile(
     r"robot\d+_(eef_pos|eef_rot_axis_angle|eef_quat|eef_pose|joint|joint_pos|qpos|gripper_width|gripper_qpos)"
 )
-_NO_STATE = re.compile(r"action|timestamp|reward|done|terminal|stage|success|episode|frame|step|index|task")
 _FPS_ATTRIBUTES = ("fps", "frequency", "control_frequency", "control_freq", "hz")
 
 
@@ -67,12 +70,12 @@ class ZarrReplay(Source):
     Attributes:
         arrays: those of `data` that are cameras or columns.
         places: where each episode is in them.
-        scales: camera → what its numbers are multiplied by, so that white is 255.
+        whites: camera of floats → the number that stands for white.
     """
 
     arrays: Mapping[str, ZarrArray]
     places: _Places
-    scales: Mapping[str, float]
+    whites: Mapping[str, float]
 
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         start, length = self.places.starts[episode], self.episodes[episode].length
@@ -80,13 +83,15 @@ class ZarrReplay(Source):
 
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
         array = self.arrays[camera]
+        form, white = _camera_form(array), self.whites.get(camera, 1.0)
+        assert form is not None
         rows = [self.places.starts[episode] + step for step in steps]
         for _, group in itertools.groupby(rows, lambda row: row // array.rows_at_once):
             wanted = list(group)
             block = array.read(wanted[0], wanted[-1] + 1, self.places)
             for row in wanted:
                 where = f"{array.files.where(array.name)} ({self.places(row)})"
-                yield _as_image(block[row - wanted[0]], self.scales[camera], where)
+                yield form.as_rgb(block[row - wanted[0]], white, where)
 
     def read_timestamps(self, episode: int) -> np.ndarray | None:
         if _TIMES not in self.columns or self.columns[_TIMES].size != 1:
@@ -116,30 +121,40 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     names = files.names()
     ends = _read_ends(files)
     arrays, left_out = _arrays(files, names, ends[-1])
+    if not arrays:
+        told = "; ".join(f"{entry.name} {entry.reason}" for entry in left_out[:_MOST_TOLD])
+        raise UserError(f"{files.where('data')} holds no arrays of numbers: copy the dataset again ({told or 'none'})")
     lengths = [end - start for start, end in zip([0, *ends], ends)]
     numbers = [number for number, length in enumerate(lengths) if length]
     episode_names = tuple(f"episode {number}" for number in numbers)
     places = _Places(tuple(ends[number] - lengths[number] for number in numbers), episode_names)
-    cameras = {key: array for key, array in arrays.items() if _is_camera(array)}
+    unread = {entry.name for entry in left_out}
+    cameras = {key: array for key, array in arrays.items() if _camera_form(array) is not None}
     columns = {key: array for key, array in arrays.items() if key not in cameras}
     read_from = _relative(path, buffer, [f"data/{key}" for key in arrays])
     return ZarrReplay(
         path=path,
         format=f"zarr v{next((array.version for array in arrays.values()), 2)} replay buffer",
         episodes=tuple(
-            SourceEpisode(name, lengths[number], read_from) for name, number in zip(episode_names, numbers, strict=True)
+            SourceEpisode(name, lengths[number], read_from, number=number)
+            for name, number in zip(episode_names, numbers, strict=True)
         ),
-        cameras={key: Camera(*_image_shape(array)[:2]) for key, array in cameras.items()},
+        cameras={key: _camera(array) for key, array in cameras.items()},
         columns={key: Column(math.prod(array.shape[1:]), dtype=str(array.dtype)) for key, array in columns.items()},
-        state_keys=_state_keys(columns),
-        action_keys=tuple(key for key in _ACTIONS if key in columns)[:1],
+        state_keys=_state_keys(columns, unread),
+        action_keys=tuple(key for key in _ACTIONS if key in columns and unread.isdisjoint(_ACTIONS))[:1],
         fps=_fps(files, columns.get(_TIMES), places, ends[-1]),
         files=_relative(path, buffer, [name for name in names if name.startswith(("data/", "meta/", ".z", "zarr."))]),
-        skipped=tuple(f"episode {number} has no steps" for number, length in enumerate(lengths) if not length),
-        metadata={"arrays_left_out": left_out} if left_out else {},
+        unusable=tuple(
+            Unusable(number, f"episode {number}", "it has no steps", is_missing=True)
+            for number, length in enumerate(lengths)
+            if not length
+        ),
+        left_out=tuple(left_out),
+        notes=_rows_of_no_episode(arrays, ends[-1]),
         arrays=arrays,
         places=places,
-        scales={key: _scale(array, places) for key, array in cameras.items()},
+        whites={key: _white(array, places) for key, array in cameras.items() if array.dtype != np.uint8},
     )
 
 
@@ -197,30 +212,50 @@ def _read_ends(files: ZarrFiles) -> list[int]:
     return ends
 
 
-def _arrays(files: ZarrFiles, names: list[str], steps: int) -> tuple[dict[str, ZarrArray], dict[str, str]]:
-    """The cameras and columns in `data`, and what else there is: key → its shape and type."""
-    arrays, left_out = {}, {}
+def _arrays(files: ZarrFiles, names: list[str], steps: int) -> tuple[dict[str, ZarrArray], list[LeftOut]]:
+    """The cameras and columns in `data`, and what else there is."""
+    arrays: dict[str, ZarrArray] = {}
+    left_out: list[LeftOut] = []
     for name in names:
         parts = name.split("/")
-        if len(parts) != 3 or parts[0] != "data" or parts[2] not in (".zarray", "zarr.json"):
+        if parts[0] != "data" or len(parts) < 3 or parts[-1] not in (".zarray", "zarr.json"):
             continue
-        key = parts[1]
-        array = ZarrArray.open(files, f"data/{key}")
-        if array is None:
-            continue
-        is_useful = key.isprintable() and not key.startswith(".") and (_is_camera(array) or _is_column(array))
-        if not is_useful:
-            left_out[key] = _described(array)
-        elif array.shape[0] < steps:
-            raise UserError(
-                f"{files.where(array.name)} has {array.shape[0]} steps and {_ENDS} tells of {steps}: copy the dataset "
-                "again, or write all arrays from the same recording"
+        key = "/".join(parts[1:-1])
+        try:
+            array = ZarrArray.open(files, f"data/{key}")
+        except UserError as error:
+            left_out.append(
+                LeftOut(
+                    "column" if _IMAGE_WORDS.isdisjoint(words_of(key)) else "image", key, f"cannot be read: {error}"
+                )
             )
+            continue
+        if array is None:  # a group
+            continue
+        form = None if array.dtype is None else image_form(array.shape[1:], array.dtype)
+        is_camera, is_column = isinstance(form, ImageForm), _is_column(array)
+        no_camera = form if isinstance(form, NoCamera) else not_by_name(key) if form is not None else None
+        if no_camera is not None:
+            left_out.append(LeftOut(no_camera.kind, key, no_camera.reason))
+        elif not key.isprintable() or key.startswith(".") or not (is_camera or is_column):
+            left_out.append(LeftOut("column", key, f"is {_described(array)}"))
+        elif is_camera and "/" in key:
+            left_out.append(LeftOut("image", key, "is in a group: cameras stand in data itself"))
+        elif array.shape[0] < steps:
+            kind: Literal["image", "column"] = "image" if is_camera else "column"
+            reason = f"has {array.shape[0]} steps, {_ENDS} tells of {steps}"
+            left_out.append(LeftOut(kind, key, reason))
         else:
             arrays[key] = array
-    if not arrays:
-        raise UserError(f"{files.where('data')} holds no arrays of numbers: copy the dataset again")
     return arrays, left_out
+
+
+def _rows_of_no_episode(arrays: Mapping[str, ZarrArray], steps: int) -> tuple[str, ...]:
+    longer = [key for key, array in arrays.items() if array.shape[0] > steps]
+    if not longer:
+        return ()
+    most = max(arrays[key].shape[0] for key in longer) - steps
+    return (f"{', '.join(longer)}: up to {most} rows after the last episode belong to none and are not used",)
 
 
 def _described(array: ZarrArray) -> str:
@@ -231,46 +266,32 @@ def _is_column(array: ZarrArray) -> bool:
     return array.dtype is not None and len(array.shape) in (1, 2) and 0 < math.prod(array.shape[1:]) <= _LARGEST_VECTOR
 
 
-def _is_camera(array: ZarrArray) -> bool:
-    if array.dtype is None or not (array.dtype == np.uint8 or array.dtype.kind == "f") or len(array.shape) != 4:
-        return False
-    height, width, channels = _image_shape(array)
-    return height in _SIDES and width in _SIDES and channels == 3
+def _camera_form(array: ZarrArray) -> ImageForm | None:
+    form = None if array.dtype is None else image_form(array.shape[1:], array.dtype)
+    return form if isinstance(form, ImageForm) else None
 
 
-def _image_shape(array: ZarrArray) -> tuple[int, int, int]:
-    """Height, width and channels of (N, H, W, C) or (N, C, H, W)."""
-    first, second, third = array.shape[1:]
-    return (second, third, first) if first == 3 and third != 3 else (first, second, third)
+def _camera(array: ZarrArray) -> Camera:
+    form = _camera_form(array)
+    assert form is not None
+    return Camera(form.height, form.width)
 
 
-def _state_keys(columns: Mapping[str, ZarrArray]) -> tuple[str, ...]:
+def _state_keys(columns: Mapping[str, ZarrArray], unread: set[str]) -> tuple[str, ...]:
     for key in _STATES:
         if key in columns:
             return (key,)
-    parts = tuple(key for key in columns if _STATE_PARTS.fullmatch(key))
-    return parts or tuple(key for key in columns if not _NO_STATE.match(key))
+        if key in unread:  # nothing else is taken in its stead
+            return ()
+    return tuple(key for key in columns if _STATE_PARTS.fullmatch(key)) or guessed_state(columns)
 
 
-def _scale(array: ZarrArray, places: _Places) -> float:
-    """What a camera's numbers are multiplied by, so that white is 255."""
-    if array.dtype == np.uint8:
-        return 1.0
-    brightest = (array.read(start, start + 1, places).max() for start in places.starts[:_IMAGES_FOR_SCALE])
-    return 1.0 if any(value > 1 for value in brightest) else 255.0
-
-
-def _as_image(values: np.ndarray, scale: float, where: str) -> np.ndarray:
-    """(H, W, 3) or (3, H, W) → (H, W, 3) uint8."""
-    if values.shape[0] == 3 and values.shape[2] != 3:
-        values = np.moveaxis(values, 0, -1)
-    if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
-    with np.errstate(over="ignore"):  # becomes inf, which is no colour
-        colors = np.rint(values.astype(np.float32) * scale)
-    if not ((colors >= 0) & (colors <= 255)).all():
-        raise UserError(f"{where} has values that are no colours: they have to be from 0 to {255 / scale:g}")
-    return np.ascontiguousarray(colors.astype(np.uint8))
+def _white(array: ZarrArray, places: _Places) -> float:
+    """The number that stands for white in a camera of floats; 1 where its first images cannot be read."""
+    try:
+        return white_of(array.read(start, start + 1, places) for start in places.starts[:_IMAGES_FOR_SCALE])
+    except UserError:
+        return 1.0  # whoever reads them is told
 
 
 def _fps(files: ZarrFiles, times: ZarrArray | None, places: _Places, steps: int) -> float | None:

@@ -1,0 +1,149 @@
+"""Which columns make up the proprioceptive state where the format does not say: by whole words of their names.
+
+What tells of the action is never in it (the policy would copy it), nor is what a real robot does not know, such as the
+poses of objects in a simulation. Both can be chosen by `--state_keys`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+# Words that hold "action" and tell of none.
+_NO_ACTION = {
+    *("interaction", "reaction", "traction", "fraction", "attraction", "contraction", "extraction", "distraction"),
+    *("abstraction", "refraction", "transaction", "faction"),
+}
+_ANSWERS = ("action", "target", "command", "goal", "desired", "setpoint")
+_ANSWER_WORDS = {"next", "cmd", "cmds", "act", "acts", "future", "label", "labels", "ref", "reference", "leader"}
+_PRIVILEGED = {
+    *("object", "objects", "obj", "objs", "cube", "cubes", "block", "blocks", "item", "items", "env", "environment"),
+    *("peg", "socket", "drawer", "door", "cup", "world", "scene", "sim", "privileged", "gt", "groundtruth", "physics"),
+}
+_BOOKKEEPING = {
+    *("timestamp", "timestamps", "time", "reward", "rewards", "done", "dones", "terminal", "terminals", "truncated"),
+    *("stage", "success", "episode", "frame", "frames", "step", "steps", "index", "idx", "task", "intervention"),
+    *("validity", "valid", "return", "returns", "discount", "is", "camera", "cam", "intrinsic", "intrinsics"),
+    *("extrinsic", "extrinsics", "depth", "pointcloud", "language", "embedding", "instruction", "seed", "states"),
+}
+_OF_THE_ROBOT = {
+    *("robot", "arm", "arms", "joint", "joints", "jpos", "jvel", "qpos", "qvel", "q", "dq", "eef", "ee", "tcp"),
+    *("gripper", "grippers", "hand", "hands", "finger", "fingers", "wrist", "torso", "waist", "base", "head", "neck"),
+    *("proprio", "proprioception", "effort", "efforts", "torque", "torques", "force", "forces", "wrench", "tactile"),
+    *("left", "right", "agent", "state"),
+}
+
+_MEASURED = {  # of columns that a robot reads from its joints
+    *("pos", "position", "positions", "qpos", "joint", "joints", "jpos", "pose", "poses", "quat", "rot", "eef", "ee"),
+    *("tcp", "state", "width", "q", "proprio", "angle", "angles", "xyz"),
+}
+_FEWEST_ROWS = 16  # that have to be the same before a column is said to be another
+_DISTINCT = 12  # values of a dimension: what has fewer, such as an open or closed gripper, may agree by chance
+_MOST_SHIFT = 5  # steps
+_SAMPLED_EPISODES = 30
+
+
+def words_of(name: str) -> list[str]:
+    """`observation.leftArm_qpos2` → observation, left, arm, qpos."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return re.findall(r"[a-z]+", spaced.lower())
+
+
+def is_answer(name: str) -> bool:
+    """Whether a column's name tells of what was, or is to be, commanded."""
+    return any(
+        word in _ANSWER_WORDS
+        or (word.removesuffix("s") not in _NO_ACTION and any(answer in word for answer in _ANSWERS))
+        for word in words_of(name)
+    )
+
+
+def is_privileged(name: str) -> bool:
+    """Whether a column's name tells of things that a real robot does not measure."""
+    return not _PRIVILEGED.isdisjoint(words_of(name))
+
+
+def guessed_state(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns that are the robot's own, in their order; all harmless ones where no name tells of the robot."""
+    harmless = [
+        name
+        for name in names
+        if not is_answer(name) and not is_privileged(name) and _BOOKKEEPING.isdisjoint(words_of(name))
+    ]
+    own = [name for name in harmless if not _OF_THE_ROBOT.isdisjoint(words_of(name))]
+    return tuple(own or harmless)
+
+
+def why_not_in_state(name: str) -> str | None:
+    """Why a column is kept out of the default state; None: its name says nothing against it."""
+    if is_answer(name):
+        return "its name tells of an action, which the default state must not hold"
+    if is_privileged(name):
+        return "its name tells of what a real robot does not measure"
+    return None
+
+
+# By looking ----------------------------------------------------------------------------------------
+
+
+def find_answer(
+    states: Sequence[np.ndarray], actions: Sequence[np.ndarray], parts: Sequence[tuple[str, int]]
+) -> tuple[str, int] | None:
+    """Look for a column of the state that is the action, of the same step or of one that is a few steps away.
+
+    A column is the action if all of its dimensions that tell anything are dimensions of the action, to the last bit, or
+    if it holds at least half of the action's. Where actions are what the robot measured some steps later, all columns
+    of the state are behind the action by the same steps, and none of them is told.
+
+    Args:
+        states: (T, S) of each episode.
+        actions: (T, A) of each episode.
+        parts: name and size of the columns that the state is made of, in their order.
+
+    Returns:
+        the column's name, and by how many steps it is behind the action (below 0: ahead); None: there is none.
+    """
+    every = max(1, len(states) // _SAMPLED_EPISODES)
+    sampled = zip(states[::every], actions[::every])
+    pairs = [(state, action) for state, action in sampled if len(state) == len(action) > _MOST_SHIFT]
+    found: dict[str, int] = {}  # column → the least shift at which it is the action
+    telling: set[str] = set()
+    for shift in sorted(range(-_MOST_SHIFT, _MOST_SHIFT + 1), key=abs) if pairs else ():
+        later, earlier = max(0, shift), max(0, -shift)
+        state = np.concatenate([values[later : len(values) - earlier] for values, _ in pairs])
+        action = np.concatenate([values[earlier : len(values) - later] for _, values in pairs])
+        of_state, of_action = _telling(state), _telling(action)
+        if len(state) < _FEWEST_ROWS or not len(of_action):
+            continue
+        first = 0
+        for name, size in parts:
+            dims = of_state[(of_state >= first) & (of_state < first + size)]
+            first += size
+            same = [dim for dim in dims if any(np.array_equal(state[:, dim], action[:, other]) for other in of_action)]
+            if len(dims):
+                telling.add(name)
+            if same and (len(same) == len(dims) or 2 * len(same) >= len(of_action)):
+                found.setdefault(name, shift)
+    if not found:
+        return None
+    name = min(found, key=lambda name: (found[name] > 0, abs(found[name])))
+    shift = found[name]
+    if shift > 0 and len(set(found.values())) == 1:  # behind: earlier actions, or what a later state makes the action
+        is_measured = all(not _MEASURED.isdisjoint(words_of(column)) for column in found)
+        if telling == found.keys() or is_measured:
+            return None
+    return name, shift
+
+
+def _telling(values: np.ndarray) -> np.ndarray:
+    """The dimensions of (N, D) with many values: where they are the same as another's, it is no chance."""
+    return np.array([dim for dim in range(values.shape[1]) if len(np.unique(values[:, dim])) >= _DISTINCT], dtype=int)
+
+
+def answer_sentence(column: str, shift: int, action_keys: Sequence[str]) -> str:
+    """What is told of a column of the state that `find_answer` has found."""
+    steps = f"{abs(shift)} step{'s' if abs(shift) > 1 else ''} {'before' if shift > 0 else 'later'}"
+    when = "of the same step" if shift == 0 else f"of {steps}"
+    return f"the state's column '{column}' is the action ('{', '.join(action_keys)}') {when}, to the last bit"

@@ -1,0 +1,80 @@
+"""Reads a whole source once, to learn which episodes cannot be read and how the frames of others are matched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bimact.data.selection import ACTION, STATE, SelectedSource
+from bimact.data.source import FramesNote, Source, Unusable
+from bimact.data.workers import run_jobs
+from bimact.errors import UserError
+from bimact.progress import progress_bar
+
+_SECONDS, _SECONDS_A_STEP = 300.0, 1.0
+_MOST_NAMED = 5  # episodes in one sentence
+
+
+def read_through(source: SelectedSource, *, decodes: bool = True) -> tuple[list[Unusable], list[str]]:
+    """Read all episodes in child processes.
+
+    Args:
+        decodes: False: frames are matched with steps, and nothing is decoded.
+
+    Returns:
+        the episodes that cannot be read; and notes on how the frames of others are matched with steps.
+    """
+    if not decodes and type(source.whole).frames_note is Source.frames_note:
+        return [], []
+    jobs = [(source, episode, decodes) for episode in range(len(source.episodes))]
+    faults: list[Unusable] = []
+    notes: list[tuple[int, str, FramesNote]] = []
+    longest = max((episode.length for episode in source.episodes), default=0)
+    timeout = _SECONDS + longest * max(1, len(source.cameras)) * _SECONDS_A_STEP
+    with progress_bar("reading all episodes" if decodes else "matching frames", source.num_steps) as progress:
+        for place, result in run_jobs(_read, jobs, describe=_described, timeout=timeout, goes_on=True):
+            name = source.episodes[place].name
+            if isinstance(result, UserError):
+                faults.append(Unusable(source.number_of(place), name, str(result), is_missing=False))
+            else:
+                notes += [(place, camera, note) for camera, note in result.items()]
+            progress.advance(source.episodes[place].length)
+    faults.sort(key=lambda episode: episode.number)
+    return faults, frames_lines(source, notes)
+
+
+def frames_lines(source: Source, notes: Iterable[tuple[int, str, FramesNote]]) -> list[str]:
+    """A sentence for each way in which frames are matched otherwise than their times say.
+
+    Args:
+        notes: position of the episode, camera, and what is to be said of them.
+    """
+    by_kind: dict[str, list[tuple[int, str, FramesNote]]] = {}
+    for entry in sorted(notes, key=lambda entry: entry[:2]):
+        by_kind.setdefault(entry[2].what, []).append(entry)
+    lines = []
+    for what, entries in by_kind.items():
+        cameras = ", ".join(dict.fromkeys(camera for _, camera, _ in entries))
+        names = [source.episodes[position].name for position in dict.fromkeys(entry[0] for entry in entries)]
+        where = ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" * (len(names) > _MOST_NAMED))
+        seconds = max((note.seconds for _, _, note in entries if note.seconds is not None), default=None)
+        off = "" if seconds is None else f" (up to {seconds:.2g} s apart)"
+        lines.append(f"{what}{off}: camera {cameras} in {where}")
+    return lines
+
+
+def _described(source: SelectedSource, episode: int, decodes: bool) -> str:
+    return f"{source.path}, {source.episodes[episode].name}"
+
+
+def _read(source: SelectedSource, episode: int, decodes: bool) -> dict[str, FramesNote]:
+    """In a child: camera → note on how its frames are matched."""
+    notes: dict[str, FramesNote] = {}
+    source.read_columns(episode, (STATE, ACTION))
+    for camera in source.cameras:
+        note = source.frames_note(episode, camera)
+        if note is not None:
+            notes[camera] = note
+        if decodes:
+            for _ in source.read_frames(episode, camera, range(source.episodes[episode].length)):
+                pass
+    return notes

@@ -1,0 +1,86 @@
+"""What is used of a dataset and what is left out, in a few lines: each command that opens one prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from bimact.data.selection import SelectedSource
+from bimact.data.source import LeftOut, Unusable
+from bimact.errors import printable
+
+_MOST_EPISODES = 10  # that are named in one line
+_WIDTH = 10
+
+
+def dataset_lines(source: SelectedSource) -> list[str]:
+    """The part of a dataset that is used: cameras, columns and episodes; and what is left out, with the reason."""
+    cameras = [f"{name} {camera.height}x{camera.width}" for name, camera in source.cameras.items()]
+    total = len(source.episodes) + len(source.unusable)
+    many = f"{len(source.episodes)}" + (f" of {total}" if source.unusable else "")
+    rate = "" if source.fps is None else f", {source.fps:g} Hz"
+    told = {*source.state.keys, *source.action.keys, *(entry.name for entry in source.left_out)}
+    others = [f"{key} {column.size}" for key, column in source.whole.columns.items() if key not in told]
+    facts = {
+        "Format": f"{source.format}{rate}",
+        "Episodes": f"{many}, {source.num_steps} steps",
+        "Cameras": ", ".join(cameras) or "none",
+        "State": ", ".join(f"{name} {size}" for name, size in source.state.parts),
+        "Action": ", ".join(f"{name} {size}" for name, size in source.action.parts),
+        "Not used": f"columns {', '.join(others)}" if others else None,
+    }
+    lines = [f"{name + ':':<{_WIDTH}}{value}" for name, value in facts.items() if value]
+    lines += left_out_lines(source.left_out)
+    lines += unusable_lines(source)
+    lines += [f"{'Note:':<{_WIDTH}}{note}" for note in source.notes]
+    return [printable(line) for line in lines]
+
+
+def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
+    """A line for each reason."""
+    kinds = ("image", "depth", "column")
+    by_reason = sorted(left_out, key=lambda entry: (kinds.index(entry.kind), entry.reason))
+    lines = []
+    for (kind, reason), group in groupby(by_reason, key=lambda entry: (entry.kind, entry.reason)):
+        names = [entry.name for entry in group]
+        what = "column" if kind == "column" else "image"
+        lines.append(f"{'Left out:':<{_WIDTH}}{what} {', '.join(names)}: {reason}")
+    return lines
+
+
+def unusable_lines(source: SelectedSource, known: Sequence[Unusable] = ()) -> list[str]:
+    """A line for each of the first episodes that are not used, and one for how many more there are.
+
+    Args:
+        known: those that were told before.
+    """
+    unusable = [episode for episode in source.unusable if episode not in known]
+
+    def word(episode: Unusable) -> str:
+        return "Skipped:" if episode.is_missing or source.selection.skip_unreadable else "Damaged:"
+
+    lines = [f"{word(episode):<{_WIDTH}}{episode.sentence}" for episode in unusable[:_MOST_EPISODES]]
+    rest = unusable[_MOST_EPISODES:]
+    if rest:
+        numbers = ", ".join(str(episode.number) for episode in rest[: 10 * _MOST_EPISODES])
+        dots = ", …" if len(rest) > 10 * _MOST_EPISODES else ""
+        lines.append(f"{word(rest[0]):<{_WIDTH}}{len(rest)} more: {numbers}{dots}")
+    return lines
+
+
+def dataset_record(source: SelectedSource) -> dict[str, Any]:
+    """The same in JSON's types, for `metrics.jsonl` and the report."""
+    return {
+        "path": str(source.path),
+        "format": source.format,
+        "fps": source.fps,
+        "episodes": len(source.episodes),
+        "steps": source.num_steps,
+        "cameras": {name: [camera.height, camera.width] for name, camera in source.cameras.items()},
+        "state": dict(source.state.parts),
+        "action": dict(source.action.parts),
+        "skipped": [{"episode": e.number, "name": e.name, "reason": e.reason} for e in source.unusable],
+        "left_out": [{"kind": e.kind, "name": e.name, "reason": e.reason} for e in source.left_out],
+        "notes": list(source.notes),
+    }

@@ -1,0 +1,811 @@
+"""Data as other people have it: nothing of it is dropped, guessed or read otherwise than it says without a word.
+
+Each test is of a kind of fault: in several formats, the right part is read, or one sentence tells what is in the way.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import tiny_config
+from guide_files import write_dataset
+from hdf5_files import jpeg, write_aloha, write_aloha_episode, write_robomimic
+from lerobot_files import (
+    ACTION,
+    STATE,
+    TOP,
+    V2,
+    V3,
+    Variant,
+    change_feature,
+    change_info,
+    change_table,
+    write_lerobot,
+    write_video,
+)
+from PIL import Image
+from zarr_files import replay_arrays, write_replay
+
+from bimact.data.opening import open_dataset, open_source
+from bimact.data.selection import SelectedSource, Selection
+from bimact.data.source import LeftOut
+from bimact.data.summary import dataset_lines
+from bimact.errors import UserError
+from bimact.policy.demonstrations import open_demonstrations
+
+LEFT = "observation.images.left_wrist"
+
+
+def selected(path: Path, **choices: Any) -> SelectedSource:
+    return Selection(**choices).applied_to(open_source(path))
+
+
+def images(source: SelectedSource, camera: str, episode: int = 0) -> np.ndarray:
+    return np.stack(list(source.read_frames(episode, camera, range(source.episodes[episode].length))))
+
+
+def left_out(source: SelectedSource) -> dict[str, LeftOut]:
+    return {entry.name: entry for entry in source.left_out}
+
+
+def moving(steps: int, size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(steps, size)).astype(np.float32).cumsum(axis=0)
+
+
+def ramp(steps: int, height: int = 32, width: int = 40) -> np.ndarray:
+    """(T, H, W, 3) uint8: no two images and no two channels are the same."""
+    base = np.arange(height * width * 3).reshape(height, width, 3) % 200
+    return np.stack([(base + 5 * step) % 256 for step in range(steps)]).astype(np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+# A. Images in all the ways that people store them --------------------------------------------------------------
+
+RGB = ramp(6)
+GRAY = np.repeat(RGB[..., :1], 3, axis=3)
+FORMS: dict[str, tuple[np.ndarray, np.ndarray]] = {
+    "channels first": (RGB.transpose(0, 3, 1, 2), RGB),
+    "grey with an axis": (RGB[..., :1], GRAY),
+    "grey without": (RGB[..., 0], GRAY),
+    "transparency": (np.concatenate([RGB, RGB[..., :1]], axis=3), RGB),
+    "floats to 1": (RGB.astype(np.float32) / 255, RGB),
+    "floats to 255": (RGB.astype(np.float16), RGB),
+}
+
+
+def with_aloha_camera(folder: Path, values: np.ndarray) -> Path:
+    for number in range(2):
+        file = write_aloha_episode(folder / f"episode_{number}.hdf5", 6)
+        with h5py.File(file, "a") as handle:
+            handle["observations/images/odd"] = values
+    return folder
+
+
+def with_robomimic_camera(folder: Path, values: np.ndarray) -> Path:
+    file = write_robomimic(folder / "demo.hdf5", (6, 6))
+    with h5py.File(file, "a") as handle:
+        for number in range(2):
+            handle[f"data/demo_{number}/obs/odd"] = values
+    return file
+
+
+def with_zarr_camera(folder: Path, values: np.ndarray) -> Path:
+    arrays = {**replay_arrays([6]), "odd": values}
+    return write_replay(folder / "x.zarr", [6], arrays)
+
+
+def with_guide_camera(folder: Path, values: np.ndarray) -> Path:
+    write_dataset(folder, [6])
+    records = np.load(folder / "observations.npy")
+    described = [*records.dtype.descr, ("image_odd", values.dtype, values.shape[1:])]
+    more = np.zeros(6, described)
+    for name in records.dtype.names:
+        more[name] = records[name]
+    more["image_odd"] = values
+    np.save(folder / "observations.npy", more)
+    return folder
+
+
+def with_pickled_camera(folder: Path, values: np.ndarray) -> Path:
+    write_dataset(folder, [6])
+    records = np.load(folder / "observations.npy")
+    steps = [
+        {**{name: record[name] for name in records.dtype.names}, "image_odd": value}
+        for record, value in zip(records, values)
+    ]
+    np.save(folder / "observations.npy", np.array(steps, dtype=object), allow_pickle=True)
+    return folder
+
+
+def with_lerobot_camera(folder: Path, values: np.ndarray) -> Path:
+    write_lerobot(folder, (6,), V2)
+    kinds = {np.dtype(np.uint8): pa.uint8(), np.dtype(np.float32): pa.float32(), np.dtype(np.float16): pa.float16()}
+    kind = kinds[values.dtype]
+    for _ in values.shape[1:]:
+        kind = pa.list_(kind)
+    column = pa.array([value.tolist() for value in values.astype(float if values.dtype.kind == "f" else int)], kind)
+    change_table(
+        folder / "data/chunk-000/episode_000000.parquet",
+        lambda table: table.append_column("observation.images.odd", column),
+    )
+    shape = list(values.shape[1:])
+    change_feature(folder, "observation.images.odd", dtype=str(values.dtype), shape=shape, names=None)
+    return folder
+
+
+WRITERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
+    "aloha": with_aloha_camera,
+    "robomimic": with_robomimic_camera,
+    "zarr": with_zarr_camera,
+    "guide": with_guide_camera,
+    "guide pickled": with_pickled_camera,
+    "lerobot": with_lerobot_camera,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_images_are_read_in_each_form_and_format(tmp_path: Path, writer: str, form: str) -> None:
+    values, expected = FORMS[form]
+    if writer == "lerobot" and values.dtype == np.float16:
+        values = values.astype(np.float32)
+    source = selected(WRITERS[writer](tmp_path, values))
+    assert "odd" in source.cameras
+    np.testing.assert_array_equal(images(source, "odd"), expected)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_depth_is_left_out_with_the_reason(tmp_path: Path, writer: str) -> None:
+    depth = np.random.default_rng(0).random((6, 32, 40, 1), np.float32)
+    source = selected(WRITERS[writer](tmp_path, depth))
+    assert "odd" not in source.cameras and source.cameras
+    assert left_out(source)["odd"].kind == "depth"
+    assert any("odd" in line and "depth" in line for line in dataset_lines(source))
+    with pytest.raises(UserError, match="'odd' cannot be used: it is depth"):
+        selected(source.path, cameras=("odd",))
+
+
+@pytest.mark.parametrize("kind", ["rows of any length", "opaque rows"])
+@pytest.mark.parametrize("encode", [jpeg, png])
+def test_encoded_files_in_other_ways_of_storing_them(tmp_path: Path, kind: str, encode: Any) -> None:
+    files = [encode(image) for image in RGB]
+    for number in range(2):
+        file = write_aloha_episode(tmp_path / f"episode_{number}.hdf5", 6, images={})
+        with h5py.File(file, "a") as handle:
+            group = handle.require_group("observations/images")
+            if kind == "opaque rows":
+                longest = max(map(len, files))
+                group["top"] = np.array([file.ljust(longest, b"\0") for file in files], f"V{longest}")
+            else:
+                rows = group.create_dataset("top", (6,), h5py.vlen_dtype(np.uint8))
+                for step, content in enumerate(files):
+                    rows[step] = np.frombuffer(content, np.uint8)
+    source = selected(tmp_path, color_order="rgb")
+    wanted = np.stack([np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in files])
+    np.testing.assert_array_equal(images(source, "top"), wanted)
+    np.testing.assert_array_equal(
+        open_dataset(tmp_path, selection=Selection(color_order="rgb")).images["top"][:6], wanted
+    )
+
+
+def blind(folder: Path) -> Path:
+    """Its only images are in a form that nothing reads."""
+    for number in range(2):
+        file = write_aloha_episode(folder / f"episode_{number}.hdf5", 6, images={})
+        with h5py.File(file, "a") as handle:
+            handle["observations/images/top"] = np.zeros((6, 32, 40, 2), np.int32)
+    return folder
+
+
+def test_a_policy_without_eyes_has_to_be_asked_for(tmp_path: Path) -> None:
+    blind(tmp_path)
+    config = tiny_config(dataset_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"has images, and none that can be used.*top has shape.*--cameras \"\""):
+        open_demonstrations(config, tmp_path)
+    lines: list[str] = []
+    episodes, _ = open_demonstrations(tiny_config(cameras=[]), tmp_path, lines.append)
+    assert episodes.cameras == () and any(line.startswith("Left out: image top") for line in lines)
+
+
+def test_a_block_of_lines_tells_all_that_is_used_and_left_out(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 0, 6, 6))
+    with h5py.File(tmp_path / "episode_2.hdf5", "a") as file:
+        del file["observations/images/left_wrist"]
+        file["target_qpos"] = np.zeros((6, 14))
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
+        file["target_qpos"] = np.zeros((6, 14))
+    lines = dataset_lines(selected(tmp_path))
+    text = "\n".join(lines)
+    assert "Episodes: 3 of 4, 18 steps" in text and "Cameras:  top 16x24" in text
+    assert "State:    qpos 14" in text and "Action:   action 14" in text and "qvel 14, effort 14" in text
+    assert "Left out: image left_wrist: is not there (episode_2.hdf5)" in text
+    assert "Skipped:  episode_1.hdf5: it has no steps" in text
+
+
+# B. The state never contains the answer -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("target", "target_qpos", "joint_targets", "command", "cmd_joint", "commanded_pose", "goal_joint_pos"),
+        *("next_qpos", "last_action", "arm_action", "leftActions", "desired_joint", "leader_joints"),
+    ],
+)
+def test_names_of_answers_are_kept_out_of_the_state(tmp_path: Path, name: str) -> None:
+    arrays = replay_arrays([6, 6])
+    arrays["robot_joints"], arrays[name] = arrays.pop("state"), moving(12, 14)
+    source = selected(write_replay(tmp_path / "x.zarr", [6, 6], arrays))
+    assert source.state.keys == ("robot_joints",) and name in left_out(source)
+    assert selected(source.path, state_keys=(name,)).state.keys == (name,)
+
+
+@pytest.mark.parametrize("name", ["interaction_force", "traction_joint", "arm_reaction_torque"])
+def test_other_words_are_no_answers(tmp_path: Path, name: str) -> None:
+    arrays = replay_arrays([6, 6])
+    arrays["robot_joints"], arrays[name] = arrays.pop("state"), moving(12, 14)
+    assert name in selected(write_replay(tmp_path / "x.zarr", [6, 6], arrays)).state.keys
+
+
+def test_object_poses_and_the_action_before_are_kept_out_of_robomimics_state(tmp_path: Path) -> None:
+    columns = {"joint_pos": 7, "joint_vel": 7, "eef_pos": 3, "object": 10, "cube_positions": 3, "actions": 7}
+    demo = {"actions": moving(30, 7, 1), **{f"obs/{key}": moving(30, size, 2) for key, size in columns.items()}}
+    source = selected(write_robomimic(tmp_path / "x.hdf5", demos=[demo, demo]))
+    assert source.state.keys == ("eef_pos", "joint_pos", "joint_vel")
+    assert {"object", "cube_positions", "obs/actions"} <= set(left_out(source))
+
+
+def test_a_chosen_action_is_not_in_the_state(tmp_path: Path) -> None:
+    arrays = replay_arrays([6, 6])
+    arrays["robot_joints"], arrays["arm_pos"] = arrays.pop("state"), moving(12, 6)
+    path = write_replay(tmp_path / "x.zarr", [6, 6], arrays)
+    assert selected(path).state.keys == ("arm_pos", "robot_joints")
+    assert selected(path, action_keys=("arm_pos",)).state.keys == ("robot_joints",)
+
+
+def copied(folder: Path, copy: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A buffer whose state has the joints, and a column that is made of the action."""
+    lengths, action = [40, 40], moving(80, 14, 1)
+    arrays = {
+        "camera_0": np.ones((80, 32, 40, 3), np.uint8),
+        "robot_joints": moving(80, 14, 2),
+        "arm_ctrl": np.concatenate([copy(action[:40]), copy(action[40:])]),
+        "action": action,
+    }
+    return write_replay(folder / "x.zarr", lengths, arrays)
+
+
+COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "same step": lambda action: action,
+    "a part of it": lambda action: action[:, 3:9],
+    "one before": lambda action: np.concatenate([0 * action[:1], action[:-1]]),
+    "two later": lambda action: np.concatenate([action[2:], action[-2:]]),
+    "beside others": lambda action: np.concatenate([action, moving(40, 3, 5)], axis=1),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_column_that_is_the_action_is_found_by_looking(tmp_path: Path, kind: str) -> None:
+    path = copied(tmp_path, COPIES[kind])
+    with pytest.raises(UserError, match="column 'arm_ctrl' is the action \\('action'\\)"):
+        open_demonstrations(tiny_config(), path)
+    lines: list[str] = []
+    open_demonstrations(tiny_config(state_keys=["robot_joints", "arm_ctrl"]), path, lines.append)
+    assert any("'arm_ctrl' is the action" in line for line in lines)
+    open_demonstrations(tiny_config(state_keys=["robot_joints"]), path)
+
+
+def test_actions_that_are_later_states_are_no_copies(tmp_path: Path) -> None:
+    whole = moving(84, 14)
+    columns = {"joint_pos": whole[:40], "joint_vel": np.gradient(whole[:40], axis=0)}
+    demos = [{"actions": whole[2:42], **{f"obs/{key}": values for key, values in columns.items()}}] * 2
+    images = {"obs/cam": np.ones((40, 32, 40, 3), np.uint8)}
+    path = write_robomimic(tmp_path / "x.hdf5", demos=[{**demo, **images} for demo in demos])
+    _, source = open_demonstrations(tiny_config(), path)
+    assert source.state.keys == ("joint_pos", "joint_vel")
+
+
+def test_the_state_of_a_later_step_can_be_asked_for_as_the_action(tmp_path: Path) -> None:
+    for number in range(2):
+        file = write_aloha_episode(tmp_path / f"episode_{number}.hdf5", 9)
+        with h5py.File(file, "a") as handle:
+            del handle["action"]
+            qpos = handle["observations/qpos"][()]
+    with pytest.raises(UserError, match=r"does not tell which.*the action.*--action_keys qpos@\+1"):
+        selected(tmp_path)
+    source = selected(tmp_path, action_keys=("observations/qpos@+2",))
+    read = source.read_columns(1, ["state", "action"])
+    np.testing.assert_array_equal(read["state"], qpos)
+    np.testing.assert_array_equal(read["action"], qpos[[2, 3, 4, 5, 6, 7, 8, 8, 8]])
+    open_demonstrations(tiny_config(action_keys=["qpos@+1"]), tmp_path)
+    half = selected(tmp_path, action_keys=("qpos@+1",), fps=25)  # the next step is the next one that is used
+    np.testing.assert_array_equal(half.read_columns(1, ["action"])["action"], qpos[[2, 4, 6, 8, 8]])
+
+
+# C. What is not used cannot stop a training ---------------------------------------------------------------------
+
+
+def test_a_camera_that_some_episodes_lack(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 6, 6))
+    with h5py.File(tmp_path / "episode_1.hdf5", "a") as file:
+        del file["observations/images/top"]
+    assert list(selected(tmp_path).cameras) == ["left_wrist"]
+    assert len(selected(tmp_path, cameras=("left_wrist",)).episodes) == 3
+    assert list(selected(tmp_path, exclude_episodes=("1",)).cameras) == ["left_wrist", "top"]
+    chosen = selected(tmp_path, cameras=("top",))
+    with pytest.raises(
+        UserError, match=r"1 of 3 episodes.*episode_1.hdf5: camera top is not there.*--exclude_episodes 1"
+    ):
+        chosen.refuse_damaged()
+    assert len(selected(tmp_path, cameras=("top",), skip_unreadable=True).episodes) == 2
+
+
+def test_what_is_usual_is_usual_among_the_chosen_episodes(tmp_path: Path) -> None:
+    for number in range(5):
+        size = (32, 48) if number < 2 else (16, 24)
+        write_aloha_episode(tmp_path / f"episode_{number}.hdf5", 4, images={"top": ramp(4, *size)})
+    assert selected(tmp_path).cameras["top"].height == 16
+    source = selected(tmp_path, episodes=("0:2",))
+    assert source.cameras["top"].height == 32 and not source.unusable
+    assert open_dataset(tmp_path, selection=Selection(episodes=("0:2",))).images["top"].shape == (8, 32, 48, 3)
+
+
+def test_the_state_of_another_size_in_one_episode(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 6, 6))
+    with h5py.File(tmp_path / "episode_2.hdf5", "a") as file:
+        del file["observations/qvel"], file["observations/qpos"]
+        file["observations/qpos"] = np.zeros((6, 7))
+    with pytest.raises(UserError, match="episode_2.hdf5: qpos is of size 7, in most episodes of size 14"):
+        selected(tmp_path).refuse_damaged()
+    selected(tmp_path, exclude_episodes=("2",)).refuse_damaged()
+
+
+@pytest.mark.parametrize("variant", [V2, V3], ids=["v2", "v3"])
+def test_a_lerobot_camera_that_is_not_used_may_be_missing_or_damaged(tmp_path: Path, variant: Variant) -> None:
+    write_lerobot(tmp_path, (6, 6, 6), variant)
+    for video in tmp_path.rglob(f"*{LEFT}*/**/*.mp4"):
+        video.write_bytes(b"nonsense")
+    assert len(open_dataset(tmp_path, selection=Selection(cameras=("top",))).lengths) == 3
+    assert list(selected(tmp_path).cameras) == ["top"] and left_out(selected(tmp_path))["left_wrist"].kind == "image"
+    for video in tmp_path.rglob(f"*{LEFT}*/**/*.mp4"):
+        video.unlink()
+    assert list(selected(tmp_path).cameras) == ["top"]
+    assert len(selected(tmp_path, cameras=("top",)).episodes) == 3
+
+
+def test_an_array_of_a_buffer_that_is_not_used_may_be_damaged(tmp_path: Path) -> None:
+    path = write_replay(tmp_path / "x.zarr", [6, 6])
+    (path / "data/camera_1/.zarray").write_text("{")
+    source = selected(path)
+    assert list(source.cameras) == ["camera_0"] and "no readable JSON" in left_out(source)["camera_1"].reason
+    with pytest.raises(UserError, match="'camera_1' cannot be used"):
+        selected(path, cameras=("camera_1",))
+
+
+# D. Depth ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", [True, 1, 1.0, "true", "True", "yes"])
+@pytest.mark.parametrize("place", ["info", "video_info", None])
+def test_a_flag_of_depth_counts_however_it_is_written(tmp_path: Path, flag: Any, place: str | None) -> None:
+    write_lerobot(tmp_path, (6,), V2)
+    key = "video.is_depth_map" if place == "video_info" else "is_depth_map"
+    change_feature(tmp_path, LEFT, **{"info": None, **({place: {key: flag}} if place else {key: flag})})
+    source = selected(tmp_path)
+    assert list(source.cameras) == ["top"] and left_out(source)["left_wrist"].kind == "depth"
+
+
+@pytest.mark.parametrize("flag", [False, 0, "false", "", None])
+def test_a_flag_that_is_not_set_is_none(tmp_path: Path, flag: Any) -> None:
+    write_lerobot(tmp_path, (6,), V2)
+    change_feature(tmp_path, LEFT, info={"video.is_depth_map": flag})
+    assert list(selected(tmp_path).cameras) == ["top", "left_wrist"]
+
+
+@pytest.mark.parametrize("pixels", ["gray10le", "gray12le", "gray16le", "gray16be"])
+def test_a_format_of_pixels_tells_depth(tmp_path: Path, pixels: str) -> None:
+    write_lerobot(tmp_path, (6,), V2)
+    change_feature(tmp_path, LEFT, info={"video.pix_fmt": pixels})
+    assert left_out(selected(tmp_path))["left_wrist"].kind == "depth"
+
+
+def test_the_video_itself_tells_depth(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (6,), V2)
+    (video,) = tmp_path.rglob(f"{LEFT}/*.mp4")
+    write_video(video, ramp(6, 48, 64), codec="ffv1", pixel_format="gray16le", options={"crf": "0"})
+    assert left_out(selected(tmp_path))["left_wrist"].kind == "depth"
+
+
+# E, F. One bad episode hides no other ----------------------------------------------------------------------------
+
+
+def damage_aloha(folder: Path) -> Path:
+    write_aloha(folder, (6,) * 5)
+    for number in (1, 3):
+        file = folder / f"episode_{number}.hdf5"
+        file.write_bytes(file.read_bytes()[:2000])
+    return folder
+
+
+def damage_aloha_images(folder: Path) -> Path:
+    write_aloha(folder, (6,) * 5, jpegs="rows")
+    for number in (1, 3):
+        with h5py.File(folder / f"episode_{number}.hdf5", "a") as file:
+            rows = file["observations/images/top"][()]
+            rows[2:, 200:400] = 0
+            file["observations/images/top"][...] = rows
+            rows = file["observations/images/top"]
+            rows[4] = 0
+    return folder
+
+
+def damage_robomimic(folder: Path) -> Path:
+    path = write_robomimic(folder / "x.hdf5", (6,) * 5)
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1/actions"]
+        file["data/demo_3"].attrs["num_samples"] = 99
+    return path
+
+
+def damage_zarr(folder: Path) -> Path:
+    path = write_replay(folder / "x.zarr", [8] * 5, chunk=8)
+    for number in (1, 3):
+        (path / f"data/camera_0/{number}.0.0.0").write_bytes(b"nonsense")
+    return path
+
+
+def damage_lerobot(folder: Path) -> Path:
+    write_lerobot(folder, (6,) * 5, V2)
+    tables, videos = sorted(folder.rglob("*.parquet")), sorted(folder.rglob(f"{TOP}/*.mp4"))
+    tables[1].write_bytes(tables[1].read_bytes()[:300])
+    content = bytearray(videos[3].read_bytes())
+    begin = content.index(b"mdat") + 800  # behind what the encoder says of itself
+    content[begin : begin + 400] = bytes(400)
+    videos[3].write_bytes(content)
+    return folder
+
+
+def damage_pickled(folder: Path) -> Path:
+    write_dataset(folder, [6] * 5)
+    records = np.load(folder / "observations.npy")
+    steps = [{name: record[name] for name in records.dtype.names} for record in records]
+    steps[8]["state"] = np.zeros(3)
+    del steps[20]["image_left"]
+    np.save(folder / "observations.npy", np.array(steps, dtype=object), allow_pickle=True)
+    return folder
+
+
+def damage_numbers(folder: Path) -> Path:
+    write_dataset(folder, [6] * 5)
+    actions = np.load(folder / "actions.npy")
+    actions[8, 3], actions[20, 0] = np.nan, np.inf
+    np.save(folder / "actions.npy", actions)
+    return folder
+
+
+DAMAGES: dict[str, Callable[[Path], Path]] = {
+    "aloha": damage_aloha,
+    "aloha images": damage_aloha_images,
+    "robomimic": damage_robomimic,
+    "zarr": damage_zarr,
+    "lerobot": damage_lerobot,
+    "guide pickled": damage_pickled,
+    "NaN": damage_numbers,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_all_damaged_episodes_are_named_and_can_be_left_out(tmp_path: Path, kind: str) -> None:
+    path = DAMAGES[kind](tmp_path)
+    with pytest.raises(UserError) as caught:
+        open_demonstrations(tiny_config(), path)
+    sentence = str(caught.value)
+    assert "2 of 5 episodes cannot be used" in sentence
+    assert "--exclude_episodes 1,3," in sentence and "--skip_unreadable" in sentence
+    lines: list[str] = []
+    episodes, _ = open_demonstrations(tiny_config(skip_unreadable=True), path, lines.append)
+    assert len(episodes.lengths) == 3 and len(episodes.actions) == episodes.num_steps == int(episodes.lengths.sum())
+    assert sum(line.startswith("Skipped:") for line in lines) == 2
+    left, _ = open_demonstrations(tiny_config(exclude_episodes=["1", "3"]), path, lines.append)
+    assert left.lengths.tolist() == episodes.lengths.tolist()
+    for name in left.images:
+        np.testing.assert_array_equal(left.images[name][np.arange(9)], episodes.images[name][np.arange(9)])
+    again, _ = open_demonstrations(tiny_config(skip_unreadable=True), path, lines.append)  # what was made before
+    assert sum(line.startswith("Skipped:") for line in lines) == 4 and again.num_steps == episodes.num_steps
+    with pytest.raises(UserError, match="2 of 5 episodes"):
+        open_demonstrations(tiny_config(), path)
+
+
+def test_metadata_that_do_not_tell_enough_make_that_episode_missing(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (6,) * 5, V3)
+
+    def change(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        rows[0]["length"], rows[1]["data/file_index"] = float("nan"), None
+        rows[2][f"videos/{TOP}/from_timestamp"], rows[3]["episode_index"] = float("nan"), float("nan")
+        for row in rows:
+            row["episode_index"] = float(row["episode_index"])
+            row["length"] = float(row["length"])
+        return pa.Table.from_pylist(rows)
+
+    change_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet", change)
+    source = selected(tmp_path)
+    assert [episode.name for episode in source.episodes] == ["episode 4"]
+    assert [episode.is_missing for episode in source.unusable] == [True] * 4
+    assert {episode.name for episode in source.unusable} >= {"episode 0", "episode 1", "episode 2"}
+    source.refuse_damaged()
+
+
+def test_a_line_of_the_list_that_cannot_be_read_is_an_episode_that_is_missing(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (6,) * 3, V2)
+    file = tmp_path / "meta/episodes.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1][:15], lines[2]]))
+    source = selected(tmp_path)
+    assert [episode.name for episode in source.episodes] == ["episode 0", "episode 2"]
+    (missing,) = source.unusable
+    assert missing.is_missing and "line 2" in missing.reason
+
+
+def test_rows_are_found_by_their_episode_where_the_metadata_name_another_file(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (6, 4, 5, 7), V3)
+    right = {n: selected(tmp_path).read_columns(n, ["state"])["state"] for n in range(4)}
+
+    def change(table: pa.Table) -> pa.Table:
+        files = pa.array(
+            [0 if number == 2 else file for number, file in enumerate(table["data/file_index"].to_pylist())]
+        )
+        return table.set_column(table.schema.get_field_index("data/file_index"), "data/file_index", files)
+
+    change_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet", change)
+    source = selected(tmp_path)
+    assert len(source.episodes) == 4 and any("episodes 2 are in other files" in note for note in source.notes)
+    for number, values in right.items():
+        np.testing.assert_array_equal(source.read_columns(number, ["state"])["state"], values)
+
+
+# G. Numbers of episodes, frames and rows ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choices", "numbers"),
+    [
+        ({"episodes": ("0:2", "4")}, [0, 1, 4]),
+        ({"episodes": ("3:",)}, [3, 4]),
+        ({"episodes": (":2",)}, [0, 1]),
+        ({"exclude_episodes": ("0", "3:5")}, [1, 2]),
+        ({"episodes": ("0:4",), "exclude_episodes": ("1",), "max_episodes": 2}, [0, 2]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["aloha", "guide", "lerobot", "robomimic", "zarr"])
+def test_episodes_are_chosen_by_their_numbers(tmp_path: Path, kind: str, choices: Any, numbers: list[int]) -> None:
+    lengths = [3, 4, 5, 6, 7]
+    write: dict[str, Callable[[], Path]] = {
+        "aloha": lambda: write_aloha(tmp_path, lengths),
+        "guide": lambda: write_dataset(tmp_path, lengths),
+        "lerobot": lambda: write_lerobot(tmp_path, lengths, V3),
+        "robomimic": lambda: write_robomimic(tmp_path / "x.hdf5", lengths),
+        "zarr": lambda: write_replay(tmp_path / "x.zarr", lengths),
+    }
+    source = selected(write[kind](), **choices)
+    assert source.lengths.tolist() == [lengths[number] for number in numbers]
+    whole = open_source(source.path)
+    for position, number in enumerate(numbers):
+        mine = source.read_columns(position, ["action"])["action"]
+        np.testing.assert_array_equal(mine, Selection().applied_to(whole).read_columns(number, ["action"])["action"])
+        camera = next(iter(source.cameras))
+        theirs = np.stack(list(whole.read_frames(number, camera, range(lengths[number]))))
+        np.testing.assert_array_equal(images(source, camera, position), theirs)
+    arrays = open_dataset(source.path, selection=Selection(**choices))
+    assert arrays.lengths.tolist() == source.lengths.tolist()
+
+
+def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
+    for number in (3, 7, 12):
+        write_aloha_episode(tmp_path / f"episode_{number}.hdf5", number)
+    assert selected(tmp_path, episodes=("7",)).lengths.tolist() == [7]
+    assert selected(tmp_path, exclude_episodes=("episode_7.hdf5",)).lengths.tolist() == [3, 12]
+    with pytest.raises(UserError, match=r"no episode '8'; it has episodes 3, 7, 12"):
+        selected(tmp_path, episodes=("8",))
+    with pytest.raises(UserError, match="no episode is left"):
+        selected(tmp_path, exclude_episodes=("0:20",))
+
+
+def numbered(folder: Path, rows: int, frames: int, times: np.ndarray, variant: Variant = V2) -> SelectedSource:
+    """An episode whose table has so many rows at some times, and whose video has so many frames."""
+    write_lerobot(folder, (rows,), variant, cameras=(TOP,))
+    table = next(path for path in folder.rglob("*.parquet") if "data" in path.parts)
+    column = pa.array(times.astype(np.float64))
+    change_table(table, lambda old: old.set_column(old.schema.get_field_index("timestamp"), "timestamp", column))
+    (video,) = folder.rglob("*.mp4")
+    write_video(video, (np.full((48, 64, 3), 4 * frame, np.uint8) for frame in range(frames)), options={"crf": "0"})
+    return selected(folder)
+
+
+def shown(source: SelectedSource) -> list[int]:
+    return [round(float(image.mean()) / 4) for image in images(source, "top")]
+
+
+@pytest.mark.parametrize("variant", [V2, V3], ids=["v2", "v3"])
+@pytest.mark.parametrize("kind", ["exact", "faster robot", "dropped ticks", "wall clock", "last step late"])
+def test_as_many_frames_as_rows_belong_together_in_their_order(tmp_path: Path, kind: str, variant: Variant) -> None:
+    steps = np.arange(30)
+    times = {
+        "exact": steps / 10,
+        "faster robot": steps / 14,
+        "dropped ticks": (steps + steps // 7) / 10,
+        "wall clock": 1.7e9 + steps / 10,
+        "last step late": steps / 10 + 0.06 * (steps == 29),
+    }[kind]
+    source = numbered(tmp_path, 30, 30, times, variant)
+    note = source.frames_note(0, "top")
+    assert shown(source) == steps.tolist()
+    assert (note is not None) == (kind in ("faster robot", "dropped ticks"))
+    if note is not None:
+        assert note.seconds == pytest.approx(np.abs(times - steps / 10).max(), abs=1e-3)
+        assert open_dataset(tmp_path).num_steps == 30
+
+
+@pytest.mark.parametrize(
+    ("rows", "frames", "times", "expected"),
+    [
+        (20, 40, np.arange(20) / 5, np.arange(0, 40, 2)),
+        (20, 25, 0.3 + np.arange(20) / 10, np.arange(3, 23)),
+        (20, 25, 1000.3 + np.arange(20) / 10, np.arange(20)),
+        (20, 19, np.arange(20) / 10, [*range(19), 18]),
+    ],
+    ids=["camera faster", "begins later", "wall clock", "one frame short"],
+)
+def test_else_the_times_tell(tmp_path: Path, rows: int, frames: int, times: np.ndarray, expected: Any) -> None:
+    source = numbered(tmp_path, rows, frames, times)
+    assert shown(source) == list(expected)
+    assert (source.frames_note(0, "top") is not None) == (times[0] > 1 or frames < rows)
+
+
+@pytest.mark.parametrize(
+    ("frames", "times", "said"),
+    [
+        (15, np.arange(20) / 10, r"no frame at 1.50 s \(episode 0, step 15\); it has 15 frames for 20 steps"),
+        (25, np.r_[np.arange(10), np.arange(10)] / 10, "go back"),
+        (25, np.r_[np.arange(19), np.nan] / 10, "has no time"),
+    ],
+)
+def test_what_belongs_nowhere_is_named(tmp_path: Path, frames: int, times: np.ndarray, said: str) -> None:
+    source = numbered(tmp_path, 20, frames, times)
+    with pytest.raises(UserError, match=said):
+        images(source, "top")
+    with pytest.raises(UserError, match="--exclude_episodes 0"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("variant", [V2, V3], ids=["v2", "v3"])
+@pytest.mark.parametrize("folders", [("videos", "video"), ("data", "tables"), ("videos", "films/all")])
+def test_files_in_other_folders_are_found_and_told(tmp_path: Path, folders: tuple[str, str], variant: Variant) -> None:
+    write_lerobot(tmp_path, (6, 5, 4), variant)
+    right = images(selected(tmp_path), "top", 2)
+    (tmp_path / folders[1]).parent.mkdir(exist_ok=True)
+    (tmp_path / folders[0]).rename(tmp_path / folders[1])
+    source = selected(tmp_path)
+    assert source.lengths.tolist() == [6, 5, 4] and any(folders[1] in note for note in source.notes)
+    np.testing.assert_array_equal(images(source, "top", 2), right)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("episode_chunk", "chunk_index"), ("episode_index", "episode")])
+def test_templates_with_other_names_for_their_fields(tmp_path: Path, ours: str, theirs: str) -> None:
+    write_lerobot(tmp_path, (6, 5, 4), V2)
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    paths = {key: info[key].replace("{" + ours, "{" + theirs) for key in ("data_path", "video_path")}
+    change_info(tmp_path, **paths)
+    source = selected(tmp_path)
+    assert source.lengths.tolist() == [6, 5, 4] and any(theirs in note for note in source.notes)
+
+
+def test_a_file_of_another_chunk_is_not_taken(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (6, 5, 4, 3), V3)
+    (file,) = tmp_path.rglob(f"{TOP}/chunk-000/file-001.mp4")
+    other = file.parent.parent / "chunk-001" / file.name
+    other.parent.mkdir()
+    file.rename(other)
+    assert [episode.number for episode in selected(tmp_path).unusable] == [2, 3]
+
+
+# Small ones ----------------------------------------------------------------------------------------------------------
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 12345\n"
+
+
+@pytest.mark.parametrize("kind", ["aloha", "robomimic", "lerobot", "zarr", "guide", "raw"])
+def test_pointers_of_git_lfs_are_recognised(tmp_path: Path, kind: str) -> None:
+    from raw_files import write_raw
+
+    write: dict[str, Callable[[], object]] = {
+        "aloha": lambda: write_aloha(tmp_path, (3, 3)),
+        "robomimic": lambda: write_robomimic(tmp_path / "x.hdf5", (3, 3)),
+        "lerobot": lambda: write_lerobot(tmp_path, (3, 3), V2),
+        "zarr": lambda: write_replay(tmp_path / "x.zarr", [3, 3]),
+        "guide": lambda: write_dataset(tmp_path, [3, 3]),
+        "raw": lambda: write_raw(tmp_path, [3, 3]),
+    }
+    write[kind]()
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.suffix not in (".json", ".jsonl", ".txt") and not file.name.startswith(".z"):
+            file.write_bytes(POINTER)
+    with pytest.raises(UserError, match="git lfs pull"):
+        open_dataset(tmp_path)
+
+
+def test_a_single_pointer_is_one_damaged_episode(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (3, 4, 5), V2)
+    next(iter(sorted(tmp_path.rglob(f"{TOP}/*.mp4")))).write_bytes(POINTER)
+    with pytest.raises(UserError, match=r"1 of 3 episodes.*episode 0: camera top.*git lfs pull.*--exclude_episodes 0"):
+        selected(tmp_path).refuse_damaged()
+    assert selected(tmp_path, cameras=("left_wrist",)).lengths.tolist() == [3, 4, 5]
+
+
+def unknown_hdf5(folder: Path) -> Path:
+    for number in range(3):
+        with h5py.File(folder / f"run{number}.hdf5", "w") as file:
+            for side in ("left", "right"):
+                file[f"joint_action/{side}_arm"] = moving(8, 6, number)
+                file[f"measured/{side}_arm"] = moving(8, 6, 10 + number)
+            file["observation/head/rgb"] = np.array([jpeg(image) for image in ramp(8)], "S4000")
+            file["matrices"] = np.zeros((8, 3, 3))
+    return folder
+
+
+def test_unknown_hdf5_files_are_listed_with_what_can_be_chosen(tmp_path: Path) -> None:
+    unknown_hdf5(tmp_path)
+    with pytest.raises(UserError) as caught:
+        selected(tmp_path)
+    sentence = str(caught.value)
+    for part in ("joint_action/left_arm (6)", "measured/right_arm (6)", "observation.head.rgb (32×40)", "matrices"):
+        assert part in sentence
+    assert "--state_keys" in sentence and "--action_keys" in sentence
+    source = selected(
+        tmp_path, state_keys=("measured",), action_keys=("joint_action/left_arm", "joint_action/right_arm")
+    )
+    assert source.state.keys == ("measured/left_arm", "measured/right_arm")
+    read = source.read_columns(1, ["state", "action"])
+    np.testing.assert_array_equal(read["state"], np.tile(moving(8, 6, 11), 2))
+    np.testing.assert_array_equal(read["action"], np.tile(moving(8, 6, 1), 2))
+    assert images(source, "observation.head.rgb").shape == (8, 32, 40, 3)
+
+
+def test_groups_of_vectors_in_alohas_files(tmp_path: Path) -> None:
+    for number in range(2):
+        with h5py.File(tmp_path / f"episode_{number}.hdf5", "w") as file:
+            for side in ("left_arm", "right_arm"):
+                file[f"action/{side}"], file[f"observations/qpos/{side}"] = moving(8, 7, 1), moving(8, 7, 2)
+            file["observations/images/top"] = ramp(8)
+    with pytest.raises(UserError, match=r"action/left_arm \(7\), action/right_arm \(7\), qpos/left_arm"):
+        selected(tmp_path)
+    source = selected(tmp_path, action_keys=("action",), state_keys=("observations/qpos",))
+    assert (source.columns["state"].size, source.columns["action"].size) == (14, 14)
+
+
+def test_openpis_columns_are_taken_where_they_are_the_only_choice(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (6, 5), V2)
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    info["features"] = {{STATE: "state", ACTION: "actions"}.get(key, key): v for key, v in info["features"].items()}
+    (tmp_path / "meta/info.json").write_text(json.dumps(info))
+    for file in tmp_path.rglob("*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(
+            table.rename_columns([{STATE: "state", ACTION: "actions"}.get(n, n) for n in table.column_names]), file
+        )
+    source = selected(tmp_path)
+    assert source.state.keys == ("state",) and source.action.keys == ("actions",)
