@@ -73,6 +73,10 @@ INDEXES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "names '/etc/passwd', which is no file of its folder",
     ),
     "below": (change_map(lambda m: m.update(a="sub/x.safetensors")), "which is no file of its folder: do not trust it"),
+    "detour": (
+        change_map(lambda m: m.update(a="x/../model-00001-of-00002.safetensors")),
+        "which is no file of its folder",
+    ),
     "link": (link_out, r"names 'model-00001-of-00002\.safetensors', which is no file of its folder"),
     "nothing": (change_map(lambda m: m.update(a="")), "names '', which is no file of its folder"),
     "dots": (change_map(lambda m: m.update(a="..")), r"names '\.\.', which is no file of its folder"),

@@ -20,7 +20,7 @@ from bimact.check.kinds import ERROR, KINDS, READING, WARNING
 from bimact.check.scan import NO_FILES, scan
 from bimact.config import to_config
 from bimact.data.selection import Selection
-from bimact.data.source import Format, Source
+from bimact.data.source import Format, Source, Unusable
 from bimact.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -182,16 +182,16 @@ def test_dataset_of_another_format(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     demos.unreadable = {(2, "wrist")}
 
     def opened(path: Path) -> ArraySource:
-        return demos.source(path=path, skipped=("episode_7.bin has no actions and is left out",))
+        return demos.source(path=path, unusable=(Unusable(7, "episode_7.bin", "it has no actions", is_missing=True),))
 
     add_format(monkeypatch, opened)
     report = check_dataset(tmp_path)
     assert told(report) == [
-        ("missing-episode", "episode_7.bin has no actions and is left out"),
+        ("missing-episode", "episode_7.bin: it has no actions"),
         ("nan", "episode_1.bin, step 10 has nan as action[4] (left_e)"),
         ("unreadable", "episode_2.bin is cut off: copy it again"),
     ]
-    assert [finding.episode_name for finding in report.findings] == [None, "episode_1.bin", "episode_2.bin"]
+    assert [finding.episode_name for finding in report.findings] == ["episode_7.bin", "episode_1.bin", "episode_2.bin"]
     assert report.exit_status() == 2 and report.summary is not None and report.summary.format == "arrays"
     with pytest.raises(UserError, match="dataset not found"):
         check_dataset(tmp_path / "absent")
@@ -235,8 +235,8 @@ def test_damaged_episode_hides_none_of_the_others(
     [
         pytest.param("lerobot_v30_aloha_sim", {"idle-tail", "several-tasks"}, marks=pytest.mark.slow),
         pytest.param("lerobot_v21_g1_bottle", {"action-size", "slow-camera"}, marks=pytest.mark.slow),
-        ("aloha_hdf5/raw", {"short-episode", "no-task"}),
-        ("aloha_hdf5/compressed", {"color-order", "no-task"}),
+        ("aloha_hdf5/raw", {"short-episode", "no-task", "read-otherwise"}),
+        ("aloha_hdf5/compressed", {"color-order", "no-task", "read-otherwise"}),
     ],
 )
 def test_sound_recordings_of_others_give_no_warning(name: str, infos: set[str]) -> None:

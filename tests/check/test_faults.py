@@ -371,6 +371,10 @@ PROVEN_ELSEWHERE = {
     "wrong-format": "test_guide_files.py: test_fault_of_all_steps_is_told_once",
     "ignored-field": "test_guide_files.py: test_camera_that_most_steps_lack",
     "missing-episode": "test_dataset_check.py: test_dataset_of_another_format",
+    "unread-image": "test_guide_files.py: test_images_that_no_one_reads_are_told",
+    "left-out": "../data/test_other_peoples_data.py: test_check_tells_what_is_left_out_and_read_otherwise",
+    "read-otherwise": "../data/test_other_peoples_data.py: test_check_tells_what_is_left_out_and_read_otherwise",
+    "matched-frames": "../data/test_other_peoples_data.py: test_check_tells_what_is_left_out_and_read_otherwise",
     "config-mismatch": "test_dataset_check.py: test_settings_that_the_dataset_does_not_fit",
 }
 

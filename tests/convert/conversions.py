@@ -65,14 +65,14 @@ def smooth_source(path: Path, lengths: Sequence[int] = (5, 8, 3), **changes: Any
 def converted(source: Source, target: Path, to: str, *, task: str | None = None, **options: Any) -> Path:
     """The folder that a conversion has made."""
     selection = options.pop("selection", Selection())
-    content = Content.of(source, selection, task)
+    content = Content.of(selection.applied_to(source), task)
     prepare_conversion(content, target, to, Options(**{"workers": 2, **options})).run()
     return target
 
 
 def notes_of(source: Source, target: Path, to: str, **options: Any) -> str:
     """What a conversion would say."""
-    content = Content.of(source, options.pop("selection", Selection()))
+    content = Content.of(options.pop("selection", Selection()).applied_to(source))
     return "\n".join(prepare_conversion(content, target, to, Options(**options)).writer.notes())
 
 

@@ -23,6 +23,7 @@ from bimact.convert.dataset import FORMATS, prepare_conversion
 from bimact.convert.guide_npy import GuideWriter
 from bimact.convert.writer import Options
 from bimact.data.selection import Selection
+from bimact.data.source import Unusable
 from bimact.errors import UserError
 
 
@@ -50,7 +51,7 @@ def test_names_that_would_be_the_same_stay_whole() -> None:
 def test_other_columns_go_with_the_chosen_episodes_and_rate(tmp_path: Path) -> None:
     source = smooth_source(tmp_path, (6, 8, 3))
     selection = Selection(fps=5.0, max_episodes=2, state_dims="1:3", action_keys=("action", "qvel"))
-    content = Content.of(source, selection)
+    content = Content.of(selection.applied_to(source))
     assert content.lengths == [3, 4]
     assert list(content.columns) == ["state", "action", "tau", "count", "is_held"]
     whole = source.read_columns(1, list(COLUMNS))
@@ -61,9 +62,9 @@ def test_other_columns_go_with_the_chosen_episodes_and_rate(tmp_path: Path) -> N
 
 
 def test_a_source_without_episodes_is_refused(tmp_path: Path) -> None:
-    source = smooth_source(tmp_path, [], skipped=("episode_0.hdf5 has no steps",))
-    with pytest.raises(UserError, match=r"no episode that can be converted: episode_0.hdf5 has no steps"):
-        Content.of(source, Selection())
+    source = smooth_source(tmp_path, [], unusable=(Unusable(0, "episode_0.hdf5", "it has no steps", is_missing=True),))
+    with pytest.raises(UserError, match=r"no episode that can be used: episode_0.hdf5: it has no steps"):
+        Content.of(Selection().applied_to(source))
 
 
 def test_an_image_that_is_missing_is_told(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_a_disk_that_is_too_small_is_told_before(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_the_size_is_foreseen(to: str, tmp_path: Path) -> None:
-    content = Content.of(smooth_source(tmp_path / "source", [60]), Selection())
+    content = Content.of(Selection().applied_to(smooth_source(tmp_path / "source", [60])))
     conversion = prepare_conversion(content, tmp_path / "out", to, Options())
     assert conversion.run() == pytest.approx(conversion.needed, rel=0.4)
 
@@ -208,6 +209,6 @@ def test_the_next_run_removes_what_a_killed_one_has_left(
 
 def test_parts_of_long_episodes_are_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_STEPS_OF_A_PART", 4)
-    content = Content.of(smooth_source(tmp_path, (9, 4)), Selection())
+    content = Content.of(Selection().applied_to(smooth_source(tmp_path, (9, 4))))
     parts = GuideWriter(content, Options()).parts()
     assert [(part.episode, part.first, part.end) for part in parts] == [(0, 0, 4), (0, 4, 8), (0, 8, 9), (1, 0, 4)]

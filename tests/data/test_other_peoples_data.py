@@ -35,6 +35,7 @@ from lerobot_files import (
 from PIL import Image
 from zarr_files import replay_arrays, write_replay
 
+from bimact.check.dataset import check_dataset
 from bimact.data.opening import open_dataset, open_source
 from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import LeftOut
@@ -721,6 +722,21 @@ def test_a_file_of_another_chunk_is_not_taken(tmp_path: Path) -> None:
     other.parent.mkdir()
     file.rename(other)
     assert [episode.number for episode in selected(tmp_path).unusable] == [2, 3]
+
+
+def test_check_tells_what_is_left_out_and_read_otherwise(tmp_path: Path) -> None:
+    numbered(tmp_path, 30, 30, np.arange(30) / 14)
+    write_aloha(tmp_path / "aloha", (6, 0, 6))
+    with h5py.File(tmp_path / "aloha/episode_2.hdf5", "a") as file:
+        del file["observations/images/top"]
+        file["observations/images/far_depth"] = np.zeros((6, 16, 24), np.uint16)
+    found = {finding.code: finding.sentence for finding in check_dataset(tmp_path).findings}
+    assert "disagree" in found["matched-frames"] and "(up to" in found["matched-frames"]
+    found = {finding.code: finding for finding in check_dataset(tmp_path / "aloha").findings}
+    assert found["left-out"].sentence == "image 'far_depth': is depth, as its name says"
+    assert found["missing-episode"].sentence == "episode_1.hdf5: it has no steps"
+    assert found["unread-image"].sentence == "image 'top': is not there (episode_2.hdf5)"
+    assert "50 Hz" in found["read-otherwise"].sentence
 
 
 # Small ones ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from viewing import SOURCE, Page, assert_all_show, command, served
 
 from bimact.check.findings import Finding
 from bimact.check.kinds import ERROR
-from bimact.data.source import Camera
+from bimact.data.source import Camera, Unusable
 from bimact.view.export import export_page
 
 HOSTILE = '"><script>document.title="run"</script><img src=x onerror=document.title="run">'
@@ -115,7 +115,10 @@ def test_names_from_the_dataset_are_text(page: Page, tmp_path: Path) -> None:
     names = tuple(f"{HOSTILE}{number}" for number in range(14))
     source = numbered_source(cameras=[HOSTILE], names=names, task=HOSTILE)
     source = dataclasses.replace(
-        source, path=Path(f"/x/{HOSTILE.replace('/', '')}"), skipped=(HOSTILE,), format=HOSTILE
+        source,
+        path=Path(f"/x/{HOSTILE.replace('/', '')}"),
+        unusable=(Unusable(9, HOSTILE, HOSTILE, is_missing=True),),
+        format=HOSTILE,
     )
     finding = Finding("unreadable", HOSTILE, ERROR, episode=0, step=3)
     with served(source, tmp_path / "videos", [finding]) as server:

@@ -23,6 +23,7 @@ from bimact.data.formats.guide_npy import (
     JOURNAL,
     METADATA,
     GuideSource,
+    negative_lengths,
     open_actions,
     open_lengths,
     read_metadata,
@@ -94,8 +95,11 @@ def _present_files(path: Path, findings: Findings) -> list[str]:
 
 
 def _inspect_lengths(path: Path, findings: Findings) -> np.ndarray:
-    findings.lengths = open_lengths(path)
-    return findings.lengths
+    lengths = open_lengths(path)
+    for episode, problem in negative_lengths(lengths).items():
+        findings.add("unreadable", LENGTHS, f"{LENGTHS}: {problem}", episode=episode)
+    findings.lengths = np.maximum(lengths, 0)
+    return lengths
 
 
 def _compare_total(lengths: np.ndarray | None, steps: int, path: Path, findings: Findings) -> None:

@@ -30,9 +30,19 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--action_keys", metavar="A,B", help="columns that make up the action (default: the format's)")
     group.add_argument("--state_dims", metavar="DIMS", help="dimensions of the state, such as 0:14 or 0:7,13:20")
     group.add_argument("--action_dims", metavar="DIMS", help="dimensions of the action, such as 0:14")
+    add_episodes(group)
+    group.add_argument("--max_episodes", metavar="N", type=int, help="of these, the first N")
+    group.add_argument(
+        "--filter_key", metavar="NAME", help="episodes that the dataset lists under this name (robomimic)"
+    )
+    group.add_argument("--fps", metavar="F", type=float, help="steps a second: resampled if the dataset has others")
+    group.add_argument("--color_order", choices=("rgb", "bgr"), help="of JPEG images whose order the files leave open")
+
+
+def add_episodes(group: argparse._ActionsContainer) -> None:
+    """The options that choose episodes."""
     group.add_argument("--episodes", metavar="E", help="which episodes, by number or name: 0:40,45 (default: all)")
     group.add_argument("--exclude_episodes", metavar="E", help="episodes to leave out, such as 3,17")
-    group.add_argument("--max_episodes", metavar="N", type=int, help="of these, the first N")
     group.add_argument(
         "--skip_unreadable",
         metavar="true",
@@ -42,19 +52,15 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         default="false",
         help="leave out the episodes that are damaged, instead of stopping",
     )
-    group.add_argument(
-        "--filter_key", metavar="NAME", help="episodes that the dataset lists under this name (robomimic)"
-    )
-    group.add_argument("--fps", metavar="F", type=float, help="steps a second: resampled if the dataset has others")
-    group.add_argument("--color_order", choices=("rgb", "bgr"), help="of JPEG images whose order the files leave open")
 
 
 def selection_of(options: argparse.Namespace) -> Selection | None:
     """The part that `add_selection`'s options choose; None if none is given."""
+    from bimact.config import list_of_text
     from bimact.data.selection import Selection
 
     def names(text: str | None) -> tuple[str, ...] | None:
-        return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+        return None if text is None else tuple(list_of_text(text))
 
     if options.max_episodes is not None and options.max_episodes < 1:
         raise UserError(f"--max_episodes is {options.max_episodes}, it has to be at least 1")

@@ -9,6 +9,7 @@ import sys
 
 from bimact.cli.arguments import Commands, add_selection, selection_of
 from bimact.errors import UserError
+from bimact.files import expand_home
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -20,9 +21,13 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "or may be. Nothing of it is changed. docs/checking.md lists what is looked for. Exit status: 0 nothing worse "
         "than infos; 1 errors or warnings; 2 not all of the dataset could be read.",
     )
-    parser.add_argument("dataset_dir", metavar="DATASET", help="the demonstrations: a folder or file, hub name or URL")
-    parser.add_argument("--config", help="YAML: the settings that the dataset has to fit, such as action_dim")
-    parser.add_argument("--cache_dir", help="where downloads go")
+    parser.add_argument(
+        "dataset_dir", metavar="DATASET", type=expand_home, help="the demonstrations: a folder or file, hub name or URL"
+    )
+    parser.add_argument(
+        "--config", type=expand_home, help="YAML: the settings that the dataset has to fit, such as action_dim"
+    )
+    parser.add_argument("--cache_dir", type=expand_home, help="where downloads go")
     parser.add_argument("--no_images", action="store_true", help="leave out the images, which take most of the time")
     parser.add_argument(
         "--fail_on",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bimact.cli.arguments import Commands, add_selection, selection_of
 from bimact.errors import printable
+from bimact.files import expand_home
 
 if TYPE_CHECKING:
     from bimact.convert.dataset import Conversion
@@ -39,8 +40,12 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
     )
-    parser.add_argument("source", metavar="SRC", help="the demonstrations: a folder, a file, or a name on the hub")
-    parser.add_argument("target", metavar="DST", help="the folder to make; there must be none, or an empty one")
+    parser.add_argument(
+        "source", metavar="SRC", type=expand_home, help="the demonstrations: a folder, a file, or a name on the hub"
+    )
+    parser.add_argument(
+        "target", metavar="DST", type=expand_home, help="the folder to make; there must be none, or an empty one"
+    )
     parser.add_argument(
         "--to",
         required=True,
@@ -52,7 +57,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--lossless", action="store_true", help="lerobot: PNG images instead of videos")
     parser.add_argument("--compress", action="store_true", help="aloha_hdf5: JPEG images, as ACT++ stores them")
     parser.add_argument("--workers", metavar="N", type=int, help="processes (default: one for each core)")
-    parser.add_argument("--cache_dir", metavar="DIR", help="where downloads and converted copies go")
+    parser.add_argument("--cache_dir", metavar="DIR", type=expand_home, help="where downloads and converted copies go")
     add_selection(parser)
     parser.set_defaults(run=_convert)
     return parser
@@ -82,7 +87,7 @@ def _convert(options: argparse.Namespace) -> None:
     notes = _notes(conversion, options)
     _print_facts(conversion)
     for note in notes:
-        print(f"Note:    {printable(note)}")
+        print(f"Note: {printable(note)}")
     try:
         size = conversion.run()
     except UserError as error:
@@ -110,7 +115,9 @@ def _print_facts(conversion: Conversion) -> None:
         "To": f"{conversion.target} ({conversion.writer.format})",
         "Content": _counted(content.lengths),
         "Cameras": ", ".join(cameras) or "none",
-        "Columns": f"{', '.join(columns)} (state: {', '.join(state)}; action: {', '.join(action)})",
+        "Columns": ", ".join(columns),
+        "State": ", ".join(state),
+        "Action": ", ".join(action),
         "Disk": f"about {decimal(conversion.needed)} needed, {decimal(conversion.free)} free",
     }
     for name, value in facts.items():

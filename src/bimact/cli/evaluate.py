@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bimact.cli.arguments import Commands, image_size
+from bimact.cli.arguments import Commands, add_episodes, image_size
 from bimact.files import expand_home
 
 
@@ -21,6 +21,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset_dir", type=expand_home, help="demonstrations (default: the held-out ones of the training)"
     )
+    add_episodes(parser)
     parser.add_argument("--task", help="roll out in this simulated task: transfer_cube or insertion")
     parser.add_argument("--rollouts", type=int, default=50, help="(default: 50)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
@@ -36,6 +37,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from bimact.config import list_of_text
     from bimact.evaluate.results import add_results
     from bimact.evaluate.run import load_run, run_folder
     from bimact.files import check_writable
@@ -46,7 +48,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.task is None or options.dataset_dir is not None:
         from bimact.evaluate.offline import evaluate_offline
 
-        results["offline"] = offline = evaluate_offline(run, options.dataset_dir)
+        results["offline"] = offline = evaluate_offline(
+            run,
+            options.dataset_dir,
+            episodes=None if options.episodes is None else list_of_text(options.episodes),
+            exclude_episodes=None if options.exclude_episodes is None else list_of_text(options.exclude_episodes),
+            skip_unreadable=options.skip_unreadable == "true",
+        )
         baselines = ", ".join(f"{name} {of['mae']:.4f}" for name, of in offline["baselines"].items())
         print(f"Mean Absolute Error: {offline['mae']:.4f} ({baselines})")
     if options.task is not None:

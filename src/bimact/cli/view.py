@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bimact.cli.arguments import Commands, add_selection, selection_of
 from bimact.errors import UserError
+from bimact.files import expand_home
 
 if TYPE_CHECKING:
     from bimact.check.findings import Finding
@@ -30,7 +31,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="Look at demonstrations: the cameras in step with plots of state and action, what `bimact check` "
         "finds, and how values are distributed. Serves a page to this machine's browsers until Ctrl-C.",
     )
-    parser.add_argument("dataset_dir", metavar="DATASET", help="the demonstrations: a folder, a file, or a hub name")
+    parser.add_argument(
+        "dataset_dir", metavar="DATASET", type=expand_home, help="the demonstrations: a folder, a file, or a hub name"
+    )
     parser.add_argument("--episode", metavar="N", type=int, default=0, help="the one to begin with (default: 0)")
     parser.add_argument("--port", metavar="P", type=int, default=0, help="of the page (default: a free one)")
     opening = parser.add_mutually_exclusive_group()
@@ -39,7 +42,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--no_open", dest="open", action="store_false", help="do not (default: where there is a display)"
     )
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--export", metavar="FILE.html", help="write one episode as a page that needs no server")
+    instead.add_argument(
+        "--export", metavar="FILE.html", type=expand_home, help="write one episode as a page that needs no server"
+    )
     instead.add_argument(
         "--rerun",
         metavar="FILE.rrd",
@@ -50,7 +55,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--export_width", metavar="PIXELS", type=int, default=640, help="of the videos, at most (default: 640)"
     )
-    parser.add_argument("--cache_dir", metavar="DIR", help="where downloads and converted copies go")
+    parser.add_argument("--cache_dir", metavar="DIR", type=expand_home, help="where downloads and converted copies go")
     add_selection(parser)
     parser.set_defaults(run=_view)
     return parser

@@ -319,6 +319,8 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
             for step, block in _blocks(frames, sizes[job.camera]):
                 rows.write(int(starts[job.episode]) + step, block)
                 read.images += len(block)
+        if read.images < source.episodes[job.episode].length:
+            raise UserError(f"it ends at step {read.images} of {source.episodes[job.episode].length}")
     except UserError as error:
         read.faults[job.episode] = f"camera {job.camera}: {error}"
     return read

@@ -75,6 +75,10 @@ def _read(source: SelectedSource, episode: int, decodes: bool) -> dict[str, Fram
         if note is not None:
             notes[camera] = note
         if decodes:
-            for _ in source.read_frames(episode, camera, range(source.episodes[episode].length)):
-                pass
+            length = source.episodes[episode].length
+            count = sum(1 for _ in source.read_frames(episode, camera, range(length)))
+            if count < length:
+                raise UserError(
+                    f"{source.path}, {source.episodes[episode].name}: camera '{camera}' ends at step {count}"
+                )
     return notes

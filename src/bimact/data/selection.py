@@ -292,7 +292,7 @@ class SelectedSource(Source):
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
         recorded = self._steps(episode)[list(steps)].tolist()
         size = self.cameras[camera]
-        for step, image in zip(steps, self.whole.read_frames(self.positions[episode], camera, recorded), strict=True):
+        for step, image in zip(steps, self.whole.read_frames(self.positions[episode], camera, recorded)):
             if image.shape != (size.height, size.width, 3):
                 raise UserError(
                     f"{self.path}, {self.episodes[episode].name}, step {step}: the image of camera {camera} has "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,14 @@ class _ErrorSums:
         }
 
 
-def evaluate_offline(run: LoadedRun, dataset_dir: str | None = None) -> dict[str, Any]:
+def evaluate_offline(
+    run: LoadedRun,
+    dataset_dir: str | None = None,
+    *,
+    episodes: Sequence[str] | None = None,
+    exclude_episodes: Sequence[str] | None = None,
+    skip_unreadable: bool = False,
+) -> dict[str, Any]:
     """Compare predicted chunks with demonstrated ones, beside two baselines that look at no image.
 
     "Hold the last position" repeats the present state (or, where states and actions have different sizes,
@@ -52,27 +61,40 @@ def evaluate_offline(run: LoadedRun, dataset_dir: str | None = None) -> dict[str
         run: the policy.
         dataset_dir: the demonstrations; None: those of the training, of which only held-out episodes are
             used (all, where none was held out, and the result says so).
+        episodes: those to use, by numbers and names; None: all of `dataset_dir`, or those of the training.
+        exclude_episodes: those to leave out.
+        skip_unreadable: leave out the damaged ones, instead of stopping.
 
     Returns:
         what goes into `evaluation.json`.
     """
     config = run.config
     path: str | None = dataset_dir
+    has_choice = episodes is not None or exclude_episodes is not None
+    if dataset_dir is not None or has_choice:  # what the training chose was of its own demonstrations
+        config = dataclasses.replace(
+            config,
+            episodes=None if episodes is None else list(episodes),
+            exclude_episodes=None if exclude_episodes is None else list(exclude_episodes),
+            max_episodes=None,
+            filter_key=None,
+        )
+    config = dataclasses.replace(config, skip_unreadable=skip_unreadable or config.skip_unreadable)
     if path is None:
         path, moved = dataset_of(config, run.path)
         if moved is not None:
             print(moved)
     if path is None:
         raise UserError("offline evaluation needs --dataset_dir")
-    episodes, _ = open_demonstrations(config, path, for_training=False)
-    chosen, which = _choose_episodes(run, episodes, own_data=dataset_dir is None)
-    index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
+    demonstrations, _ = open_demonstrations(config, path, for_training=False)
+    chosen, which = _choose_episodes(run, demonstrations, own_data=dataset_dir is None and not has_choice)
+    index = WindowIndex.over(demonstrations, chosen, config.temporal_context, config.chunk_size)
     loader = Loader(
-        WindowDataset(episodes, index, config.cameras),
+        WindowDataset(demonstrations, index, config.cameras),
         in_batches(range(len(index)), max(32, config.batch_size)),
         num_workers=config.num_workers,
     )
-    sums = {name: _ErrorSums(config.chunk_size, episodes.actions.shape[1]) for name in ("policy", *BASELINES)}
+    sums = {name: _ErrorSums(config.chunk_size, demonstrations.actions.shape[1]) for name in ("policy", *BASELINES)}
     mean_action = run.policy.action_normalizer.mean
     row = 0
     with progress_bar("evaluating on demonstrations", len(index)) as progress, torch.inference_mode():
@@ -80,22 +102,24 @@ def evaluate_offline(run: LoadedRun, dataset_dir: str | None = None) -> dict[str
             obs = {name: value.to(run.device) for name, value in obs.items()}
             actions, is_pad = actions.to(run.device), obs["action_is_pad"]
             sums["policy"].add(run.policy(obs)[0], actions, is_pad)
-            held = _last_position(episodes, index, row, obs["state"][:, -1], actions)
+            held = _last_position(demonstrations, index, row, obs["state"][:, -1], actions)
             sums[BASELINES[0]].add(held[:, None], actions, is_pad)
             sums[BASELINES[1]].add(mean_action, actions, is_pad)
             row += len(actions)
             progress.advance(len(actions))
     return {
         "checkpoint": run.checkpoint.name,
-        "dataset": str(episodes.path.resolve()),
+        "dataset": str(demonstrations.path.resolve()),
         "episodes": which,
         "episode_numbers": chosen.tolist(),
         "windows": len(index),
-        "joint_names": list(episodes.joint_names or [f"joint {j}" for j in range(episodes.actions.shape[1])]),
-        "fps": episodes.fps,
+        "joint_names": list(
+            demonstrations.joint_names or [f"joint {j}" for j in range(demonstrations.actions.shape[1])]
+        ),
+        "fps": demonstrations.fps,
         **sums["policy"].summary(),
         "baselines": {name: sums[name].summary() for name in BASELINES},
-        "trajectory": _trajectory(run, episodes, int(chosen[0])),
+        "trajectory": _trajectory(run, demonstrations, int(chosen[0])),
     }
 
 

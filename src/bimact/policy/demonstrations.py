@@ -31,11 +31,24 @@ def open_demonstrations(
         UserError: as `open_dataset`; if the dataset has another state or action than the config says, holds images and
             none that can be read, or its state contains the action.
     """
+    source = select_demonstrations(config, path)
+    for line in dataset_lines(source):
+        say(line)
+    return read_demonstrations(config, source, say, for_training=for_training)
+
+
+def select_demonstrations(config: Config, path: str | Path) -> SelectedSource:
+    """The first half of `open_demonstrations`: nothing is decoded yet."""
     source = Selection.of(config).applied_to(open_source(path, cache_dir=config.cache_dir))
     source.refuse_blindness()
     _refuse_other_sizes(config, source)
-    for line in dataset_lines(source):
-        say(line)
+    return source
+
+
+def read_demonstrations(
+    config: Config, source: SelectedSource, say: Callable[[str], None], *, for_training: bool = True
+) -> tuple[Episodes, SelectedSource]:
+    """The second half of `open_demonstrations`."""
     episodes, read = arrays_of(source, config.cache_dir, input_size(config.encoder))
     for line in unusable_lines(read, known=source.unusable):
         say(line)

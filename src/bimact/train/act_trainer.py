@@ -16,13 +16,13 @@ from torch import Tensor
 
 from bimact.config import Config, save_config
 from bimact.data.episodes import Episodes
-from bimact.data.summary import dataset_record
+from bimact.data.summary import dataset_lines, dataset_record
 from bimact.data.training_order import Part, Step
 from bimact.data.windows import Batch
 from bimact.errors import UserError, in_words
 from bimact.files import check_writable, lock_file, writing_to
 from bimact.policy.act import ActPolicy, Losses, act_losses
-from bimact.policy.demonstrations import open_demonstrations
+from bimact.policy.demonstrations import read_demonstrations, select_demonstrations
 from bimact.train import resume
 from bimact.train.checkpoint import RUN_CONFIG, copy_checkpoint, finish_interrupted_saves, save_checkpoint
 from bimact.train.compiled import CompiledPolicy
@@ -72,9 +72,14 @@ class ActTrainer:
         self.checkpoint = None if resume_from is None else resume.open_checkpoint(resume_from)
         resume.refuse_other_run(self.run, self.checkpoint)
         with self.accelerator.main_process_first(), self.accelerator.local_main_process_first():
-            episodes, source = open_demonstrations(
-                config, config.dataset_dir, self._print, for_training=self.checkpoint is None
-            )
+            source = select_demonstrations(config, config.dataset_dir)
+            lines = dataset_lines(source)
+            # The training guide's output begins otherwise: where all is used as it is, it is told a moment later.
+            is_plain = source.mapped() is not None and not (source.left_out or source.unusable or source.notes)
+            self.lines_to_say = lines if is_plain else []
+            for line in () if is_plain else (*lines, ""):
+                self._print(line)
+            episodes, source = read_demonstrations(config, source, self._print, for_training=self.checkpoint is None)
         self.dataset_record = dataset_record(source)
         config = fill_from_dataset(config, episodes)
         if self.checkpoint is not None:
@@ -335,6 +340,9 @@ class ActTrainer:
             f"Epoch {epoch}/{self.total_epochs}, Step {self.step}: "
             f"loss={total:.3f}, action_loss={action:.3f}, kl_loss={weighted:.3f}"
         )
+        for line in self.lines_to_say:
+            self._print(line)
+        self.lines_to_say = []
         for hint in self.hints.look(record) if self.ranks.is_main else ():
             self._print(hint)
 

@@ -55,6 +55,7 @@ class MetricsLog:
         self._tensorboard = _start_tensorboard(run, step) if config.tensorboard else None
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = path.open("a")
+        self._dataset = next((record["dataset"] for record in reversed(records) if "dataset" in record), None)
 
     @property
     def wandb_id(self) -> str | None:
@@ -74,8 +75,11 @@ class MetricsLog:
 
     def log_dataset(self, dataset: dict[str, Any], step: int) -> None:
         """What the training uses of its dataset, and what it leaves out: a line of `metrics.jsonl` alone."""
-        self._file.write(json.dumps({"step": step, "dataset": dataset}) + "\n")
-        self._file.flush()
+        dataset = json.loads(json.dumps(dataset))  # as it is read back
+        if dataset != self._dataset:  # a run that is resumed has told it before
+            self._dataset = dataset
+            self._file.write(json.dumps({"step": step, "dataset": dataset}) + "\n")
+            self._file.flush()
 
     @property
     def shows_figures(self) -> bool:

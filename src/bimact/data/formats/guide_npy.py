@@ -91,6 +91,8 @@ class GuideSource(Source):
         for name in FILES:
             refuse_missing(path / name)
         lengths = open_lengths(path / LENGTHS)
+        for problem in negative_lengths(lengths).values():
+            raise UserError(f"{path / LENGTHS}: {problem}")
         actions = open_actions(path / ACTIONS)
         check_total(lengths, len(actions), path / ACTIONS)
         observations = path / OBSERVATIONS
@@ -221,7 +223,7 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def open_lengths(path: Path) -> np.ndarray:
-    """(E,) int64 steps of each episode; some may be 0.
+    """(E,) int64 steps of each episode, as they stand in the file: some may be 0, or below it.
 
     Raises:
         UserError: if the file holds anything else.
@@ -233,15 +235,20 @@ def open_lengths(path: Path) -> np.ndarray:
         raise UserError(f"{path} holds {lengths.dtype}: lengths have to be integers, save them as int64")
     if len(lengths) == 0:
         raise UserError(f"{path} lists no episodes: record at least one")
-    if (lengths < 0).any():
-        episode = int(np.argmax(lengths < 0))
-        raise UserError(f"{path}: episode {episode} has {lengths[episode]} steps, so the file is damaged")
     if not lengths.any():
         raise UserError(f"{path} lists no episode with a step: record at least one")
     # int64 could overflow in the sum, Python's integers do not.
     if sum(abs(length) for length in lengths.tolist()) > np.iinfo(np.int64).max:
         raise UserError(f"{path} holds lengths that no dataset has: it is damaged")
     return np.array(lengths, dtype=np.int64)
+
+
+def negative_lengths(lengths: np.ndarray) -> dict[int, str]:
+    """Episodes with fewer than no steps → what is wrong with each."""
+    return {
+        int(episode): f"episode {episode} has {lengths[episode]} steps, so the file is damaged: copy it again"
+        for episode in np.flatnonzero(lengths < 0)
+    }
 
 
 def open_actions(path: Path) -> NpyRows:
