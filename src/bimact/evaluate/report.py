@@ -56,6 +56,7 @@ class _Run:
     results: dict[str, Any]
     episodes: Episodes | None
     data_problem: str  # why there are no episodes
+    used: dict[str, Any] | None  # of the dataset, and what was left out, as the training has told
 
     @property
     def name(self) -> str:
@@ -174,7 +175,9 @@ def summary_table(run_dir: str | Path) -> Table:
 def _open_run(run_dir: str | Path) -> _Run:
     path = run_folder(run_dir)
     config = load_config(path / RUN_CONFIG)
-    records = read_metrics(path / METRICS) if (path / METRICS).is_file() else []
+    everything = read_metrics(path / METRICS) if (path / METRICS).is_file() else []
+    records = [record for record in everything if "dataset" not in record]
+    used = next((record["dataset"] for record in reversed(everything) if "dataset" in record), None)
     episodes, problem = None, "the run's config names no dataset"
     dataset, _ = dataset_of(config, path)
     if dataset is not None:
@@ -182,7 +185,7 @@ def _open_run(run_dir: str | Path) -> _Run:
             episodes, _ = open_demonstrations(config, dataset, lambda line: None, for_training=False)
         except UserError as error:  # the page stands without the data
             problem = str(error)
-    return _Run(path, config, records, read_results(path), episodes, problem)
+    return _Run(path, config, records, read_results(path), episodes, problem, used)
 
 
 def _content(run: _Run) -> dict[str, Any]:
