@@ -18,6 +18,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
+_LARGEST_POINTER = 1024  # bytes
+
 
 def expand_home(path: str | os.PathLike[str]) -> str:
     """`~/x` → x in the user's home folder; any other path, and that of an unknown user, stays as it is."""
@@ -124,3 +127,28 @@ def lock_file(path: Path) -> BinaryIO | None:
         except OSError:
             pass
     return file
+
+
+def refuse_pointer(path: Path, shown: Path | None = None) -> None:
+    """A clone without git-lfs has small text files in the place of large ones.
+
+    Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md.
+
+    Args:
+        shown: what the message calls the file, if not by its path.
+
+    Raises:
+        UserError: if the file is such a pointer.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_POINTER:
+            return
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError:  # whoever reads it is told
+        return
+    if is_pointer:
+        raise UserError(
+            f"{shown or path} is a git-lfs pointer, a note of where the file is, and not the file itself: run "
+            "`git lfs pull` in its repository, or download the file"
+        )

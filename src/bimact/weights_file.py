@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from bimact.errors import UserError, in_words
+from bimact.files import refuse_pointer
 
 INDEX = ".index.json"  # how the name of a sharded file's index ends, as Hugging Face's libraries write it
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 _OF_OPTIMIZERS = re.compile(r"(^|_)(optims?|optimizers?|(lr_)?schedulers?|scaler)(_|$)", re.IGNORECASE)
 _LARGEST_INDEX = 50_000_000  # bytes
-_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _DAMAGE = (  # what the readers of torch and zipfile raise on a foreign, damaged or hostile file
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -106,24 +106,6 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of all that a sharded one's index names."""
     files = set(_weight_map(path).values()) if path.name.endswith(INDEX) else {path.name}
     return sum(path.with_name(name).stat().st_size for name in files)
-
-
-def refuse_pointer(path: Path) -> None:
-    """A clone without git-lfs has small text files in the place of large ones.
-
-    Raises:
-        UserError: if the file is such a pointer.
-    """
-    try:
-        with path.open("rb") as file:
-            is_pointer = file.read(len(_POINTER)) == _POINTER
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if is_pointer:
-        raise UserError(
-            f"{path} is a git-lfs pointer, a note of where the file is, and not the file itself: run `git lfs pull` "
-            "in its repository, or download the file"
-        )
 
 
 def _read_one(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -120,7 +121,14 @@ def _open_first(path: Path, cache_dir: Path | None) -> Source:
     formats = known_formats()
     for candidate in formats:
         if not candidate.in_process and candidate.recognizes(path):
-            return candidate.open(path, cache_dir)
+            source = candidate.open(path, cache_dir)
+            others = [
+                other.name
+                for other in formats[: len(formats) - 1]  # the last one takes whatever is HDF5
+                if other is not candidate and not other.in_process and other.recognizes(path)
+            ]
+            notes = (f"there is another dataset in the same folder, which is not read: {', '.join(others)}",)
+            return dataclasses.replace(source, notes=(*source.notes, *notes)) if others else source
     names = "; ".join(candidate.name for candidate in formats)
     raise UserError(f"{path.resolve()} is no dataset in a format that bimact knows ({names})")
 

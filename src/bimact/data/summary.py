@@ -17,9 +17,11 @@ _WIDTH = 10
 def dataset_lines(source: SelectedSource) -> list[str]:
     """The part of a dataset that is used: cameras, columns and episodes; and what is left out, with the reason."""
     cameras = [f"{name} {camera.height}x{camera.width}" for name, camera in source.cameras.items()]
-    total = len(source.episodes) + len(source.unusable)
-    many = f"{len(source.episodes)}" + (f" of {total}" if source.unusable else "")
+    total = len(source.whole.episodes) + len(source.whole.unusable)
+    many = f"{len(source.episodes)}" + (f" of {total}" if total > len(source.episodes) else "")
     rate = "" if source.fps is None else f", {source.fps:g} Hz"
+    if source.whole.fps is not None and source.fps != source.whole.fps:
+        rate += f" (resampled: recorded at {source.whole.fps:g})"
     told = {*source.state.keys, *source.action.keys, *(entry.name for entry in source.left_out)}
     others = [f"{key} {column.size}" for key, column in source.whole.columns.items() if key not in told]
     facts = {
@@ -28,6 +30,7 @@ def dataset_lines(source: SelectedSource) -> list[str]:
         "Cameras": ", ".join(cameras) or "none",
         "State": ", ".join(f"{name} {size}" for name, size in source.state.parts),
         "Action": ", ".join(f"{name} {size}" for name, size in source.action.parts),
+        "Colours": _color_order(source),
         "Not used": f"columns {', '.join(others)}" if others else None,
     }
     lines = [f"{name + ':':<{_WIDTH}}{value}" for name, value in facts.items() if value]
@@ -35,6 +38,17 @@ def dataset_lines(source: SelectedSource) -> list[str]:
     lines += unusable_lines(source)
     lines += [f"{'Note:':<{_WIDTH}}{note}" for note in source.notes]
     return [printable(line) for line in lines]
+
+
+def _color_order(source: SelectedSource) -> str | None:
+    """How images are read whose order of colours the files leave open."""
+    if source.color_order is None:
+        return None
+    looked = source.metadata.get("color_order") if source.selection.color_order is None else None
+    if not isinstance(looked, dict):
+        return f"{source.color_order}"
+    sure = "" if looked.get("is_sure") else ", which do not tell for sure"
+    return f"{source.color_order}, by looking at {looked.get('frames')} images{sure}; --color_order chooses"
 
 
 def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:

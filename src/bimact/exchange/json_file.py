@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bimact.errors import UserError
-from bimact.weights_file import refuse_pointer
+from bimact.files import refuse_pointer
 
 _LARGEST = 10_000_000  # bytes
 _KINDS = {

@@ -26,9 +26,9 @@ from bimact.exchange.assembly import (
     network_settings,
     read_policy,
 )
+from bimact.files import refuse_pointer
 from bimact.policy.original_act_weights import from_original
 from bimact.policy.weights import ORIGINAL
-from bimact.weights_file import refuse_pointer
 
 STATISTICS = "dataset_stats.pkl"
 HEADS = 8  # in `imitate_episodes.py`

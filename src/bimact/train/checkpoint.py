@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from bimact.errors import UserError, in_words
-from bimact.files import atomic_write, flush_to_disk
+from bimact.files import atomic_write, flush_to_disk, refuse_pointer
 from bimact.policy.weights import BIMACT, read_policy_weights
-from bimact.weights_file import refuse_pointer
 
 RUN_CONFIG, FOLDER = "config.yaml", "checkpoint"  # in a run's folder
 WEIGHTS, STATE = ".pth", ".state"

@@ -261,12 +261,12 @@ def _read(path: Path, name: str, number: int) -> _File:
     return found
 
 
-def _length_of(file: h5py.File, datasets: Sequence[tuple[str, h5py.Dataset | None]], where: str) -> int:
+def _length_of(file: h5py.File, datasets: Sequence[tuple[str, h5py.Dataset | str]], where: str) -> int:
     """The steps of an episode: the rows of its action; else as many as most of its arrays have."""
     action = find_dataset(file, _ACTION)
     if action is not None:
         return steps_of(action, where)
-    rows = Counter(item.shape[0] for _, item in datasets if item is not None and item.shape)
+    rows = Counter(item.shape[0] for _, item in datasets if not isinstance(item, str) and item.shape)
     return max(rows, key=lambda count: (rows[count], count)) if rows else 0
 
 
@@ -288,8 +288,8 @@ def _common_fps(files: Sequence[_File], usual: float | None) -> tuple[float | No
     if len(rates) > 1:
         (one, first), (other, second) = list(rates.items())[:2]
         raise UserError(
-            f"{first.where} was recorded at {one} steps a second, {second.where} at {other}: keep those of one rate in "
-            "one dataset"
+            f"{first.where} was recorded at {one or 'an unknown number of'} steps a second, {second.where} at "
+            f"{other or 'an unknown number'}: keep those of one rate in one dataset"
         )
     is_told = any(file.fps for file in files)
     return next(iter(rates)), [] if is_told or usual is None else [f"no file tells its rate: {usual:g} Hz, as ALOHA's"]

@@ -35,12 +35,12 @@ from bimact.data.formats.guide_observations import (
     read_faults,
     structured_fields,
 )
-from bimact.data.formats.inside import refuse_lfs_pointer
 from bimact.data.formats.raw_memmap import is_raw_memmap
 from bimact.data.npy_rows import NpyRows
 from bimact.data.safe_pickle import read_npy_header
 from bimact.data.source import Camera, Column, Fault, Format, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError, in_words
+from bimact.files import refuse_pointer
 
 __all__ = [
     "ACTIONS",
@@ -187,7 +187,7 @@ FORMAT = Format(
 
 def refuse_missing(path: Path) -> None:
     """See that one of the dataset's files is there."""
-    refuse_lfs_pointer(path, path)
+    refuse_pointer(path)
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}: a dataset has {OBSERVATIONS}, {ACTIONS} and {LENGTHS}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -320,9 +320,12 @@ class PickledObservations:
             kind = type(self._observations[0]).__name__
             raise invalid(self._where(0), f"is no dictionary but {kind}; save a dictionary for each step")
         first = max(found.values(), key=len)[0]
+        names = {name for form in found for name, *_ in form}
         arrays = {name: as_array(value) for name, value in self._observations[first].items()}
         self._usual: Fields = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-        return Layout.of_fields(self._usual, self._where(first))
+        layout = Layout.of_fields(self._usual, self._where(first))
+        odd = [LeftOut("column", str(name), "is not in most episodes") for name in names if name not in self._usual]
+        return replace(layout, left_out=(*layout.left_out, *odd))
 
     def _white(self, camera: str) -> float:
         def images() -> Iterator[np.ndarray]:

@@ -21,8 +21,9 @@ import h5py
 import numpy as np
 
 from bimact.data.formats.hdf5_heap import FileWithSoundHeaps
-from bimact.data.formats.inside import real_file, refuse_lfs_pointer
+from bimact.data.formats.inside import real_file
 from bimact.errors import UserError
+from bimact.files import refuse_pointer
 
 SUFFIXES = (".hdf5", ".h5")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -107,7 +108,7 @@ def file_inside(dataset: Path, name: str) -> Path:
         UserError: if it is not there, or is a link that leaves the dataset.
     """
     if name == ".":
-        refuse_lfs_pointer(dataset, dataset)
+        refuse_pointer(dataset)
         return dataset
     if real_file(dataset, name) is None:
         raise UserError(f"{dataset / name} is not there any more")
@@ -191,20 +192,26 @@ def members(group: h5py.Group | None) -> list[str]:
 
 def walk(
     group: h5py.Group, prefix: str = "", depth: int = 0, seen: frozenset[int] = frozenset()
-) -> Iterator[tuple[str, h5py.Dataset | None]]:
-    """All datasets in a group and in those inside it, by their paths; None: a link, which is not followed."""
+) -> Iterator[tuple[str, h5py.Dataset | str]]:
+    """All datasets in a group and in those inside it, by their paths; or why one is not read."""
     address = h5py.h5o.get_info(group.id).addr
     if address in seen:  # a group that holds itself
         return
-    for name in members(group):
+    shown = members(group)
+    for name in group:
+        if name not in shown:
+            yield prefix + ascii(name)[1:-1], "has a name that cannot be shown"
+    for name in shown:
         path = f"{prefix}{name}"
         if is_link(group, name):
-            yield path, None
+            yield path, "is a link, and links are not followed"
             continue
         item = group[name]
         if isinstance(item, h5py.Dataset):
             yield path, item
-        elif isinstance(item, h5py.Group) and depth < _DEEPEST:
+        elif isinstance(item, h5py.Group) and depth == _DEEPEST:
+            yield path, f"lies in more than {_DEEPEST} groups"
+        elif isinstance(item, h5py.Group):
             yield from walk(item, f"{path}/", depth + 1, seen | {address})
 
 

@@ -57,22 +57,22 @@ class Contents:
     is_missing: bool = False
 
     def add(
-        self, name: str, dataset: h5py.Dataset | None, *, camera: str | None = None, is_camera: bool = False
+        self, name: str, dataset: h5py.Dataset | str, *, camera: str | None = None, is_camera: bool = False
     ) -> None:
         """Take a dataset as a camera or a column, or leave it out with the reason.
 
         Args:
             name: of the column.
-            dataset: None: it is a link, which is not followed.
+            dataset: text: why it is not read.
             camera: its name if it is a camera; None: that of the column.
             is_camera: its place says that it holds images.
         """
         camera = camera or name
         if camera in self.cameras or name in self.columns:
             return
-        if dataset is None or not dataset.shape:
-            reason = "holds no rows" if dataset is not None else "is a link, and links are not followed"
-            if is_camera or dataset is None:  # one number is of the whole episode, such as a rate
+        if isinstance(dataset, str) or not dataset.shape:
+            reason = dataset if isinstance(dataset, str) else "holds no rows"
+            if is_camera or isinstance(dataset, str):  # one number is of the whole episode, such as a rate
                 self._leave_out("image" if is_camera else "column", name, reason)
             return
         try:

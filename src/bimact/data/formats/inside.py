@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bimact.errors import UserError
-
-_POINTER = b"version https://git-lfs.github.com/spec/v1"
-_LARGEST_POINTER = 1024  # bytes
+from bimact.files import refuse_pointer
 
 
 def real_file(root: Path, name: str) -> Path | None:
@@ -28,30 +26,8 @@ def real_file(root: Path, name: str) -> Path | None:
         raise UserError(f"{root / name} is a link that leaves the dataset: put the file itself there")
     if not real.is_file():
         raise UserError(f"{root / name} is no file: put the dataset's file there")
-    refuse_lfs_pointer(real, root / name)
+    refuse_pointer(real, root / name)
     return real
-
-
-def refuse_lfs_pointer(file: Path, shown: Path) -> None:
-    """See that a file is itself there, and not what git-lfs puts in its place.
-
-    Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md.
-
-    Raises:
-        UserError: saying how to get it.
-    """
-    try:
-        if file.stat().st_size > _LARGEST_POINTER:
-            return
-        with file.open("rb") as opened:
-            is_pointer = opened.read(len(_POINTER)) == _POINTER
-    except OSError:  # whoever reads it is told
-        return
-    if is_pointer:
-        raise UserError(
-            f"{shown} is a pointer of git-lfs instead of the file itself: install git-lfs and run `git lfs pull` in "
-            "the dataset's folder"
-        )
 
 
 def _places(root: Path) -> list[Path]:

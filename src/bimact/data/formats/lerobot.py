@@ -228,7 +228,7 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
         left_out=tuple(left_out),
         camera_forms=forms,
         column_forms=column_forms,
-        notes=(*files.notes.values(), *tables.notes(), *task_notes),
+        notes=(*info.notes, *_other_count(info, len(listed)), *files.notes.values(), *tables.notes(), *task_notes),
         metadata={} if info.robot_type is None else {"robot_type": info.robot_type},
         places=tuple(places),
         features=cameras.features,
@@ -243,6 +243,12 @@ def is_lerobot(path: Path) -> bool:
 
 
 FORMAT = Format(name="LeRobotDataset", recognizes=is_lerobot, open=open_lerobot)
+
+
+def _other_count(info: Info, listed: int) -> tuple[str, ...]:
+    if info.total_episodes in (None, listed):
+        return ()
+    return (f"{INFO} counts {info.total_episodes} episodes, and {listed} are listed",)
 
 
 # Rows ----------------------------------------------------------------------------------------------

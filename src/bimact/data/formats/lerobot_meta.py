@@ -36,6 +36,7 @@ _DEFAULT_PATHS = {
     ),
 }
 _MAX_JSON = 1 << 28  # bytes
+_MOST_SPLITS = 10
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Info:
     Attributes:
         root: the dataset's folder.
         version: such as "v2.1".
+        notes: what is to be known of it: whole sentences.
     """
 
     root: Path
@@ -72,6 +74,8 @@ class Info:
     video_path: str
     chunks_size: int
     robot_type: str | None
+    total_episodes: int | None
+    notes: tuple[str, ...]
 
     @property
     def is_v3(self) -> bool:
@@ -147,7 +151,16 @@ def read_info(root: Path) -> Info:
         video_path=content.text("video_path") or video_path,
         chunks_size=content.integer("chunks_size", 1000, least=1),
         robot_type=content.text("robot_type"),
+        total_episodes=None if content.is_missing("total_episodes") else content.integer("total_episodes"),
+        notes=_splits(content.values.get("splits")),
     )
+
+
+def _splits(splits: Any) -> tuple[str, ...]:
+    if not isinstance(splits, dict) or len(splits) < 2:
+        return ()
+    told = ", ".join(f"{shortened(name)} {shortened(span)}" for name, span in list(splits.items())[:_MOST_SPLITS])
+    return (f"the episodes of all splits are used ({told}); --episodes chooses",)
 
 
 def read_tasks(info: Info) -> tuple[dict[int, str], list[str]]:

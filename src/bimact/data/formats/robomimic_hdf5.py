@@ -118,6 +118,7 @@ class RobomimicHdf5(Source):
             self,
             episodes=tuple(self.episodes[place] for place in kept),
             unusable=unusable,
+            notes=(),
             camera_forms=moved(self.camera_forms),
             column_forms=moved(self.column_forms),
         )
@@ -203,6 +204,7 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         left_out=left_out,
         camera_forms=camera_forms,
         column_forms=column_forms,
+        notes=_of_all_subsets(filter_keys),
         metadata=_about(environment, filter_keys),
         file=name,
         filter_keys=filter_keys,
@@ -255,17 +257,33 @@ def _read(data: h5py.Group, name: str, number: int, path: str) -> _Demo:
             demo.fault, demo.is_missing = "it has no steps", True
             return demo
         for key in members(group):
-            if is_link(group, key) or isinstance(group[key], h5py.Dataset):
-                demo.add(key, None if is_link(group, key) else group[key])
+            if is_link(group, key):
+                demo.add(key, "is a link, and links are not followed")
+            elif isinstance(group[key], h5py.Dataset):
+                demo.add(key, group[key])
+            elif key not in ("obs", "next_obs"):
+                demo.add(key, "is a group; of groups only obs is read")
         before = set(demo.columns)
         observations = find_group(group, "obs")
         for key, item in walk(observations) if observations is not None else ():
             name = f"obs/{key}" if key in before else key  # such as the action before, beside the action
-            demo.add(name, item, camera=key.replace("/", "."), is_camera=item is not None and item.ndim == _IMAGE_AXES)
+            demo.add(
+                name,
+                item,
+                camera=key.replace("/", "."),
+                is_camera=not isinstance(item, str) and item.ndim == _IMAGE_AXES,
+            )
         demo.observed = [key for key in demo.columns if key not in before]
     except UserError as error:
         demo.fault = str(error).removeprefix(f"{demo.where}: ")
     return demo
+
+
+def _of_all_subsets(filter_keys: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    if not filter_keys:
+        return ()
+    told = ", ".join(f"{key} ({len(names)})" for key, names in filter_keys.items())
+    return (f"the demonstrations of all subsets are used; --filter_key chooses one of {told}",)
 
 
 def _state_keys(observed: Sequence[str], left_out: Sequence[LeftOut]) -> tuple[str, ...]:

@@ -218,6 +218,8 @@ def _arrays(files: ZarrFiles, names: list[str], steps: int) -> tuple[dict[str, Z
     left_out: list[LeftOut] = []
     for name in names:
         parts = name.split("/")
+        if parts[-1] == ".zarray" and parts[0] not in ("data", "meta"):
+            left_out.append(LeftOut("column", "/".join(parts[:-1]) or "the root", "lies outside of data"))
         if parts[0] != "data" or len(parts) < 3 or parts[-1] not in (".zarray", "zarr.json"):
             continue
         key = "/".join(parts[1:-1])
