@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from foreign_policies import (
@@ -109,7 +110,9 @@ def is_run(command: str) -> bool:
 def substituted(text: str, dataset: Path) -> str:
     for pattern, replacement in SUBSTITUTIONS.items():
         text = re.sub(pattern, replacement, text)
-    text = re.sub(r"/path/to/(lerobot_policy|act_policy|lerobot|aloha_hdf5)\b", rf"{dataset.parent}/\1", text)
+    text = re.sub(
+        r"/path/to/(lerobot_policy|act_policy|lerobot|aloha_hdf5|hdf5_files)\b", rf"{dataset.parent}/\1", text
+    )
     return text.replace("/path/to/your/dataset", str(dataset))
 
 
@@ -196,6 +199,16 @@ def prepare_run(sandbox: Sandbox, dataset: Path, name: str) -> None:
     shutil.move(run, sandbox.prepared / name)
 
 
+def write_other_hdf5(folder: Path) -> None:
+    """Files of no known layout, with the arrays that the page on formats names."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(2):
+        with h5py.File(folder / f"run{number}.hdf5", "w") as file:
+            file["commands/joints"], file["measured/joints"] = draw.normal(size=(2, 8, 14))
+            file["sensors/front/rgb"] = draw.integers(0, 256, (8, 24, 32, 3), np.uint8)
+
+
 def write_foreign_policies(folder: Path) -> None:
     """Policies that see what the dataset has."""
     sizes = {"state_dim": 14, "action_dim": 14, "image_size": [16, 24], "hidden_dim": 16}
@@ -224,6 +237,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython) -> Path
     write_foreign_policies(folder)
     write_lerobot(folder / "lerobot", (30, 20), dim=26)
     write_aloha(folder / "aloha_hdf5")
+    write_other_hdf5(folder / "hdf5_files")
     sandbox.run("bimact", "convert-checkpoint", str(folder / "lerobot_policy"), str(folder / "converted"))
     return folder
 

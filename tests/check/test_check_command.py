@@ -29,11 +29,11 @@ Sum of rollout lengths: 677
 
 Format: the guide's observations.npy, actions.npy, rollout_length.npy
 Cameras (height x width): front 48x64, wrist 48x64
-State: state 14
-Action: action 14
+State size: 14
 Episode length: 101 to 125 steps, median 112
 Steps a second: 30
 Task: stack the cups
+Columns: state: state 14; action: action 14
 Size on disk: 12.6 MB
 """
 
@@ -88,7 +88,7 @@ def test_exit_status(tmp_path: Path) -> None:
     demos.action[0][0, 0] = np.nan
     folder = save_guide(demos, tmp_path / "errors")
     status, out, err = run(folder, "--fail_on", "error")
-    assert (status, err) == (1, "") and "valid" not in out and "State: state 14" in out
+    assert (status, err) == (1, "") and "valid" not in out and "State size: 14" in out
     (folder / "actions.npy").unlink()
     status, out, err = run(folder, "--fail_on", "error")
     assert (status, err) == (2, f"check: {folder} has 1 error: mend what is listed, check again\n")
@@ -105,7 +105,7 @@ def test_parts_are_chosen(tmp_path: Path) -> None:
     folder = save_guide(damaged(), tmp_path)
     options = ("--cameras", "wrist", "--max_episodes", "2", "--state_dims", "0:7", "--action_dims", "0:7")
     status, out, _ = run(folder, *options)
-    assert status == 0 and "Cameras (height x width): wrist 48x64\nState: state 7\n" in out
+    assert status == 0 and "Cameras (height x width): wrist 48x64\nState size: 7\n" in out
     assert run(folder, "--no_images")[1].count("blank-image") == 0
     status, _, err = run(folder, "--cameras", "top")
     assert status == 2 and "has no camera 'top'; it has front, wrist" in err

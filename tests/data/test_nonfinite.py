@@ -27,17 +27,22 @@ def _episodes(*faults: tuple[str, int, int, float]) -> Episodes:
     ("faults", "found"),
     [
         ([], {}),
-        ([("state", 5, 2, np.nan)], {1: "state of step 1"}),
-        ([("actions", 0, 0, np.inf)], {0: "action of step 0"}),
-        ([("actions", 6, 13, -np.inf), ("state", 3, 0, np.nan)], {0: "state of step 3", 1: "action of step 2"}),
-        ([("state", 3, 0, np.nan), ("actions", 2, 1, np.nan)], {0: "action of step 2"}),
+        ([("state", 5, 2, np.nan)], {1: "state of episode 1, step 1"}),
+        ([("actions", 0, 0, np.inf)], {0: "actions of episode 0, step 0"}),
+        (
+            [("actions", 6, 13, -np.inf), ("state", 3, 0, np.nan)],
+            {0: "state of episode 0, step 3", 1: "actions of episode 1, step 2"},
+        ),
+        ([("state", 3, 0, np.nan), ("actions", 2, 1, np.nan)], {0: "actions of episode 0, step 2"}),
     ],
 )
 def test_the_first_value_of_each_episode_is_named(
     faults: list[tuple[str, int, int, float]], found: dict[int, str]
 ) -> None:
     told = find_nonfinite(_episodes(*faults))
-    assert told == {place: f"the {words} holds NaN or an infinite value" for place, words in found.items()}
+    assert told == {
+        place: f"{words} holds NaN or an infinite value: mend or remove the episode" for place, words in found.items()
+    }
 
 
 def test_they_are_refused_together_or_left_out(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_data_that_is_no_number_is_found_before_the_first_step(dataset: Path, tm
     actions = np.load(dataset / "actions.npy")
     actions[9 + 4, 3] = np.nan
     np.save(dataset / "actions.npy", actions)
-    with pytest.raises(UserError, match="episode 1: the action of step 4 holds NaN"):
+    with pytest.raises(UserError, match="actions of episode 1, step 4 holds NaN"):
         train(dataset, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

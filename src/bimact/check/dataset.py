@@ -16,7 +16,7 @@ from bimact.check.scan import NO_FILES, Files, scan
 from bimact.check.values import nonfinite_value
 from bimact.config import Config
 from bimact.data.cache_places import CACHE
-from bimact.data.formats.guide_npy import is_guide_npy
+from bimact.data.formats.guide_npy import LENGTHS, is_guide_npy
 from bimact.data.opening import open_source
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
@@ -55,6 +55,9 @@ def check_dataset(
         source: Source | None = None if findings.has_errors else parts.as_source(local)
         files, apart = FILES_OF_PARTS, False
         if source is None:
+            for episode in np.flatnonzero(parts.lengths == 0).tolist() if parts.lengths is not None else ():
+                sentence = f"{LENGTHS}: episode {episode} has 0 steps; leave empty episodes out"
+                findings.add("unreadable", LENGTHS, sentence, episode=episode)
             _note_nonfinite(parts, findings)
     else:
         source, files, apart = _opened(local, path, cache_dir, findings), NO_FILES, True

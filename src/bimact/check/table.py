@@ -52,12 +52,12 @@ def _print_facts(summary: Summary, size: int, console: Console) -> None:
     facts = {
         "Format": summary.format,
         "Cameras (height x width)": cameras or "none",
-        "State": _columns(summary.state),
-        "Action": _columns(summary.action),
-        "Columns not used": _columns(tuple(summary.unused.items())) or None,
+        "State size": str(sum(size for _, size in summary.state)),
         "Episode length": spread if lengths[0] < lengths[-1] else f"{lengths[0]} steps",
         "Steps a second": None if summary.fps is None else f"{summary.fps:g}",
         "Task": tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks" if tasks else None,
+        "Columns": f"state: {_columns(summary.state)}; action: {_columns(summary.action)}"
+        + (f"; not used: {_columns(tuple(summary.unused.items()))}" if summary.unused else ""),
         "Size on disk": decimal(size),
     }
     for name, value in facts.items():

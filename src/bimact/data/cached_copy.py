@@ -307,7 +307,7 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
                     state, action = (columns[key].astype(np.float32) for key in (STATE, ACTION))
                 states.write(int(starts[episode]), state)
                 actions.write(int(starts[episode]), action)
-                reason = nonfinite_value(state, action)
+                reason = nonfinite_value(state, action, source.episodes[episode].name)
                 if reason is not None:
                     read.faults[episode] = reason
         return read

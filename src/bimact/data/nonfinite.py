@@ -33,17 +33,18 @@ def find_nonfinite(episodes: Episodes) -> dict[int, str]:
     found: dict[int, str] = {}
     for place in range(len(episodes.lengths)):
         rows = episodes.rows_of(place)
-        reason = nonfinite_value(episodes.state[rows], episodes.actions[rows])
+        name = f"episode {place}" if episodes.episode_names is None else episodes.episode_names[place]
+        reason = nonfinite_value(episodes.state[rows], episodes.actions[rows], name)
         if reason is not None:
             found[place] = reason
     return found
 
 
-def nonfinite_value(state: np.ndarray, action: np.ndarray) -> str | None:
+def nonfinite_value(state: np.ndarray, actions: np.ndarray, name: str) -> str | None:
     """Where the first value of an episode, (T, S) and (T, A), is that is NaN or infinite; None: all are finite."""
-    is_good = {"state": np.isfinite(state).all(axis=1), "action": np.isfinite(action).all(axis=1)}
+    is_good = {"state": np.isfinite(state).all(axis=1), "actions": np.isfinite(actions).all(axis=1)}
     bad = {what: int(np.argmin(good)) for what, good in is_good.items() if not good.all()}
     if not bad:
         return None
     what = min(bad, key=lambda what: bad[what])
-    return f"the {what} of step {bad[what]} holds NaN or an infinite value"
+    return f"{what} of {name}, step {bad[what]} holds NaN or an infinite value: mend or remove the episode"

@@ -30,7 +30,7 @@ from bimact.files import check_writable, write_text
 from bimact.policy.demonstrations import open_demonstrations
 from bimact.train.checkpoint import FOLDER, RUN_CONFIG, load_weights
 from bimact.train.resume import dataset_of
-from bimact.train.tracking import METRICS, read_metrics
+from bimact.train.tracking import METRICS, read_dataset_record, read_metrics
 
 REPORT, VIDEOS, TEMPLATE = "report.html", "videos", "report_template.html"
 
@@ -175,9 +175,9 @@ def summary_table(run_dir: str | Path) -> Table:
 def _open_run(run_dir: str | Path) -> _Run:
     path = run_folder(run_dir)
     config = load_config(path / RUN_CONFIG)
-    everything = read_metrics(path / METRICS) if (path / METRICS).is_file() else []
-    records = [record for record in everything if "dataset" not in record]
-    used = next((record["dataset"] for record in reversed(everything) if "dataset" in record), None)
+    has_metrics = (path / METRICS).is_file()
+    records = read_metrics(path / METRICS) if has_metrics else []
+    used = read_dataset_record(path / METRICS) if has_metrics else None
     episodes, problem = None, "the run's config names no dataset"
     dataset, _ = dataset_of(config, path)
     if dataset is not None:

@@ -50,12 +50,13 @@ class MetricsLog:
         self._last_record: dict[str, Any] = {}
         self._new_best: tuple[Path, dict[str, Any]] | None = None  # not uploaded yet
         path = run / METRICS
-        records = [record for record in read_metrics(path) if record["step"] <= step] if path.exists() else []
+        lines = [record for record in _lines(path) if record["step"] <= step] if path.exists() else []
+        records = [record for record in lines if "dataset" not in record]
         self._wandb = _start_wandb(config, run, wandb_id, records) if wants_wandb(config) else None
         self._tensorboard = _start_tensorboard(run, step) if config.tensorboard else None
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        write_text(path, "".join(json.dumps(record) + "\n" for record in lines))
         self._file = path.open("a")
-        self._dataset = next((record["dataset"] for record in reversed(records) if "dataset" in record), None)
+        self._dataset = next((record["dataset"] for record in reversed(lines) if "dataset" in record), None)
 
     @property
     def wandb_id(self) -> str | None:
@@ -123,6 +124,16 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The figures in a `metrics.jsonl`: all records but those on the dataset."""
+    return [record for record in _lines(path) if "dataset" not in record]
+
+
+def read_dataset_record(path: Path) -> dict[str, Any] | None:
+    """What a training used of its dataset, as the last such line of its `metrics.jsonl` says; None: there is none."""
+    return next((record["dataset"] for record in reversed(_lines(path)) if "dataset" in record), None)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`; a last line that a kill has cut short is left out."""
     records = []
     for line in path.read_text().splitlines():

@@ -246,7 +246,9 @@ def open_lengths(path: Path) -> np.ndarray:
 def negative_lengths(lengths: np.ndarray) -> dict[int, str]:
     """Episodes with fewer than no steps → what is wrong with each."""
     return {
-        int(episode): f"episode {episode} has {lengths[episode]} steps, so the file is damaged: copy it again"
+        int(
+            episode
+        ): f"episode {episode} has {lengths[episode]} steps; leave empty episodes out, or copy the file again"
         for episode in np.flatnonzero(lengths < 0)
     }
 
