@@ -190,11 +190,13 @@ class Source(ABC):
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
         """The images (H, W, 3) uint8 RGB of one camera at some steps of one episode, one after the other.
 
+        Their size is what it is in the files: a `SelectedSource` sees that it is the camera's.
+
         Args:
             steps: ascending; a step may occur several times.
 
         Raises:
-            UserError: naming file, episode and step if an image cannot be read or has another size.
+            UserError: naming file, episode and step if an image cannot be read.
         """
 
     def read_timestamps(self, episode: int) -> np.ndarray | None:

@@ -76,10 +76,16 @@ def encode_clip(
     rate = Fraction(fps).limit_denominator(10_000)
     try:
         with ticket.open("r+b", buffering=0) as progress, _writer(partial, rate) as (container, stream):
-            count = 0
+            count, size = 0, (0, 0, 3)
             for image in islice(source.read_frames(episode, camera, range(length)), length):
                 if count == 0:
+                    size = image.shape
                     stream.height, stream.width = _video_size(image, max_width)
+                if image.shape != size:
+                    raise UserError(
+                        f"{source.episodes[episode].name}, step {count}: the image of camera {camera} has "
+                        f"{image.shape[0]}×{image.shape[1]} pixels, the first one {size[0]}×{size[1]}"
+                    )
                 frame = _frame(image, stream.height, stream.width)
                 frame.pts, frame.time_base = count, 1 / rate
                 container.mux(stream.encode(frame))
