@@ -674,7 +674,7 @@ def test_as_many_frames_as_rows_belong_together_in_their_order(tmp_path: Path, k
 def test_else_the_times_tell(tmp_path: Path, rows: int, frames: int, times: np.ndarray, expected: Any) -> None:
     source = numbered(tmp_path, rows, frames, times)
     assert shown(source) == list(expected)
-    assert (source.frames_note(0, "top") is not None) == (times[0] > 1 or frames < rows)
+    assert source.frames_note(0, "top") is not None
 
 
 @pytest.mark.parametrize(
@@ -825,3 +825,86 @@ def test_openpis_columns_are_taken_where_they_are_the_only_choice(tmp_path: Path
         )
     source = selected(tmp_path)
     assert source.state.keys == ("state",) and source.action.keys == ("actions",)
+
+
+# Found by trying further inputs ------------------------------------------------------------------------------------
+
+
+def test_a_damaged_image_of_a_camera_that_is_not_used_stops_nothing(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6,) * 3, jpegs="rows")
+    for number in (1, 2):
+        with h5py.File(tmp_path / f"episode_{number}.hdf5", "a") as file:
+            rows = file["observations/images/top"]
+            rows[5 if number == 1 else 0] = 0
+    assert len(open_dataset(tmp_path, selection=Selection(cameras=("left_wrist",))).lengths) == 3
+    assert open_dataset(tmp_path, selection=Selection(exclude_episodes=("1", "2"))).lengths.tolist() == [6]
+    with pytest.raises(UserError, match=r"2 of 3 episodes.*episode_1.*episode_2.*--exclude_episodes 1,2,"):
+        open_dataset(tmp_path)
+
+
+def test_a_file_of_another_rate_is_one_episode_that_cannot_be_used(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6,) * 3, attributes={"fps": 30})
+    with h5py.File(tmp_path / "episode_1.hdf5", "a") as file:
+        file.attrs["fps"] = 25
+    with h5py.File(tmp_path / "episode_2.hdf5", "a") as file:
+        file.attrs["fps"] = "30 Hz"
+    (tmp_path / "episode_2.hdf5").rename(tmp_path / "second")
+    with pytest.raises(UserError, match="episode_1.hdf5: was recorded at 25.0 Hz, most episodes at 30.0"):
+        open_dataset(tmp_path)
+    assert selected(tmp_path, exclude_episodes=("1",)).fps == 30
+    (tmp_path / "episode_0.hdf5").unlink(), (tmp_path / "episode_1.hdf5").unlink()
+    (tmp_path / "second").rename(tmp_path / "episode_2.hdf5")
+    notes = selected(tmp_path).notes
+    assert any("fps is 30 Hz, which is no rate" in note for note in notes) and any("50 Hz" in note for note in notes)
+
+
+def test_copies_beside_the_episodes_are_left_aside(tmp_path: Path) -> None:
+    for name in ("episode_0", "episode_1", "episode_2", "episode_0_backup", "demo"):
+        write_aloha_episode(tmp_path / f"{name}.hdf5", 5 + int("1" in name) + 2 * int("2" in name))
+    source = selected(tmp_path, episodes=("2",))
+    assert source.lengths.tolist() == [7] and any("demo.hdf5, episode_0_backup.hdf5" in note for note in source.notes)
+
+
+def test_numbers_that_occur_twice_are_places_and_it_is_said(tmp_path: Path) -> None:
+    for number, name in enumerate(("monday/episode_0", "tuesday/episode_0")):
+        write_aloha_episode(tmp_path / f"{name}.hdf5", 5 + number)
+    source = selected(tmp_path, episodes=("1",))
+    assert source.lengths.tolist() == [6]
+    assert any("0 is monday/episode_0.hdf5, 1 is tuesday/episode_0.hdf5" in note for note in source.notes)
+
+
+def test_episodes_that_claim_the_same_part_of_a_video(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (6, 5, 4), V3)
+
+    def change(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        for row in rows:
+            row[f"videos/{TOP}/from_timestamp"] = 0.0
+        return pa.Table.from_pylist(rows)
+
+    change_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet", change)
+    with pytest.raises(
+        UserError, match=r"2 of 3 episodes.*episode 0: camera top claims the same part of .* as episode 1"
+    ):
+        open_dataset(tmp_path)
+    assert selected(tmp_path, cameras=("left_wrist",)).lengths.tolist() == [6, 5, 4]
+
+
+def test_more_frames_than_steps_are_told(tmp_path: Path) -> None:
+    note = numbered(tmp_path, 20, 26, np.arange(20) / 10).frames_note(0, "top")
+    assert note is not None and "more frames than steps" in note.what
+
+
+def test_actions_of_steps_that_no_episode_has(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 9))
+    with pytest.raises(UserError, match=r"qpos@\+6, and the shortest episode of .* has 6 steps"):
+        selected(tmp_path, action_keys=("qpos@+6",))
+
+
+def test_a_camera_by_its_name_in_the_files_trains(tmp_path: Path) -> None:
+    from bimact.train.loaders import fill_from_dataset
+
+    write_lerobot(tmp_path, (6, 5), V2)
+    config = tiny_config(cameras=[TOP])
+    episodes, _ = open_demonstrations(config, tmp_path, lambda line: None)
+    assert fill_from_dataset(config, episodes).cameras == ["top"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bimact.data.nonfinite import nonfinite_value
 from bimact.data.selection import ACTION, STATE, SelectedSource
 from bimact.data.source import FramesNote, Source, Unusable
 from bimact.data.workers import run_jobs
@@ -18,7 +19,7 @@ def read_through(source: SelectedSource, *, decodes: bool = True) -> tuple[list[
     """Read all episodes in child processes.
 
     Args:
-        decodes: False: frames are matched with steps, and nothing is decoded.
+        decodes: False: frames are matched with steps, and nothing is decoded or looked through for NaN.
 
     Returns:
         the episodes that cannot be read; and notes on how the frames of others are matched with steps.
@@ -69,7 +70,10 @@ def _described(source: SelectedSource, episode: int, decodes: bool) -> str:
 def _read(source: SelectedSource, episode: int, decodes: bool) -> dict[str, FramesNote]:
     """In a child: camera → note on how its frames are matched."""
     notes: dict[str, FramesNote] = {}
-    source.read_columns(episode, (STATE, ACTION))
+    columns = source.read_columns(episode, (STATE, ACTION))
+    reason = nonfinite_value(columns[STATE], columns[ACTION], source.episodes[episode].name) if decodes else None
+    if reason is not None:
+        raise UserError(reason)
     for camera in source.cameras:
         note = source.frames_note(episode, camera)
         if note is not None:

@@ -126,6 +126,12 @@ class Selection:
             unusable = [episode for episode in unusable if episode.number <= source.number_of(positions[-1])]
 
         columns = {key: column for key, (column, _) in column_forms.items()}
+        shortest = min((source.episodes[position].length for position in positions), default=0)
+        for key, shift in shifted:
+            if shift and positions and shift >= shortest:
+                raise UserError(
+                    f"action_keys has {key}@+{shift}, and the shortest episode of {source.path} has {shortest} steps"
+                )
         state = Vector.of("state_dims", state_keys, (), self.state_dims, columns)
         action = Vector.of("action_dims", action_keys, tuple(shift for _, shift in shifted), self.action_dims, columns)
         for key in source.columns if self.state_keys is None else ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,12 @@ def evaluate_offline(
             print(moved)
     if path is None:
         raise UserError("offline evaluation needs --dataset_dir")
-    demonstrations, _ = open_demonstrations(config, path, for_training=False)
+    demonstrations, source = open_demonstrations(config, path, for_training=False)
     chosen, which = _choose_episodes(run, demonstrations, own_data=dataset_dir is None and not has_choice)
+    which = "chosen" if has_choice else which
+    trained_on = dataset_of(run.config, run.path)[0]
+    if which in ("all", "chosen") and trained_on is not None and Path(trained_on).resolve() == source.path.resolve():
+        print("Note: these are the demonstrations of the training: what it was trained on may be among them")
     index = WindowIndex.over(demonstrations, chosen, config.temporal_context, config.chunk_size)
     loader = Loader(
         WindowDataset(demonstrations, index, config.cameras),
@@ -111,7 +116,7 @@ def evaluate_offline(
         "checkpoint": run.checkpoint.name,
         "dataset": str(demonstrations.path.resolve()),
         "episodes": which,
-        "episode_numbers": chosen.tolist(),
+        "episode_numbers": [source.number_of(place) for place in chosen.tolist()],
         "windows": len(index),
         "joint_names": list(
             demonstrations.joint_names or [f"joint {j}" for j in range(demonstrations.actions.shape[1])]

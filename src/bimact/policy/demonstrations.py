@@ -52,6 +52,8 @@ def read_demonstrations(
     episodes, read = arrays_of(source, config.cache_dir, input_size(config.encoder))
     for line in unusable_lines(read, known=source.unusable):
         say(line)
+    if len(read.episodes) < len(source.episodes):
+        say(f"Episodes: {len(read.episodes)} are left, {read.num_steps} steps")
     for note in read.notes[len(source.notes) :]:
         say(f"Note:     {note}")
     sentence = _answer_in_state(episodes, read)

@@ -19,7 +19,7 @@ from bimact.train.ranks import Ranks
 
 def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
     """Settle what the config leaves to the dataset: cameras and the sizes of images, state and action."""
-    cameras = config.cameras if config.cameras is not None else list(episodes.cameras)
+    cameras = list(episodes.cameras)  # by the dataset's own names, which the user may have given with a prefix
     sizes = {size for camera, size in episodes.recorded_sizes.items() if camera in cameras}
     return dataclasses.replace(
         config,

@@ -364,7 +364,7 @@ def test_files_of_two_rates_are_refused(tmp_path: Path) -> None:
     write_aloha(tmp_path, (3, 3), attributes={"fps": 30})
     with h5py.File(tmp_path / "episode_1.hdf5", "a") as file:
         file.attrs["fps"] = 25
-    assert "at 30.0 steps a second" in refusal(tmp_path)
+    assert "episode_1.hdf5: was recorded at 25.0 Hz, most episodes at 30.0" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("value", [-1, 0, np.nan, np.inf, "fast", b"\xff", [30, 30], True, h5py.Empty("f")])

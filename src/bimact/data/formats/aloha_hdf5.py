@@ -24,6 +24,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -68,7 +69,7 @@ _KNOWN = (_STATE, "qvel", "effort", _ACTION, _BASE)
 _NO_COLUMNS = ("compress_len",)
 _IMAGES = "observations/images"
 _TASKS = ("task", "language_instruction", "prompt", "instruction")
-_EPISODE = re.compile(r"episode[_-]?\d", re.IGNORECASE)
+_EPISODE = re.compile(r"episode[_-]?\d+", re.IGNORECASE)
 _FILES_TO_RECOGNIZE = 3
 _FRAMES_FOR_COLORS = (3, 4)  # episodes, and steps of each
 _MOST_TOLD = 10
@@ -82,6 +83,7 @@ class _File(Contents):
     number: int = 0
     task: str | None = None
     fps: float | None = None
+    odd_fps: str | None = None  # what is said of the rate, and is none
     color_order: str | None = None
     sim: Value | None = None
     paths: dict[str, str] = field(default_factory=dict)  # camera → where it is in the file
@@ -125,7 +127,7 @@ def is_aloha_hdf5(path: Path) -> bool:
     if readable:
         return any(readable)
     files = [path / name for name in names]
-    return any(file.suffix.lower() in SUFFIXES and _EPISODE.search(file.name) is not None for file in files)
+    return any(file.suffix.lower() in SUFFIXES and _EPISODE.fullmatch(file.stem) is not None for file in files)
 
 
 def is_hdf5(path: Path) -> bool:
@@ -158,6 +160,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
     if not names:
         raise UserError(f"{path} holds no .hdf5 files")
     read = [_read(path, name, number) for name, number in zip(names, numbers_in(names))]
+    _refuse_other_rates(read, usual_fps)
     files = [file for file in read if file.fault is None]
     unusable = tuple(
         Unusable(file.number, path.name if file.name == "." else file.name, file.fault, file.is_missing)
@@ -173,7 +176,8 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
     columns, column_forms = usual_forms([one.columns for one in files], faults)
     left_out = in_no_episode(files)
     columns = {key: _with_names(key, columns[key]) for key in _in_order(columns)}
-    fps, notes = _common_fps(files, usual_fps)
+    fps, notes = _fps_notes(files, usual_fps)
+    notes += _number_notes(names, [file.number for file in read])
     if left_aside:
         notes.append(f"left aside, since others are called episode_<number>: {', '.join(left_aside[:_MOST_TOLD])}")
     source = AlohaHdf5(
@@ -218,7 +222,7 @@ def _episode_files(folder: Path) -> tuple[list[str], list[str]]:
     names = hdf5_files(folder)
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
     inside = [f"{entry.name}/{name}" for entry in entries for name in hdf5_files(entry)]
-    named = [name for name in names or inside if _EPISODE.search(Path(name).name)]
+    named = [name for name in names or inside if _EPISODE.fullmatch(Path(name).stem)]
     used = named or names or inside
     return used, [name for name in (*names, *inside) if name not in set(used)]
 
@@ -243,7 +247,9 @@ def _read(path: Path, name: str, number: int) -> _File:
             datasets = [(place, item) for place, item in walk(file) if place not in _NO_COLUMNS]
             found.length = _length_of(file, datasets, where)
             found.task = text_of(file, *_TASKS)
-            found.fps = rate_of(attribute(file, "fps"))
+            told = attribute(file, "fps")
+            found.fps = rate_of(told)
+            found.odd_fps = None if told is None or found.fps is not None else str(told)
             found.color_order = text_of(file, "color_order")
             found.sim = attribute(file, "sim")
             if not found.length:
@@ -282,17 +288,37 @@ def _with_names(key: str, column: Column) -> Column:
     return dataclasses.replace(column, names=_NAMES[column.size]) if is_named else column
 
 
-def _common_fps(files: Sequence[_File], usual: float | None) -> tuple[float | None, list[str]]:
-    """Steps a second, and a note where the files do not tell."""
-    rates = {file.fps or usual: file for file in files}
-    if len(rates) > 1:
-        (one, first), (other, second) = list(rates.items())[:2]
-        raise UserError(
-            f"{first.where} was recorded at {one or 'an unknown number of'} steps a second, {second.where} at "
-            f"{other or 'an unknown number'}: keep those of one rate in one dataset"
-        )
-    is_told = any(file.fps for file in files)
-    return next(iter(rates)), [] if is_told or usual is None else [f"no file tells its rate: {usual:g} Hz, as ALOHA's"]
+def _refuse_other_rates(files: Sequence[_File], usual: float | None) -> None:
+    """An episode of another rate than most have cannot be used beside them."""
+    rates = Counter(file.fps or usual for file in files if file.fault is None)
+    if len(rates) < 2:
+        return
+    most = rates.most_common(1)[0][0]
+    for file in files:
+        if file.fault is None and (file.fps or usual) != most:
+            file.fault = f"was recorded at {file.fps or usual or 'an unknown number of'} Hz, most episodes at {most}"
+
+
+def _fps_notes(files: Sequence[_File], usual: float | None) -> tuple[float | None, list[str]]:
+    """Steps a second of files that agree, and notes where they do not tell."""
+    notes = [
+        f"{file.where}: the attribute fps is {file.odd_fps}, which is no rate"
+        for file in files
+        if file.odd_fps is not None
+    ][:_MOST_TOLD]
+    told = next((file.fps for file in files if file.fps is not None), None)
+    if told is None and usual is not None:
+        notes.append(f"no file tells its rate: {usual:g} Hz, as ALOHA's")
+    return told or usual, notes
+
+
+def _number_notes(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """What episodes are called where that is not the number in their names."""
+    own = [re.findall(r"\d{1,9}", Path(name).stem) for name in names]
+    if names == ["."] or all(digits and int(digits[-1]) == number for digits, number in zip(own, numbers)):
+        return []
+    told = ", ".join(f"{number} is {name}" for name, number in list(zip(names, numbers))[:_MOST_TOLD])
+    return [f"episodes are numbered by their places, since their names do not tell them apart by numbers: {told}"]
 
 
 def _sim(files: Sequence[_File]) -> dict[str, Any]:
@@ -322,8 +348,9 @@ def _some_images(path: Path, file: _File, count: int) -> Iterator[np.ndarray]:
             where = f"{file.where}, camera {camera}"
             images = dataset_at(opened, file.paths[camera])
             steps = _spread(range(file.length), count)
-            for _, image in encoded_images(images, steps, partial("{}, step {}".format, where)):
-                yield image
+            with suppress(UserError):  # whoever reads the damaged image is told
+                for _, image in encoded_images(images, steps, partial("{}, step {}".format, where)):
+                    yield image
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:

@@ -69,6 +69,8 @@ def match_frames(
 
     # As the times say: since the episode's beginning, or else since their own.
     told: list[str] = []
+    if len(own) > len(steps):
+        told.append("there are more frames than steps: the times tell which are shown")
     wanted = begin + steps
     found = _nearest(own, wanted)
     if steps[0] != 0 and not _all_near(own[found], wanted, half):

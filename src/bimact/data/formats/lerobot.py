@@ -11,6 +11,7 @@ Source: LeRobot 0.4.4, `datasets/lerobot_dataset.py` and `datasets/video_utils.p
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -213,6 +214,10 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
                 why, kind = f"is not in {place.file}", "absent"
             if why is not None:
                 forms.setdefault(camera, {})[position] = Fault(why, kind)  # type: ignore[arg-type]
+    for camera, key in cameras.features.items():
+        for position, other in _overlaps(places, episodes, key, info.fps).items():
+            reason = f"claims the same part of {places[position].videos[key].file} as {episodes[other].name}"
+            forms.setdefault(camera, {}).setdefault(position, Fault(reason, "damaged"))
     used_files = [name for episode in episodes for name in episode.files if files.fault_of(name) is None]
     return LeRobotSource(
         path=info.root,
@@ -249,6 +254,22 @@ def _other_count(info: Info, listed: int) -> tuple[str, ...]:
     if info.total_episodes in (None, listed):
         return ()
     return (f"{INFO} counts {info.total_episodes} episodes, and {listed} are listed",)
+
+
+def _overlaps(places: Sequence[_Place], episodes: Sequence[SourceEpisode], key: str, fps: float) -> dict[int, int]:
+    """Positions of episodes whose part of a video file is another's, too → that of the other one."""
+    parts: dict[str, list[tuple[float, int]]] = {}
+    for position, place in enumerate(places):
+        if key in place.videos:
+            parts.setdefault(place.videos[key].file, []).append((place.videos[key].start, position))
+    found: dict[int, int] = {}
+    for its in parts.values():
+        its.sort()
+        for (start, one), (next_start, other) in itertools.pairwise(its):
+            if next_start < start + (episodes[one].length - 0.5) / fps - 1 / fps:
+                found.setdefault(one, other)
+                found.setdefault(other, one)
+    return found
 
 
 # Rows ----------------------------------------------------------------------------------------------
