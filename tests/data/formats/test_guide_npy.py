@@ -447,15 +447,15 @@ def replace_by_list(dictionaries: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (drop_image, "has no 'image_left', which most episodes have"),
+        (drop_image, "has no 'image_left', which most observations have"),
         (drop_state, "has no 'state'"),
         (
             turn_image,
-            "has 'image_left' of shape (8, 6, 3) and type uint8; most episodes have shape (6, 8, 3)",
+            "has 'image_left' of shape (8, 6, 3) and type uint8; most observations have shape (6, 8, 3)",
         ),
-        (lose_image, "has 'image_left' of shape () and type object; most episodes have"),
-        (scale_image, "has 'image_left' of shape (6, 8, 3) and type float64; most episodes have"),
-        (shorten_state, "has 'state' of shape (3,) and type float32; most episodes have shape (7,)"),
+        (lose_image, "has 'image_left' of shape () and type object; most observations have"),
+        (scale_image, "has 'image_left' of shape (6, 8, 3) and type float64; most observations have"),
+        (shorten_state, "has 'state' of shape (3,) and type float32; most observations have shape (7,)"),
         (raggedize_state, "has 'state' of shape () and type object"),
         (replace_by_list, "is no dictionary but list; save a dictionary for each step"),
     ],

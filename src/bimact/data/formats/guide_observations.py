@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,8 +209,8 @@ class PickledObservations:
         lengths: (E,) steps of each episode.
 
     Raises:
-        UserError: if the file is damaged, wants anything but plain values, does not fit to `lengths`, or most episodes
-            begin with an observation of a wrong layout.
+        UserError: if the file is damaged, wants anything but plain values, does not fit to `lengths`, or most
+            observations have a wrong layout.
     """
 
     def __init__(self, path: Path, lengths: np.ndarray) -> None:
@@ -296,35 +297,32 @@ class PickledObservations:
         values = {}
         for name in self.layout.dtype.names or ():
             if name not in observation:
-                raise invalid(self._where(step), f"has no '{name}', which most episodes have")
+                raise invalid(self._where(step), f"has no '{name}', which most observations have")
             value = as_array(observation[name])
             dtype, shape = self._usual[name]
             is_alike = value.dtype.kind in "fiu" if name == STATE else value.dtype == dtype
             if value.shape != shape or not is_alike:
                 found, normal = described(value.dtype, value.shape), described(dtype, shape)
-                raise invalid(self._where(step), f"has '{name}' of {found}; most episodes have {normal}")
+                raise invalid(self._where(step), f"has '{name}' of {found}; most observations have {normal}")
             values[name] = value
         return values
 
     def _usual_layout(self) -> Layout:
-        """The layout of the observation that most episodes begin with."""
-        starts = [0, *np.cumsum(self._lengths)[:-1].tolist()]
-        found: dict[Any, list[int]] = {}
-        for start in starts:
-            observation = self._observations[start] if start < self._steps else None
-            if isinstance(observation, dict):
-                arrays = {name: as_array(value) for name, value in observation.items()}
-                form = tuple((name, array.dtype.str, array.shape) for name, array in arrays.items())
-                found.setdefault(form, []).append(start)
-        if not found:
+        """What most observations hold: each field that at least half of them have, in its most frequent form."""
+        forms: dict[Any, Counter[tuple[np.dtype[Any], tuple[int, ...]]]] = defaultdict(Counter)
+        steps = [step for step, observation in enumerate(self._observations) if isinstance(observation, dict)]
+        if not steps:
             kind = type(self._observations[0]).__name__
             raise invalid(self._where(0), f"is no dictionary but {kind}; save a dictionary for each step")
-        first = max(found.values(), key=len)[0]
-        names = {name for form in found for name, *_ in form}
-        arrays = {name: as_array(value) for name, value in self._observations[first].items()}
-        self._usual: Fields = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-        layout = Layout.of_fields(self._usual, self._where(first))
-        odd = [LeftOut("column", str(name), "is not in most episodes") for name in names if name not in self._usual]
+        for step in steps:
+            for name, value in self._observations[step].items():
+                array = as_array(value)
+                forms[name][array.dtype, array.shape] += 1
+        self._usual: Fields = {
+            name: of.most_common(1)[0][0] for name, of in forms.items() if 2 * of.total() >= len(steps)
+        }
+        layout = Layout.of_fields(self._usual, self._where(steps[0]))
+        odd = [LeftOut("column", str(name), "is not in most observations") for name in forms if name not in self._usual]
         return replace(layout, left_out=(*layout.left_out, *odd))
 
     def _white(self, camera: str) -> float:
