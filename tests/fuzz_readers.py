@@ -170,7 +170,7 @@ def outcome(path: Path, cache: Path) -> str:
     try:
         source = Selection().applied_to(open_source(path, cache_dir=cache))
         source.refuse_damaged()
-        source.refuse_blindness()
+        source.require_camera()
         sentence, memory = run_apart(read_everything, source, what=str(path), timeout=_PATIENCE)
         if memory > _MEMORY:
             return f"FAULT: reading takes {memory / 1e9:.1f} GB"

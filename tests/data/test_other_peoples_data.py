@@ -203,7 +203,7 @@ def test_encoded_files_in_other_ways_of_storing_them(tmp_path: Path, kind: str, 
     )
 
 
-def blind(folder: Path) -> Path:
+def without_readable_images(folder: Path) -> Path:
     """Its only images are in a form that nothing reads."""
     for number in range(2):
         file = write_aloha_episode(folder / f"episode_{number}.hdf5", 6, images={})
@@ -212,8 +212,8 @@ def blind(folder: Path) -> Path:
     return folder
 
 
-def test_a_policy_without_eyes_has_to_be_asked_for(tmp_path: Path) -> None:
-    blind(tmp_path)
+def test_training_without_a_camera_has_to_be_asked_for(tmp_path: Path) -> None:
+    without_readable_images(tmp_path)
     config = tiny_config(dataset_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"has images, and none that can be used.*top has shape.*--cameras \"\""):
         open_demonstrations(config, tmp_path)
@@ -627,7 +627,7 @@ def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
 
 
 def numbered(folder: Path, rows: int, frames: int, times: np.ndarray, variant: Variant = V2) -> SelectedSource:
-    """An episode whose table has so many rows at some times, and whose video has so many frames."""
+    """An episode whose table has a given number of rows and times, and whose video has a given number of frames."""
     write_lerobot(folder, (rows,), variant, cameras=(TOP,))
     table = next(path for path in folder.rglob("*.parquet") if "data" in path.parts)
     column = pa.array(times.astype(np.float64))

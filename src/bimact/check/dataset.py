@@ -131,13 +131,13 @@ def _note_unused(source: SelectedSource, findings: Findings) -> None:
         code = "missing-episode" if episode.is_missing else "unreadable"
         sentence = episode.sentence.replace(f"{source.path}/", "")
         findings.found.append(Finding(code, sentence, KINDS[code].severity, episode_name=episode.name))
-    is_blind = not source.cameras and source.selection.cameras is None
+    has_no_camera = not source.cameras and source.selection.cameras is None
     for entry in source.left_out:
-        if entry.kind == "column" or (entry.kind == "depth" and not is_blind):
+        if entry.kind == "column" or (entry.kind == "depth" and not has_no_camera):
             what = "column" if entry.kind == "column" else "image"
             findings.add("left-out", "", f"{what} '{entry.name}': {entry.reason}")
         else:
-            severity = ERROR if is_blind else KINDS["unread-image"].severity
+            severity = ERROR if has_no_camera else KINDS["unread-image"].severity
             sentence = f"image '{entry.name}': {entry.reason}".replace(f"{source.path}/", "")
             findings.found.append(Finding("unread-image", sentence, severity))
     for note in source.notes:

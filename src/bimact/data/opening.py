@@ -81,7 +81,7 @@ def open_dataset(
             used; or if the copy cannot be made.
     """
     source = (selection or Selection()).applied_to(open_source(path, cache_dir=cache_dir))
-    source.refuse_blindness()
+    source.require_camera()
     episodes, source = arrays_of(source, cache_dir, image_size)
     for episode in source.unusable:
         print(f"Skipped: {episode.sentence}")

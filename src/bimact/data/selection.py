@@ -267,8 +267,8 @@ class SelectedSource(Source):
                 f"{self.path} has no episode that can be used: {_listed(self.unusable, self) or 'it is empty'}"
             )
 
-    def refuse_blindness(self) -> None:
-        """See that a policy gets images if there are any, unless it is meant to have none.
+    def require_camera(self) -> None:
+        """See that there is a camera where the dataset has images, unless none was asked for.
 
         Raises:
             UserError: naming what there is.

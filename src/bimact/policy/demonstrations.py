@@ -40,7 +40,7 @@ def open_demonstrations(
 def select_demonstrations(config: Config, path: str | Path) -> SelectedSource:
     """The first half of `open_demonstrations`: nothing is decoded yet."""
     source = Selection.of(config).applied_to(open_source(path, cache_dir=config.cache_dir))
-    source.refuse_blindness()
+    source.require_camera()
     _refuse_other_sizes(config, source)
     return source
 

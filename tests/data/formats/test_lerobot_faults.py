@@ -113,7 +113,7 @@ def test_a_dataset_without_any_episode_that_can_be_read_is_refused(tmp_path: Pat
     folder = write_lerobot(tmp_path / "set", LENGTHS, variant)
     shutil.rmtree(folder / "videos")
     with pytest.raises(UserError, match=r"has images, and none that can be used \(top videos.* is missing"):
-        Selection().applied_to(open_lerobot(folder)).refuse_blindness()
+        Selection().applied_to(open_lerobot(folder)).require_camera()
 
 
 def test_an_episode_that_is_left_out_does_not_move_the_next_one(tmp_path: Path) -> None:
