@@ -19,7 +19,7 @@ from bimact.files import flush_to_disk, write_json
 IDENTITY = "source.json"
 _TEMPORARY = ".unfinished-"
 _ABANDONED = 24 * 3600  # seconds after which an unfinished copy is nobody's work
-_VERSION = 2  # of what copies look like: another number makes them anew
+_VERSION = 3  # of what copies look like: another number makes them anew
 
 
 class Conversion(Protocol):

@@ -717,11 +717,11 @@ def test_source_that_changes_during_the_conversion(tmp_path: Path, monkeypatch: 
 def test_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
     folder = write(tmp_path, [4, 3], "dictionaries")
 
-    def fail(self: Any, block: np.ndarray, number: int, step: int) -> None:
+    def fail(self: Any, step: int, name: str) -> None:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(observations.PickledObservations, "_fill", fail)
+        patch.setattr(observations.PickledObservations, "_value", fail)
         with pytest.raises(error if isinstance(error, type) else UserError):
             open_dataset(folder)
     assert_no_copy(folder)
@@ -733,7 +733,7 @@ def die_in_conversion(folder: Path, stage: str) -> None:
         os._exit(9)
 
     if stage == "blocks":
-        observations.PickledObservations._fill = die  # type: ignore[method-assign]
+        observations.PickledObservations._value = die  # type: ignore[method-assign]
     elif stage == "source":
         conversion.write_json = die
     else:

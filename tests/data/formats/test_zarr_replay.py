@@ -22,7 +22,8 @@ from refusals import read_as_training_does, skipped
 from zarr_files import replay_arrays, write_replay, zipped
 
 from bimact.data.formats.zarr_replay import ZarrReplay, is_zarr_replay, open_zarr_replay
-from bimact.data.opening import open_source
+from bimact.data.opening import open_dataset, open_source
+from bimact.data.selection import Selection
 from bimact.errors import UserError
 
 numcodecs = pytest.importorskip("numcodecs")
@@ -378,9 +379,30 @@ def test_values_that_are_no_colours_are_named_with_their_episode_and_step(tmp_pa
     assert "data/img (episode 1, step 1) has values that are no colours: they have to be from 0 to 255" in refusal(path)
 
 
-def test_arrays_shorter_than_the_episodes_are_refused(tmp_path: Path) -> None:
-    path = write_replay(tmp_path / "x.zarr", [5, 7], {**replay_arrays([5, 7]), "state": np.ones((9, 2), np.float32)})
-    assert "state (has 9 steps, meta/episode_ends tells of 12)" in refusal(path)
+@pytest.mark.parametrize("version", [2, 3] if HAS_V3 else [2])
+def test_arrays_outside_of_data_are_left_out_with_the_reason(buffer: Path, version: int) -> None:
+    more = {"zarr_format": version} if HAS_V3 else {}
+    zarr.save_array(str(buffer / "wrenches" / "left"), np.ones((9, 2)), **more)
+    left_out = open_zarr_replay(buffer, None).left_out
+    assert [(entry.name, entry.reason) for entry in left_out] == [("wrenches/left", "lies outside of data")]
+
+
+def test_an_episode_that_ends_behind_an_array_is_damaged(tmp_path: Path) -> None:
+    arrays = {**replay_arrays([5, 7]), "state": np.ones((9, 2), np.float32)}
+    path = write_replay(tmp_path / "x.zarr", [5, 7], arrays)
+    sentence = refusal(path)
+    assert "1 of 2 episodes cannot be used: episode 1: state has 9 rows" in sentence
+    assert "meta/episode_ends says that the episode ends at row 12" in sentence
+    assert open_dataset(path, selection=Selection(skip_unreadable=True)).lengths.tolist() == [5]
+
+
+def test_an_array_that_is_too_short_for_most_episodes_has_no_row_for_each_step(tmp_path: Path) -> None:
+    goals = np.zeros((3, 16, 16, 3), np.uint8)  # one for each episode
+    source = open_zarr_replay(write_replay(tmp_path / "x.zarr", [2, 3, 4], {**replay_arrays([2, 3, 4]), "goal": goals}), None)
+    assert "goal" not in source.cameras
+    assert [(entry.name, entry.reason) for entry in source.left_out] == [
+        ("goal", "has 3 steps, meta/episode_ends tells of 9")
+    ]
 
 
 @pytest.mark.parametrize(

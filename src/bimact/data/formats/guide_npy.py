@@ -96,7 +96,7 @@ class GuideSource(Source):
         actions = open_actions(path / ACTIONS)
         check_total(lengths, len(actions), path / ACTIONS)
         observations = path / OBSERVATIONS
-        faults: dict[int, str] = {}
+        faults: dict[int, dict[str, str]] = {}
         left_out: tuple[LeftOut, ...] = ()
         if read_npy_header(observations).is_pickled:
             copy = converted_copy(observations, cache_dir, partial(PickledObservations, observations, lengths))
@@ -123,16 +123,23 @@ class GuideSource(Source):
 
     @classmethod
     def of(
-        cls, opened: Episodes, faults: Mapping[int, str] | None = None, left_out: tuple[LeftOut, ...] = ()
+        cls,
+        opened: Episodes,
+        faults: Mapping[int, Mapping[str, str]] | None = None,
+        left_out: tuple[LeftOut, ...] = (),
     ) -> GuideSource:
         """Arrays that are open already.
 
         Args:
-            faults: episodes that are damaged, and what is wrong with them.
+            faults: episode → field of its observations → what is wrong with it.
             left_out: other fields of the observations.
         """
         numbers = np.flatnonzero(opened.lengths > 0).tolist()
-        faulty = faults or {}
+
+        def faults_of(field: str) -> dict[int, Fault]:
+            found = {place: (faults or {}).get(number, {}).get(field) for place, number in enumerate(numbers)}
+            return {place: Fault(reason, "damaged") for place, reason in found.items() if reason is not None}
+
         empty = [number for number, length in enumerate(opened.lengths.tolist()) if not length]
         unusable = [Unusable(number, f"episode {number}", "it has no steps", is_missing=True) for number in empty]
         return cls(
@@ -153,10 +160,8 @@ class GuideSource(Source):
             files=tuple(name for name in (*FILES, METADATA) if (opened.path / name).exists()),
             unusable=tuple(unusable),
             left_out=left_out,
-            # What is damaged is the observation: whoever uses the state, which is everybody, is told.
-            column_forms={
-                STATE: {place: Fault(faulty[n], "damaged") for place, n in enumerate(numbers) if n in faulty}
-            },
+            camera_forms={name: faults_of(IMAGE_PREFIX + name) for name in opened.images},
+            column_forms={STATE: faults_of(STATE)},
             metadata=opened.metadata,
             opened=dataclasses.replace(opened, lengths=opened.lengths[opened.lengths > 0]),
         )

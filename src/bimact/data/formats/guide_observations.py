@@ -241,7 +241,7 @@ class PickledObservations:
     def write(self, folder: Path) -> None:
         """Write the structured array as `observations.npy`, and as `faults.json` what is wrong with some episodes.
 
-        These have zeros where an observation is not as in most episodes.
+        These have zeros where a field of an observation is not as in most of them.
 
         Raises:
             OSError: if it cannot be written.
@@ -251,7 +251,7 @@ class PickledObservations:
         offset = mapped.offset
         del mapped
         rows = max(1, _BLOCK_BYTES // dtype.itemsize)
-        faults: dict[int, str] = {}
+        faults: dict[int, dict[str, str]] = defaultdict(dict)  # episode → field → what is wrong
         # Written as a file, not through the map: where the disk becomes full, a map kills the process.
         with (
             (folder / OBSERVATIONS).open("r+b") as file,
@@ -262,50 +262,52 @@ class PickledObservations:
                 block = np.zeros(min(rows, self._steps - first), dtype)
                 with np.errstate(over="ignore"):  # becomes inf, which `find_nonfinite` finds
                     for number in range(len(block)):
-                        try:
-                            self._fill(block, number, first + number)
-                        except UserError as error:
-                            episode, _ = episode_and_step(first + number, self._lengths)
-                            faults.setdefault(episode, str(error))
+                        for name in dtype.names or ():
+                            try:
+                                block[name][number] = self._value(first + number, name)
+                            except UserError as error:
+                                episode, _ = episode_and_step(first + number, self._lengths)
+                                faults[episode].setdefault(name, str(error))
                 file.write(block.view(np.uint8).data)
                 progress.advance(len(block))
         left_out = [[entry.kind, entry.name, entry.reason] for entry in self.layout.left_out]
         write_json(folder / FAULTS, {"episodes": faults, "left_out": left_out})
 
-    def _fill(self, block: np.ndarray, number: int, step: int) -> None:
-        """Write the observation of a step into a block of the structured array."""
-        values = self._values(step)
-        for name, form in self.layout.forms.items():
-            where = f"{self._where(step)}: camera {name}"
-            block[IMAGE_PREFIX + name][number] = form.as_rgb(
-                values[IMAGE_PREFIX + name], self._whites.get(name, 1), where
-            )
-        block[STATE][number] = values[STATE]
-
-    def _values(self, step: int) -> dict[str, np.ndarray]:
-        """Images and state of a step, in the files' own form.
+    def _value(self, step: int, name: str) -> np.ndarray:
+        """A field of a step, as the structured array holds it.
 
         Raises:
-            UserError: if they are not as in most episodes.
+            UserError: if it is not as in most observations.
+        """
+        value = self._recorded(step, name)
+        if name == STATE:
+            return value
+        camera = name.removeprefix(IMAGE_PREFIX)
+        where = f"{self._where(step)}: camera {camera}"
+        return self.layout.forms[camera].as_rgb(value, self._whites.get(camera, 1), where)
+
+    def _recorded(self, step: int, name: str) -> np.ndarray:
+        """A field of a step in the file's own form.
+
+        Raises:
+            UserError: if it is not as in most observations.
         """
         if self._columns is not None:
-            return {name: column[step] for name, column in self._columns.items()}
+            values: np.ndarray = self._columns[name][step]
+            return values
         observation = self._observations[step]
         if not isinstance(observation, dict):
             kind = type(observation).__name__
             raise invalid(self._where(step), f"is no dictionary but {kind}; save a dictionary for each step")
-        values = {}
-        for name in self.layout.dtype.names or ():
-            if name not in observation:
-                raise invalid(self._where(step), f"has no '{name}', which most observations have")
-            value = as_array(observation[name])
-            dtype, shape = self._usual[name]
-            is_alike = value.dtype.kind in "fiu" if name == STATE else value.dtype == dtype
-            if value.shape != shape or not is_alike:
-                found, normal = described(value.dtype, value.shape), described(dtype, shape)
-                raise invalid(self._where(step), f"has '{name}' of {found}; most observations have {normal}")
-            values[name] = value
-        return values
+        if name not in observation:
+            raise invalid(self._where(step), f"has no '{name}', which most observations have")
+        value = as_array(observation[name])
+        dtype, shape = self._usual[name]
+        is_alike = value.dtype.kind in "fiu" if name == STATE else value.dtype == dtype
+        if value.shape != shape or not is_alike:
+            found, normal = described(value.dtype, value.shape), described(dtype, shape)
+            raise invalid(self._where(step), f"has '{name}' of {found}; most observations have {normal}")
+        return value
 
     def _usual_layout(self) -> Layout:
         """What most observations hold: each field that at least half of them have, in its most frequent form."""
@@ -329,7 +331,7 @@ class PickledObservations:
         def images() -> Iterator[np.ndarray]:
             for step in np.linspace(0, self._steps - 1, _IMAGES_FOR_WHITE).astype(int).tolist():
                 with contextlib.suppress(UserError):
-                    yield self._values(step)[IMAGE_PREFIX + camera]
+                    yield self._recorded(step, IMAGE_PREFIX + camera)
 
         return white_of(images())
 
@@ -338,12 +340,16 @@ class PickledObservations:
         return f"step {step} (episode {episode}, step {step_in_it}) of {self._path}"
 
 
-def read_faults(folder: Path) -> tuple[dict[int, str], tuple[LeftOut, ...]]:
-    """What `PickledObservations.write` has written beside the observations: episodes → what is wrong; other fields."""
+def read_faults(folder: Path) -> tuple[dict[int, dict[str, str]], tuple[LeftOut, ...]]:
+    """What `PickledObservations.write` has written beside the observations.
+
+    Returns:
+        episode → field → what is wrong; and the other fields.
+    """
     if not (folder / FAULTS).exists():
         return {}, ()
     content = json.loads((folder / FAULTS).read_text())
-    episodes = {int(episode): reason for episode, reason in content["episodes"].items()}
+    episodes = {int(episode): faults for episode, faults in content["episodes"].items()}
     return episodes, tuple(LeftOut(*entry) for entry in content["left_out"])
 
 

@@ -22,6 +22,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ from bimact.data.default_state import guessed_state, words_of
 from bimact.data.formats.images import ImageForm, NoCamera, image_form, not_by_name, white_of
 from bimact.data.formats.zarr_arrays import ZarrArray
 from bimact.data.formats.zarr_files import ZarrFiles, open_files
-from bimact.data.source import Camera, Column, Format, LeftOut, Source, SourceEpisode, Unusable
+from bimact.data.source import Camera, Column, Fault, Format, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
 
 _ENDS, _TIMES = "meta/episode_ends", "timestamp"
@@ -120,7 +121,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     files = open_files(buffer)
     names = files.names()
     ends = _read_ends(files)
-    arrays, left_out = _arrays(files, names, ends[-1])
+    arrays, left_out = _arrays(files, names, ends)
     if not arrays:
         told = "; ".join(f"{entry.name} {entry.reason}" for entry in left_out[:_MOST_TOLD])
         raise UserError(f"{files.where('data')} holds no arrays of numbers: copy the dataset again ({told or 'none'})")
@@ -131,6 +132,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     unread = {entry.name for entry in left_out}
     cameras = {key: array for key, array in arrays.items() if _camera_form(array) is not None}
     columns = {key: array for key, array in arrays.items() if key not in cameras}
+    faults = {key: _beyond(array, places, lengths) for key, array in arrays.items()}
     read_from = _relative(path, buffer, [f"data/{key}" for key in arrays])
     return ZarrReplay(
         path=path,
@@ -151,6 +153,8 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
             if not length
         ),
         left_out=tuple(left_out),
+        camera_forms={key: faults[key] for key in cameras if faults[key]},
+        column_forms={key: faults[key] for key in columns if faults[key]},
         notes=_rows_of_no_episode(arrays, ends[-1]),
         arrays=arrays,
         places=places,
@@ -212,27 +216,29 @@ def _read_ends(files: ZarrFiles) -> list[int]:
     return ends
 
 
-def _arrays(files: ZarrFiles, names: list[str], steps: int) -> tuple[dict[str, ZarrArray], list[LeftOut]]:
-    """The cameras and columns in `data`, and what else there is."""
+def _arrays(files: ZarrFiles, names: list[str], ends: Sequence[int]) -> tuple[dict[str, ZarrArray], list[LeftOut]]:
+    """The cameras and columns in `data`, and what else there is.
+
+    One that is too short for more than half of the episodes is none with a row for each step.
+    """
     arrays: dict[str, ZarrArray] = {}
     left_out: list[LeftOut] = []
     for name in names:
-        parts = name.split("/")
-        if parts[-1] == ".zarray" and parts[0] not in ("data", "meta"):
-            left_out.append(LeftOut("column", "/".join(parts[:-1]) or "the root", "lies outside of data"))
-        if parts[0] != "data" or len(parts) < 3 or parts[-1] not in (".zarray", "zarr.json"):
+        folder, _, document = name.rpartition("/")
+        place, _, key = folder.partition("/")
+        if document not in (".zarray", "zarr.json") or place in ("", "meta"):
             continue
-        key = "/".join(parts[1:-1])
+        key = key if place == "data" else folder
         try:
-            array = ZarrArray.open(files, f"data/{key}")
+            array = ZarrArray.open(files, folder)
         except UserError as error:
-            left_out.append(
-                LeftOut(
-                    "column" if _IMAGE_WORDS.isdisjoint(words_of(key)) else "image", key, f"cannot be read: {error}"
-                )
-            )
+            kind: Literal["image", "column"] = "column" if _IMAGE_WORDS.isdisjoint(words_of(key)) else "image"
+            left_out.append(LeftOut(kind, key, f"cannot be read: {error}"))
             continue
         if array is None:  # a group
+            continue
+        if place != "data":
+            left_out.append(LeftOut("column", key, "lies outside of data"))
             continue
         form = None if array.dtype is None else image_form(array.shape[1:], array.dtype)
         is_camera, is_column = isinstance(form, ImageForm), _is_column(array)
@@ -243,13 +249,22 @@ def _arrays(files: ZarrFiles, names: list[str], steps: int) -> tuple[dict[str, Z
             left_out.append(LeftOut("column", key, f"is {_described(array)}"))
         elif is_camera and "/" in key:
             left_out.append(LeftOut("image", key, "is in a group: cameras stand in data itself"))
-        elif array.shape[0] < steps:
-            kind: Literal["image", "column"] = "image" if is_camera else "column"
-            reason = f"has {array.shape[0]} steps, {_ENDS} tells of {steps}"
+        elif array.shape[0] < ends[(len(ends) - 1) // 2]:
+            kind = "image" if is_camera else "column"
+            reason = f"has {array.shape[0]} steps, {_ENDS} tells of {ends[-1]}"
             left_out.append(LeftOut(kind, key, reason))
         else:
             arrays[key] = array
     return arrays, left_out
+
+
+def _beyond(array: ZarrArray, places: _Places, lengths: Sequence[int]) -> dict[int, Fault]:
+    """Positions of the episodes that end behind an array's last row."""
+    ends = [start + length for start, length in zip(places.starts, filter(None, lengths), strict=True)]
+    reason = f"has {array.shape[0]} rows, and {_ENDS} says that the episode ends at row {{}}"
+    return {
+        position: Fault(reason.format(end), "damaged") for position, end in enumerate(ends) if end > array.shape[0]
+    }
 
 
 def _rows_of_no_episode(arrays: Mapping[str, ZarrArray], steps: int) -> tuple[str, ...]:
@@ -289,11 +304,14 @@ def _state_keys(columns: Mapping[str, ZarrArray], unread: set[str]) -> tuple[str
 
 
 def _white(array: ZarrArray, places: _Places) -> float:
-    """The number that stands for white in a camera of floats; 1 where its first images cannot be read."""
-    try:
-        return white_of(array.read(start, start + 1, places) for start in places.starts[:_IMAGES_FOR_SCALE])
-    except UserError:
-        return 1.0  # whoever reads them is told
+    """The number that stands for white in a camera of floats, by the first images of some episodes."""
+
+    def images() -> Iterator[np.ndarray]:
+        for start in places.starts[:_IMAGES_FOR_SCALE]:
+            with suppress(UserError):  # whoever reads them is told
+                yield array.read(start, start + 1, places)
+
+    return white_of(images())
 
 
 def _fps(files: ZarrFiles, times: ZarrArray | None, places: _Places, steps: int) -> float | None:
@@ -305,7 +323,7 @@ def _fps(files: ZarrFiles, times: ZarrArray | None, places: _Places, steps: int)
                 return float(value)
     if times is None or math.prod(times.shape[1:]) != 1:
         return None
-    rows = min(steps, _ROWS_FOR_FPS)
+    rows = min(steps, _ROWS_FOR_FPS, times.shape[0])
     try:
         seconds = times.read(0, rows, places).reshape(-1).astype(np.float64)
     except UserError:
