@@ -115,5 +115,5 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_yaml(tmp_path / "none.yaml", "config file")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_yaml(tmp_path, "config file")
-    with pytest.raises(UserError, match="is a pointer of git-lfs .* run `git lfs pull`"):
+    with pytest.raises(UserError, match="is a git-lfs pointer, .* run `git lfs pull`"):
         read(tmp_path, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from bimact.errors import UserError, in_words
+from bimact.files import refuse_pointer
 
 try:
     from yaml import CSafeLoader as _BaseLoader
@@ -22,7 +23,6 @@ except ImportError:  # PyYAML without its C library
     from yaml import SafeLoader as _BaseLoader
 
 _MOST_VALUES = 10_000  # in a file, with what its aliases stand for
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MERGE, _VALUE, _TEXT = (f"tag:yaml.org,2002:{name}" for name in ("merge", "value", "str"))
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -85,16 +85,13 @@ def read_yaml(path: Path, what: str) -> Written | None:
     Raises:
         UserError: if it cannot be read, with the line that is at fault.
     """
+    refuse_pointer(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path.absolute()}") from None
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
-    if content.startswith(_LFS_POINTER):
-        raise UserError(
-            f"{what} {path} is a pointer of git-lfs instead of the file itself: install git-lfs and run `git lfs pull`"
-        )
     if content.startswith(_UTF16):
         raise UserError(f"{path}, line 1: the file is UTF-16: save it as UTF-8")
     try:

@@ -39,8 +39,7 @@ def test_columns_of_different_lengths(dataset: Path) -> None:
     images = np.zeros((38, 4, 4, 3), np.uint8)
     save_columns(dataset, image_left=images[:30], image_right=images[:31])
     assert sentences(check_dataset(dataset).errors) == [
-        f"Invalid observation format: the dictionary in observations.npy has {steps} steps of 'image_{camera}' and "
-        "38 of 'state'; save as many of both"
+        f"image '{camera}': has {steps} steps, the state 38; save as many of both"
         for camera, steps in (("left", 30), ("right", 31))
     ]
 
@@ -115,20 +114,17 @@ def test_step_that_is_right_where_others_are_wrong_is_not_blamed(dataset: Path) 
 
 def test_camera_that_most_steps_lack(dataset: Path) -> None:
     steps = as_dictionaries(dataset)
-    for row in (10, 11, 30):
+    for row in (0, 10, 11, 30):
         steps[row]["image_top"] = steps[row]["image_left"]
     save_dictionaries(dataset, steps)
     report = check_dataset(dataset)
     assert report.summary is not None and tuple(report.summary.cameras) == open_dataset(dataset).cameras
     assert [text for text in sentences(report.warnings) if "image_top" in text] == [
+        "observations.npy, episode 0, step 0 has 'image_top', which most steps lack: it will be ignored",
         "observations.npy, episode 1, step 1 (the first of 2) has 'image_top', which most steps lack: "
         "it will be ignored",
         "observations.npy, episode 3, step 2 has 'image_top', which most steps lack: it will be ignored",
     ]
-    steps[0]["image_top"] = steps[0]["image_left"]  # now all steps would need it
-    save_dictionaries(dataset, steps)
-    (fault,) = check_dataset(dataset).errors
-    assert (fault.episode, fault.step) == (0, 0) and "has 'image_top', which most steps lack" in fault.sentence
 
 
 def edit_state(edit: Callable[[Any], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:

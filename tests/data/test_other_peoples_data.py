@@ -88,6 +88,15 @@ FORMS: dict[str, tuple[np.ndarray, np.ndarray]] = {
 }
 
 
+CONVERTED = {
+    "grey with an axis": "are grey, so that red, green and blue are the same",
+    "grey without": "are grey, so that red, green and blue are the same",
+    "transparency": "have a fourth channel, which is dropped",
+    "floats to 1": "are floats, taken to be from 0 to 1",
+    "floats to 255": "are floats, taken to be from 0 to 255",
+}
+
+
 def with_aloha_camera(folder: Path, values: np.ndarray) -> Path:
     for number in range(2):
         file = write_aloha_episode(folder / f"episode_{number}.hdf5", 6)
@@ -167,6 +176,22 @@ def test_images_are_read_in_each_form_and_format(tmp_path: Path, writer: str, fo
     source = selected(WRITERS[writer](tmp_path, values))
     assert "odd" in source.cameras
     np.testing.assert_array_equal(images(source, "odd"), expected)
+    said = [note.removeprefix("camera odd: its images ") for note in source.notes if "camera odd: " in note]
+    assert said == ([CONVERTED[form]] if form in CONVERTED else [])
+
+
+@pytest.mark.parametrize(("mode", "form"), [("RGBA", "transparency"), ("L", "grey without")])
+def test_how_encoded_files_are_converted_is_said(tmp_path: Path, mode: str, form: str) -> None:
+    for number in range(2):
+        file = write_aloha_episode(tmp_path / f"episode_{number}.hdf5", 6, images={})
+        with h5py.File(file, "a") as handle:
+            rows = handle.create_dataset("observations/images/top", (6,), h5py.vlen_dtype(np.uint8))
+            for step, image in enumerate(RGB):
+                stream = io.BytesIO()
+                Image.fromarray(image).convert("RGB" if number else mode).save(stream, "PNG")
+                rows[step] = np.frombuffer(stream.getvalue(), np.uint8)
+    notes = selected(tmp_path, color_order="rgb").notes
+    assert f"camera top: its images {CONVERTED[form]} (in 1 of 2 episodes)" in notes
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -245,6 +270,7 @@ def test_a_block_of_lines_tells_all_that_is_used_and_left_out(tmp_path: Path) ->
     [
         *("target", "target_qpos", "joint_targets", "command", "cmd_joint", "commanded_pose", "goal_joint_pos"),
         *("next_qpos", "last_action", "arm_action", "leftActions", "desired_joint", "leader_joints"),
+        *("joint_pos_des", "master_eef", "joints_t_plus_1"),
     ],
 )
 def test_names_of_answers_are_kept_out_of_the_state(tmp_path: Path, name: str) -> None:
@@ -529,6 +555,17 @@ def test_all_damaged_episodes_are_named_and_can_be_left_out(tmp_path: Path, kind
     assert sum(line.startswith("Skipped:") for line in lines) == 4 and again.num_steps == episodes.num_steps
     with pytest.raises(UserError, match="2 of 5 episodes"):
         open_demonstrations(tiny_config(), path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "guide pickled"])
+def test_what_is_skipped_is_no_error_of_the_check(tmp_path: Path, kind: str) -> None:
+    path = DAMAGES[kind](tmp_path)
+    assert check_dataset(path).errors
+    report = check_dataset(path, selection=Selection(skip_unreadable=True))
+    assert report.errors == () and report.exit_status() == 1
+    assert len({finding.episode_name for finding in report.warnings if finding.code in ("unreadable", "nan")}) == 2
+    config = tiny_config(skip_unreadable=True)
+    assert check_dataset(path, config, selection=Selection()).errors == ()
 
 
 def test_metadata_that_do_not_tell_enough_make_that_episode_missing(tmp_path: Path) -> None:
@@ -855,7 +892,7 @@ def test_a_file_of_another_rate_is_one_episode_that_cannot_be_used(tmp_path: Pat
     (tmp_path / "episode_0.hdf5").unlink(), (tmp_path / "episode_1.hdf5").unlink()
     (tmp_path / "second").rename(tmp_path / "episode_2.hdf5")
     notes = selected(tmp_path).notes
-    assert any("fps is 30 Hz, which is no rate" in note for note in notes) and any("50 Hz" in note for note in notes)
+    assert any("fps is 30 Hz, which is not a rate" in note for note in notes) and any("50 Hz" in note for note in notes)
 
 
 def test_copies_beside_the_episodes_are_left_aside(tmp_path: Path) -> None:

@@ -282,7 +282,8 @@ def test_what_is_no_policy(tmp_path: Path, run: Path, capsys: pytest.CaptureFixt
     assert "no file of weights" in fails(capsys, tmp_path / "text", tmp_path / "new")
     weights = run / "checkpoint" / "act-train-best.pth"
     assert "is a checkpoint of bimact: give the folder of its run" in fails(capsys, weights, tmp_path / "new")
-    assert f"give the run's folder, {run}" in fails(capsys, weights.parent, tmp_path / "new")
+    of_run = fails(capsys, weights.parent, tmp_path / "new", "--to", "bimact")
+    assert f"{weights.parent} is a run of bimact already" in of_run
     torch.save({"nets": {"policy.noise_pred_net.x": torch.ones(1)}}, tmp_path / "policy_best.ckpt")
     for source in (tmp_path, tmp_path / "policy_best.ckpt"):
         assert "as those of a diffusion policy" in fails(capsys, source, tmp_path / "new")

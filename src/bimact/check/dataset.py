@@ -11,7 +11,7 @@ from bimact.check.checks import checks
 from bimact.check.facts import Vectors
 from bimact.check.findings import DatasetReport, Finding, Findings, Summary, in_order
 from bimact.check.guide_files import FILES_OF_PARTS, Parts, inspect_guide_npy
-from bimact.check.kinds import ERROR, KINDS, READING
+from bimact.check.kinds import ERROR, KINDS, READING, WARNING
 from bimact.check.scan import NO_FILES, Files, scan
 from bimact.check.values import nonfinite_value
 from bimact.config import Config
@@ -25,6 +25,7 @@ from bimact.errors import UserError
 from bimact.progress import progress_bar
 
 _BLOCK_ROWS = 1 << 16
+_OF_SKIPPED = ("unreadable", "nan")  # what an episode is skipped for
 
 
 def check_dataset(
@@ -68,6 +69,8 @@ def check_dataset(
     if not selected.episodes:
         return DatasetReport(local, in_order(findings.found), None, _size_on_disk(local), tuple(sorted(READING)))
     found = examine(selected, images=images, apart=apart, config=config, files=files)
+    if selected.selection.skip_unreadable:
+        findings.found[:], found = ([_as_skipped(finding) for finding in of] for of in (findings.found, found))
     looked_for = {*READING, *(code for codes in checks(images=images).values() for code in codes)}
     return DatasetReport(
         path=local,
@@ -115,7 +118,7 @@ def _selected(
     """The part to look at; what the config asks for and the dataset does not have is a finding."""
     chosen = selection or Selection()
     if config is not None:
-        given = {name: value for name, value in dataclasses.asdict(chosen).items() if value is not None}
+        given = {name: value for name, value in dataclasses.asdict(chosen).items() if value not in (None, False)}
         try:
             return dataclasses.replace(Selection.of(config), **given).applied_to(source)
         except UserError as error:
@@ -142,6 +145,12 @@ def _note_unused(source: SelectedSource, findings: Findings) -> None:
             findings.found.append(Finding("unread-image", sentence, severity))
     for note in source.notes:
         findings.add("read-otherwise", "", note)
+
+
+def _as_skipped(finding: Finding) -> Finding:
+    """What makes an episode unusable is no error where such episodes are skipped."""
+    is_skipped = finding.code in _OF_SKIPPED and finding.episode_name is not None
+    return dataclasses.replace(finding, severity=WARNING) if is_skipped and finding.severity is ERROR else finding
 
 
 def _summary(source: SelectedSource) -> Summary:

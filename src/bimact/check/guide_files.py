@@ -30,7 +30,7 @@ from bimact.data.formats.guide_npy import (
     refuse_missing,
     refuse_unfinished,
 )
-from bimact.data.formats.guide_observations import LENGTHS, OBSERVATIONS, check_total
+from bimact.data.formats.guide_observations import LENGTHS, OBSERVATIONS, Found, check_total
 from bimact.data.source import LeftOut
 
 FILES_OF_PARTS = Files(lengths=LENGTHS, state=OBSERVATIONS, action=ACTIONS)
@@ -51,7 +51,7 @@ class Parts:
         """The dataset, all parts of which are there. Nothing is converted: pickled forms stay in memory."""
         assert self.lengths is not None and self.state is not None and self.actions is not None
         opened = Episodes(path, self.lengths, self.images, self.state, self.actions, **self.metadata)
-        return GuideSource.of(opened, left_out=self.left_out)
+        return GuideSource.of(opened, Found(left_out=self.left_out))
 
 
 def inspect_guide_npy(path: Path, findings: Findings) -> Parts:

@@ -25,6 +25,7 @@ from bimact.data.formats.guide_observations import (
     column_arrays,
     column_fields,
     described,
+    even_cameras,
     invalid,
     is_good_image,
     is_good_state,
@@ -32,7 +33,6 @@ from bimact.data.formats.guide_observations import (
     layout_problems,
     load_observations,
     structured_fields,
-    uneven_columns,
 )
 from bimact.data.npy_rows import NpyRows
 from bimact.data.safe_pickle import read_npy_header
@@ -110,18 +110,19 @@ def _has_state(fields: Fields) -> bool:
 def _inspect_columns(content: dict[Any, Any], findings: Findings) -> ReadObservations:
     """A dictionary of arrays over all steps."""
     where = f"the dictionary in {OBSERVATIONS}"
-    fields = column_fields(column_arrays(content))
+    arrays, no_arrays = column_arrays(content)
+    fields = column_fields(arrays)
     _note_layout(fields, where, findings)
-    arrays = {name: content[name] for name in fields if _is_needed(name)}
-    if STATE in arrays:
-        for problem in uneven_columns(arrays):
-            findings.add("wrong-format", OBSERVATIONS, str(invalid(where, problem)))
     forms, left_out = camera_forms(fields)
+    uneven: tuple[LeftOut, ...] = ()
+    if STATE in arrays:
+        forms, uneven = even_cameras(forms, arrays)
+    images = [arrays[IMAGE_PREFIX + camera] for camera in forms]
     return ReadObservations(
-        len(arrays.get(STATE, next(iter(arrays.values()), ()))),
+        len(next(iter([arrays[STATE]] if STATE in arrays else images), ())),
         _as_float32(arrays[STATE]) if _has_state(fields) else None,
         {camera: RgbRows.of(arrays[IMAGE_PREFIX + camera], form) for camera, form in forms.items()},
-        left_out,
+        (*left_out, *uneven, *no_arrays),
     )
 
 
@@ -143,7 +144,7 @@ _Content: TypeAlias = "tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...] | 
 def _inspect_dictionaries(observations: np.ndarray, findings: Findings) -> ReadObservations:
     """An array of dictionaries, each of which may be otherwise: what most of them hold tells what is wrong with others.
 
-    Going by the first one, as the conversion does, would blame all others if the first one is at fault.
+    The conversion goes by most of them too.
     """
     rows_of = _rows_by_content(observations)
     usual = _usual_fields(rows_of)
@@ -230,14 +231,9 @@ def _is_alike(name: str, form: _Form, normal: _Form) -> bool:
 
 
 def _note_unusual(content: _Content, rows: list[int], usual: Fields, findings: Findings) -> None:
-    """Fields that most steps lack: all steps need what the first one has; what only later ones have is ignored."""
+    """Fields that most steps lack, which the conversion ignores."""
     for name, *_ in () if isinstance(content, str) else content:
-        if name in usual:
-            continue
-        if rows[0] == 0:
-            problem = f"has '{name}', which most steps lack; save the same fields at each step"
-            findings.add_steps("wrong-format", OBSERVATIONS, {0: problem}, heading=INVALID)
-        else:
+        if name not in usual:
             problem = f"has '{name}', which most steps lack: it will be ignored"
             findings.add_steps("ignored-field", OBSERVATIONS, dict.fromkeys(rows, problem))
 

@@ -17,7 +17,10 @@ _NO_ACTION = {
     *("abstraction", "refraction", "transaction", "faction"),
 }
 _ANSWERS = ("action", "target", "command", "goal", "desired", "setpoint")
-_ANSWER_WORDS = {"next", "cmd", "cmds", "act", "acts", "future", "label", "labels", "ref", "reference", "leader"}
+_ANSWER_WORDS = {
+    *("next", "cmd", "cmds", "act", "acts", "future", "label", "labels", "ref", "reference", "leader", "master", "des"),
+    "plus",  # as in joints_t_plus_1
+}
 _PRIVILEGED = {
     *("object", "objects", "obj", "objs", "cube", "cubes", "block", "blocks", "item", "items", "env", "environment"),
     *("peg", "socket", "drawer", "door", "cup", "world", "scene", "sim", "privileged", "gt", "groundtruth", "physics"),
@@ -79,9 +82,9 @@ def guessed_state(names: Iterable[str]) -> tuple[str, ...]:
 def why_not_in_state(name: str) -> str | None:
     """Why a column is kept out of the default state; None: its name says nothing against it."""
     if is_answer(name):
-        return "its name tells of an action, which the default state must not hold"
+        return "by its name it is an action, which the default state must not contain"
     if is_privileged(name):
-        return "its name tells of what a real robot does not measure"
+        return "by its name a real robot does not measure it"
     return None
 
 

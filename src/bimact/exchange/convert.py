@@ -33,7 +33,8 @@ class Source:
     """What is to be converted, and what its files may not tell.
 
     Attributes:
-        path: a LeRobot policy's folder, one of the original ACT or its checkpoint, or a run of bimact.
+        path: a LeRobot policy's folder, one of the original ACT or its checkpoint, or a run of bimact or its folder of
+            checkpoints.
         cameras: names for the cameras; None: as in the files.
         stats: of the original ACT, `dataset_stats.pkl`; None: beside the checkpoint.
         nheads: heads of attention; None: as in the files, or the original ACT's.
@@ -50,7 +51,8 @@ class Source:
 
     @property
     def is_run(self) -> bool:
-        return (self.path / RUN_CONFIG).is_file() and (self.path / FOLDER).is_dir()
+        run = self.path.parent if self.path.absolute().name == FOLDER else self.path
+        return any((path / RUN_CONFIG).is_file() and (path / FOLDER).is_dir() for path in (self.path, run))
 
 
 def convert(source: Source, target: Path, to: str | None = None) -> Converted:
@@ -117,8 +119,6 @@ def read(source: Source) -> Converted:
             lerobot, notes = (folder[0], None), folder[1]
         elif checkpoint is not None:
             original, notes = checkpoint
-        elif (path.parent / RUN_CONFIG).is_file() and path.name == FOLDER:
-            raise UserError(f"{path} has the checkpoints of a run of bimact: give the run's folder, {path.parent}")
     else:
         raise UserError(f"{path.absolute()} does not exist")
     if lerobot is not None:

@@ -519,7 +519,35 @@ def test_columns_of_different_lengths(tmp_path: Path) -> None:
     columns = as_columns(make_observations(7))
     columns["image_right"] = columns["image_right"][:6]
     save_observations(write(tmp_path, [4, 3]), columns)
-    assert "has 6 steps of 'image_right' and 7 of 'state'" in refusal(tmp_path)
+    source = open_source(tmp_path)
+    assert "right" not in source.cameras and source.cameras
+    assert [(entry.kind, entry.name, entry.reason) for entry in source.left_out] == [
+        ("image", "right", "has 6 steps, the state 7; save as many of both")
+    ]
+    with pytest.raises(UserError, match="camera 'right' cannot be used: it has 6 steps, the state 7"):
+        open_dataset(tmp_path, selection=Selection(cameras=("right",)))
+
+
+def test_lists_in_the_place_of_columns(tmp_path: Path) -> None:
+    columns = as_columns(make_observations(7))
+    save_observations(write(tmp_path / "arrays", [4, 3]), columns)
+    lists = {name: list(column) for name, column in columns.items()}
+    save_observations(write(tmp_path / "lists", [4, 3]), {**lists, "image_jpeg": [b"\xff\xd8\xff"] * 7, "note": "x"})
+    assert_same(open_dataset(tmp_path / "lists"), open_dataset(tmp_path / "arrays"))
+    left_out = {entry.name: entry.reason for entry in open_source(tmp_path / "lists").left_out}
+    assert left_out["jpeg"].startswith("has shape () and type |S3; images have to be (height, width, 3) uint8 RGB")
+    assert left_out["note"] == "is not an array with a row for each step"
+
+
+def test_a_damaged_image_is_a_fault_of_its_camera_alone(tmp_path: Path) -> None:
+    folder = write(tmp_path, [4, 3])
+    steps = as_dictionaries(make_observations(7))
+    del steps[5]["image_right"]
+    save_observations(folder, steps)
+    with pytest.raises(UserError, match=r"episode 1: camera right is damaged: .*step 5 .* has no 'image_right'"):
+        open_dataset(folder)
+    chosen = open_dataset(folder, selection=Selection(cameras=("left",)))
+    assert chosen.lengths.tolist() == [4, 3] and list(chosen.images) == ["left"]
 
 
 class RunsOnLoading:
@@ -598,7 +626,7 @@ def test_conversion_happens_once(tmp_path: Path, form: str, conversions: list[Pa
         assert not (folder / ".bimact_cache").exists()
     else:
         (copy,) = copies(folder)
-        assert sorted(path.name for path in copy.iterdir()) == ["faults.json", "observations.npy", "source.json"]
+        assert sorted(path.name for path in copy.iterdir()) == ["found.json", "observations.npy", "source.json"]
         status = (folder / "observations.npy").stat()
         source = json.loads((copy / "source.json").read_text())
         assert (source["size"], source["mtime_ns"]) == (status.st_size, status.st_mtime_ns)

@@ -109,6 +109,35 @@ def test_episodes_that_cannot_be_used_are_left_out_with_a_sentence(
 
 
 @pytest.mark.parametrize("variant", [V2, V3])
+def test_episodes_that_no_list_names_are_told(tmp_path: Path, variant: Variant) -> None:
+    folder = write_lerobot(tmp_path / "set", LENGTHS, variant)
+    if variant is V2:
+        path = folder / "meta/episodes.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        unused = "no episode that meta lists is in data/chunk-001/episode_000002.parquet: not used"
+    else:
+        change_table(folder / "meta/episodes/chunk-000/file-000.parquet", lambda table: table.slice(0, 1))
+        unused = "rows of episodes 1 are in the data files, and meta lists no such episodes: they are not used"
+    notes = open_lerobot(folder).notes
+    listed = 2 if variant is V2 else 1
+    assert unused in notes
+    assert f"meta/info.json counts {len(LENGTHS)} episodes, and {listed} are listed" in notes
+    assert any(note.startswith(f"meta/info.json counts {sum(LENGTHS)} steps, and ") for note in notes)
+
+
+def test_an_episode_whose_rows_are_in_several_places_is_damaged(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set", LENGTHS, V3)
+    first, second = LENGTHS[:2]
+    order = [0, *range(first, first + second), *range(1, first)]
+    change_table(folder / DATA_V3, lambda table: table.take(order))
+    (unusable,) = open_lerobot(folder).unusable
+    assert unusable.sentence == (
+        f"episode 0: {DATA_V3} has its rows in several places: write it again, with the rows of each episode together"
+    )
+    assert not unusable.is_missing
+
+
+@pytest.mark.parametrize("variant", [V2, V3])
 def test_a_dataset_without_any_episode_that_can_be_read_is_refused(tmp_path: Path, variant: Variant) -> None:
     folder = write_lerobot(tmp_path / "set", LENGTHS, variant)
     shutil.rmtree(folder / "videos")

@@ -398,7 +398,9 @@ def test_an_episode_that_ends_behind_an_array_is_damaged(tmp_path: Path) -> None
 
 def test_an_array_that_is_too_short_for_most_episodes_has_no_row_for_each_step(tmp_path: Path) -> None:
     goals = np.zeros((3, 16, 16, 3), np.uint8)  # one for each episode
-    source = open_zarr_replay(write_replay(tmp_path / "x.zarr", [2, 3, 4], {**replay_arrays([2, 3, 4]), "goal": goals}), None)
+    source = open_zarr_replay(
+        write_replay(tmp_path / "x.zarr", [2, 3, 4], {**replay_arrays([2, 3, 4]), "goal": goals}), None
+    )
     assert "goal" not in source.cameras
     assert [(entry.name, entry.reason) for entry in source.left_out] == [
         ("goal", "has 3 steps, meta/episode_ends tells of 9")

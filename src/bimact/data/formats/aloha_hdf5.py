@@ -54,6 +54,7 @@ from bimact.data.formats.hdf5 import (
     walk,
 )
 from bimact.data.formats.hdf5_episodes import Contents, encoded_images, frames_of, in_no_episode, steps_of, whites
+from bimact.data.formats.images import conversion_notes
 from bimact.data.formats.in_common import usual_forms
 from bimact.data.source import Column, Fault, Format, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
@@ -177,6 +178,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
     left_out = in_no_episode(files)
     columns = {key: _with_names(key, columns[key]) for key in _in_order(columns)}
     fps, notes = _fps_notes(files, usual_fps)
+    notes += conversion_notes([file.forms for file in files], whites(files))
     notes += _number_notes(names, [file.number for file in read])
     if left_aside:
         notes.append(f"left aside, since others are called episode_<number>: {', '.join(left_aside[:_MOST_TOLD])}")
@@ -302,7 +304,7 @@ def _refuse_other_rates(files: Sequence[_File], usual: float | None) -> None:
 def _fps_notes(files: Sequence[_File], usual: float | None) -> tuple[float | None, list[str]]:
     """Steps a second of files that agree, and notes where they do not tell."""
     notes = [
-        f"{file.where}: the attribute fps is {file.odd_fps}, which is no rate"
+        f"{file.where}: the attribute fps is {file.odd_fps}, which is not a rate"
         for file in files
         if file.odd_fps is not None
     ][:_MOST_TOLD]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,19 +26,20 @@ from bimact.data.formats.guide_observations import (
     LENGTHS,
     OBSERVATIONS,
     STATE,
+    Found,
     Layout,
     PickledObservations,
     RgbRows,
     camera_forms,
     check_total,
     observation_dtype,
-    read_faults,
+    rgb_notes,
     structured_fields,
 )
 from bimact.data.formats.raw_memmap import is_raw_memmap
 from bimact.data.npy_rows import NpyRows
 from bimact.data.safe_pickle import read_npy_header
-from bimact.data.source import Camera, Column, Fault, Format, LeftOut, Source, SourceEpisode, Unusable
+from bimact.data.source import Camera, Column, Fault, Format, Source, SourceEpisode, Unusable
 from bimact.errors import UserError, in_words
 from bimact.files import refuse_pointer
 
@@ -96,18 +97,17 @@ class GuideSource(Source):
         actions = open_actions(path / ACTIONS)
         check_total(lengths, len(actions), path / ACTIONS)
         observations = path / OBSERVATIONS
-        faults: dict[int, dict[str, str]] = {}
-        left_out: tuple[LeftOut, ...] = ()
+        found: Found | None = None
         if read_npy_header(observations).is_pickled:
             copy = converted_copy(observations, cache_dir, partial(PickledObservations, observations, lengths))
             observations = copy / OBSERVATIONS
-            faults, left_out = read_faults(copy)
+            found = Found.read(copy)
         records = open_records(observations)
         check_total(lengths, len(records), path / OBSERVATIONS)  # they may have changed since a copy was made
         fields = structured_fields(records.dtype, path / OBSERVATIONS)
-        if not left_out:  # else it was checked when it was converted
+        if found is None:  # else it was looked at when it was converted
             layout = Layout.of_fields(fields, f"{path / OBSERVATIONS}: each observation")
-            left_out = layout.left_out
+            found = Found(left_out=layout.left_out)
         forms, _ = camera_forms(fields)
         opened = Episodes(
             path=path,
@@ -119,26 +119,16 @@ class GuideSource(Source):
             actions=actions,
             **read_metadata(path / METADATA, actions.shape[1]),
         )
-        return cls.of(opened, faults, left_out)
+        return cls.of(opened, found)
 
     @classmethod
-    def of(
-        cls,
-        opened: Episodes,
-        faults: Mapping[int, Mapping[str, str]] | None = None,
-        left_out: tuple[LeftOut, ...] = (),
-    ) -> GuideSource:
-        """Arrays that are open already.
-
-        Args:
-            faults: episode → field of its observations → what is wrong with it.
-            left_out: other fields of the observations.
-        """
+    def of(cls, opened: Episodes, found: Found) -> GuideSource:
+        """Arrays that are open already, and what else was found in the observations."""
         numbers = np.flatnonzero(opened.lengths > 0).tolist()
 
         def faults_of(field: str) -> dict[int, Fault]:
-            found = {place: (faults or {}).get(number, {}).get(field) for place, number in enumerate(numbers)}
-            return {place: Fault(reason, "damaged") for place, reason in found.items() if reason is not None}
+            reasons = {place: found.faults.get(number, {}).get(field) for place, number in enumerate(numbers)}
+            return {place: Fault(reason, "damaged") for place, reason in reasons.items() if reason is not None}
 
         empty = [number for number, length in enumerate(opened.lengths.tolist()) if not length]
         unusable = [Unusable(number, f"episode {number}", "it has no steps", is_missing=True) for number in empty]
@@ -159,9 +149,10 @@ class GuideSource(Source):
             fps=opened.fps,
             files=tuple(name for name in (*FILES, METADATA) if (opened.path / name).exists()),
             unusable=tuple(unusable),
-            left_out=left_out,
+            left_out=found.left_out,
             camera_forms={name: faults_of(IMAGE_PREFIX + name) for name in opened.images},
             column_forms={STATE: faults_of(STATE)},
+            notes=(*found.notes, *rgb_notes(opened.images)),
             metadata=opened.metadata,
             opened=dataclasses.replace(opened, lengths=opened.lengths[opened.lengths > 0]),
         )

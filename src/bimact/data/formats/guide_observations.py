@@ -9,14 +9,14 @@ import contextlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bimact.data.episodes import Rows, identity_of
-from bimact.data.formats.images import ImageForm, NoCamera, image_form, not_by_name, white_of
+from bimact.data.formats.images import ImageForm, NoCamera, conversion_notes, image_form, not_by_name, white_of
 from bimact.data.safe_pickle import load_pickled_npy
 from bimact.data.source import LeftOut
 from bimact.errors import UserError
@@ -24,7 +24,7 @@ from bimact.files import write_json
 from bimact.progress import progress_bar
 
 OBSERVATIONS, LENGTHS = "observations.npy", "rollout_length.npy"
-FAULTS = "faults.json"  # beside converted observations
+FOUND = "found.json"  # beside converted observations
 _IMAGES_FOR_WHITE = 8
 IMAGE_PREFIX, STATE = "image_", "state"
 INVALID = "Invalid observation format: "
@@ -105,7 +105,8 @@ class RgbRows:
     def __init__(self, whole: Rows, form: ImageForm, white: float) -> None:
         self.shape = (len(whole), form.height, form.width, 3)
         self.dtype = np.dtype(np.uint8)
-        self._whole, self._form, self._white = whole, form, white
+        self.form, self.white = form, white
+        self._whole = whole
 
     @classmethod
     def of(cls, whole: Rows, form: ImageForm) -> Rows:
@@ -119,7 +120,7 @@ class RgbRows:
     @property
     def identity(self) -> dict[str, Any] | None:
         whole = identity_of(self._whole)
-        return None if whole is None else {**whole, "form": str(self._form), "white": self._white}
+        return None if whole is None else {**whole, "form": str(self.form), "white": self.white}
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -128,8 +129,14 @@ class RgbRows:
         images = np.asarray(self._whole[rows])
         where = "an image"
         if images.ndim == len(self._whole.shape) - 1:
-            return self._form.as_rgb(images, self._white, where)
-        return np.stack([self._form.as_rgb(image, self._white, where) for image in images])
+            return self.form.as_rgb(images, self.white, where)
+        return np.stack([self.form.as_rgb(image, self.white, where) for image in images])
+
+
+def rgb_notes(images: Mapping[str, Rows]) -> tuple[str, ...]:
+    """What is said of cameras whose rows hold images in another form than RGB."""
+    rows = {camera: rows for camera, rows in images.items() if isinstance(rows, RgbRows)}
+    return conversion_notes([{camera: of.form for camera, of in rows.items()}], {c: of.white for c, of in rows.items()})
 
 
 def structured_fields(dtype: np.dtype[Any], path: Path) -> Fields:
@@ -220,13 +227,12 @@ class PickledObservations:
         content = load_observations(path)
         self._columns: dict[str, np.ndarray] | None = None
         if isinstance(content, dict):
-            arrays = column_arrays(content)
-            where = f"the dictionary in {path}"
-            self.layout = Layout.of_fields(column_fields(arrays), where)
+            arrays, no_arrays = column_arrays(content)
+            layout = Layout.of_fields(column_fields(arrays), f"the dictionary in {path}")
+            check_total(lengths, len(arrays[STATE]), path)
+            even, uneven = even_cameras(layout.forms, arrays)
+            self.layout = replace(layout, forms=even, left_out=(*layout.left_out, *uneven, *no_arrays))
             self._columns = {name: arrays[name] for name in self.layout.dtype.names or ()}
-            for problem in uneven_columns(self._columns):
-                raise invalid(where, problem)
-            check_total(lengths, len(self._columns[STATE]), path)
         else:
             check_total(lengths, len(content), path)
             self._observations = content
@@ -239,7 +245,7 @@ class PickledObservations:
         return self._steps * self.layout.dtype.itemsize + 4096  # and the file's header
 
     def write(self, folder: Path) -> None:
-        """Write the structured array as `observations.npy`, and as `faults.json` what is wrong with some episodes.
+        """Write the structured array as `observations.npy`, and as `found.json` what is wrong with some episodes.
 
         These have zeros where a field of an observation is not as in most of them.
 
@@ -267,11 +273,12 @@ class PickledObservations:
                                 block[name][number] = self._value(first + number, name)
                             except UserError as error:
                                 episode, _ = episode_and_step(first + number, self._lengths)
-                                faults[episode].setdefault(name, str(error))
+                                faults[episode].setdefault(name, f"is damaged: {error}")
                 file.write(block.view(np.uint8).data)
                 progress.advance(len(block))
         left_out = [[entry.kind, entry.name, entry.reason] for entry in self.layout.left_out]
-        write_json(folder / FAULTS, {"episodes": faults, "left_out": left_out})
+        notes = conversion_notes([self.layout.forms], self._whites)
+        write_json(folder / FOUND, {"faults": faults, "left_out": left_out, "notes": notes})
 
     def _value(self, step: int, name: str) -> np.ndarray:
         """A field of a step, as the structured array holds it.
@@ -340,17 +347,26 @@ class PickledObservations:
         return f"step {step} (episode {episode}, step {step_in_it}) of {self._path}"
 
 
-def read_faults(folder: Path) -> tuple[dict[int, dict[str, str]], tuple[LeftOut, ...]]:
-    """What `PickledObservations.write` has written beside the observations.
+@dataclass(frozen=True)
+class Found:
+    """What was found in observations beside images and states.
 
-    Returns:
-        episode → field → what is wrong; and the other fields.
+    Attributes:
+        faults: episode → field → what is wrong with it.
+        left_out: other fields.
+        notes: how images were converted: whole sentences.
     """
-    if not (folder / FAULTS).exists():
-        return {}, ()
-    content = json.loads((folder / FAULTS).read_text())
-    episodes = {int(episode): faults for episode, faults in content["episodes"].items()}
-    return episodes, tuple(LeftOut(*entry) for entry in content["left_out"])
+
+    faults: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> Found:
+        """What `PickledObservations.write` has written beside the observations."""
+        content = json.loads((folder / FOUND).read_text())
+        faults = {int(episode): of_fields for episode, of_fields in content["faults"].items()}
+        return cls(faults, tuple(LeftOut(*entry) for entry in content["left_out"]), tuple(content["notes"]))
 
 
 def load_observations(path: Path) -> np.ndarray | dict[Any, Any]:
@@ -381,9 +397,15 @@ def as_array(value: Any) -> np.ndarray:
         return np.empty((), dtype=object)
 
 
-def column_arrays(columns: Mapping[Any, Any]) -> dict[Any, np.ndarray]:
-    """The arrays over all steps in a dictionary, which may hold other things besides."""
-    return {name: column for name, column in columns.items() if getattr(column, "ndim", 0)}
+def column_arrays(columns: Mapping[Any, Any]) -> tuple[dict[Any, np.ndarray], tuple[LeftOut, ...]]:
+    """The arrays over all steps in a dictionary, and what it holds besides."""
+    arrays = {name: as_array(column) for name, column in columns.items()}
+    left_out = [
+        LeftOut("column", str(name), "is not an array with a row for each step")
+        for name in arrays
+        if not arrays[name].ndim
+    ]
+    return {name: array for name, array in arrays.items() if array.ndim}, tuple(left_out)
 
 
 def column_fields(arrays: Mapping[Any, np.ndarray]) -> Fields:
@@ -391,9 +413,15 @@ def column_fields(arrays: Mapping[Any, np.ndarray]) -> Fields:
     return {name: (value.dtype, value.shape[1:]) for name, value in arrays.items()}
 
 
-def uneven_columns(arrays: Mapping[Any, np.ndarray]) -> Iterator[str]:
-    """Which arrays do not have as many steps as the state, each as the end of a sentence."""
+def even_cameras(
+    forms: Mapping[str, ImageForm], arrays: Mapping[Any, np.ndarray]
+) -> tuple[dict[str, ImageForm], tuple[LeftOut, ...]]:
+    """Of the cameras in a dictionary of arrays, those with as many steps as the state; and the others."""
     steps = len(arrays[STATE])
-    for name, column in arrays.items():
-        if len(column) != steps:
-            yield f"has {len(column)} steps of '{name}' and {steps} of '{STATE}'; save as many of both"
+    counts = {camera: len(arrays[IMAGE_PREFIX + camera]) for camera in forms}
+    uneven = tuple(
+        LeftOut("image", camera, f"has {count} steps, the state {steps}; save as many of both")
+        for camera, count in counts.items()
+        if count != steps
+    )
+    return {camera: form for camera, form in forms.items() if counts[camera] == steps}, uneven

@@ -16,6 +16,7 @@ from bimact.data.formats.images import (
     ImageForm,
     NoCamera,
     decode_image,
+    encoded_form,
     image_form,
     is_depth,
     is_encoded,
@@ -37,6 +38,7 @@ class Contents:
     Attributes:
         where: what messages call it.
         length: steps.
+        forms: how the images of each camera are held.
         encoded: cameras whose images are JPEG or PNG files.
         brightest: of cameras of floats, the largest number in the first image.
         left_out: what is neither a camera nor a column in this episode, by its name.
@@ -49,6 +51,7 @@ class Contents:
     length: int = 0
     cameras: dict[str, Camera] = field(default_factory=dict)
     columns: dict[str, Column] = field(default_factory=dict)
+    forms: dict[str, ImageForm] = field(default_factory=dict)
     encoded: tuple[str, ...] = ()
     brightest: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, LeftOut] = field(default_factory=dict)
@@ -106,13 +109,12 @@ class Contents:
             if is_depth(content):
                 self._leave_out("depth", name, "is depth: its files have more than 8 bits per channel")
                 return True
-            height, width = decode_image(content, f"{self.where}, camera {name}, step 0").shape[:2]
-            self.cameras[name] = Camera(height, width)
+            form = encoded_form(content, f"{self.where}, camera {name}, step 0")
             self.encoded += (name,)
-        elif isinstance(form, ImageForm):
-            self.cameras[name] = Camera(form.height, form.width)
-            if form.is_float:
-                self.brightest[name] = float(np.nanmax(dataset[0], initial=0))
+        elif isinstance(form, ImageForm) and form.is_float:
+            self.brightest[name] = float(np.nanmax(dataset[0], initial=0))
+        if isinstance(form, ImageForm):
+            self.cameras[name], self.forms[name] = Camera(form.height, form.width), form
         return True
 
     def _begins_as_image(self, dataset: h5py.Dataset) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +52,18 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
         raise UserError(f"{where}: an image is damaged ({' '.join(str(error).split())})") from None
 
 
+def encoded_form(content: bytes, where: str) -> ImageForm:
+    """How a PNG, JPEG or WebP file holds an image. It is decoded, so that a damaged one is told.
+
+    Raises:
+        UserError: as `decode_image`.
+    """
+    height, width = decode_image(content, where).shape[:2]
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        channels = {"L": 1, "1": 1, "LA": 1, "RGBA": 4}.get(image.mode, _COLOR)
+    return ImageForm(height, width, channels, 2, is_float=False)
+
+
 def is_depth(content: bytes) -> bool:
     """Whether an encoded image has more than 8 bits a pixel and channel, which depth has and colour has not."""
     try:
@@ -66,7 +80,7 @@ def is_encoded(content: bytes) -> bool:
 
 @dataclass(frozen=True)
 class ImageForm:
-    """How an array holds an image.
+    """How an array or a file holds an image.
 
     Attributes:
         channels: 1 (grey), 3, or 4 (the last one is transparency, and is dropped).
@@ -157,6 +171,30 @@ def image_form(shape: tuple[int, ...], dtype: np.dtype[Any], *, is_camera: bool 
             return NoCamera("depth", f"is depth: {what} per step, and images of one channel are colour only as uint8")
         return NoCamera("image", f"has {what} per step; images are uint8, or floats from 0 to 1 or to 255")
     return ImageForm(sides[0], sides[1], channels, axis, dtype.kind == "f")
+
+
+def conversion_notes(
+    episodes: Sequence[Mapping[str, ImageForm]], whites: Mapping[str, float] = MappingProxyType({})
+) -> tuple[str, ...]:
+    """A sentence for each camera and each way in which its images are not uint8 RGB.
+
+    Args:
+        episodes: of each, or of all at once: camera → how its images are held.
+        whites: camera of floats → the number that stands for white.
+    """
+    counts: Counter[str] = Counter()
+    for forms in episodes:
+        for name, form in forms.items():
+            if form.channels > _COLOR:
+                counts[f"camera {name}: its images have a fourth channel, which is dropped"] += 1
+            if form.channels == 1:
+                counts[f"camera {name}: its images are grey, so that red, green and blue are the same"] += 1
+            if form.is_float:
+                counts[f"camera {name}: its images are floats, taken to be from 0 to {whites.get(name, 1):g}"] += 1
+    many = len(episodes)
+    return tuple(
+        sentence + (f" (in {count} of {many} episodes)" if count < many else "") for sentence, count in counts.items()
+    )
 
 
 def white_of(images: Iterable[np.ndarray]) -> float:

@@ -16,6 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,16 @@ from typing import Any
 import numpy as np
 
 from bimact.data.formats.frame_matching import Matching, match_frames
-from bimact.data.formats.images import ImageForm, NoCamera, decode_image, image_form, is_depth, white_of
+from bimact.data.formats.images import (
+    ImageForm,
+    NoCamera,
+    conversion_notes,
+    decode_image,
+    encoded_form,
+    image_form,
+    is_depth,
+    white_of,
+)
 from bimact.data.formats.in_common import usual_forms
 from bimact.data.formats.lerobot_columns import TableFile, describe_table, read_arrays, read_cells, read_rows
 from bimact.data.formats.lerobot_meta import (
@@ -233,7 +243,14 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
         left_out=tuple(left_out),
         camera_forms=forms,
         column_forms=column_forms,
-        notes=(*info.notes, *_other_count(info, len(listed)), *files.notes.values(), *tables.notes(), *task_notes),
+        notes=(
+            *info.notes,
+            *_other_counts(info, listed),
+            *files.notes.values(),
+            *tables.notes(),
+            *task_notes,
+            *conversion_notes([cameras.forms], cameras.whites),
+        ),
         metadata={} if info.robot_type is None else {"robot_type": info.robot_type},
         places=tuple(places),
         features=cameras.features,
@@ -250,10 +267,17 @@ def is_lerobot(path: Path) -> bool:
 FORMAT = Format(name="LeRobotDataset", recognizes=is_lerobot, open=open_lerobot)
 
 
-def _other_count(info: Info, listed: int) -> tuple[str, ...]:
-    if info.total_episodes in (None, listed):
-        return ()
-    return (f"{INFO} counts {info.total_episodes} episodes, and {listed} are listed",)
+def _other_counts(info: Info, listed: Sequence[ListedEpisode]) -> list[str]:
+    """Notes on totals in info.json that are not those of the episodes that are listed."""
+    counts = {
+        "episodes": (info.total_episodes, len(listed)),
+        "steps": (info.total_frames, sum(episode.length for episode in listed)),
+    }
+    return [
+        f"{INFO} counts {told} {what}, and {found} are listed"
+        for what, (told, found) in counts.items()
+        if told not in (None, found)
+    ]
 
 
 def _overlaps(places: Sequence[_Place], episodes: Sequence[SourceEpisode], key: str, fps: float) -> dict[int, int]:
@@ -287,9 +311,11 @@ class _Tables:
         self._info = info
         self._files = files
         self._faults: dict[str, tuple[str, bool]] = {}
-        self._pieces: dict[str, dict[int, tuple[int, int]]] = {}
+        self._pieces: dict[str, dict[int, list[tuple[int, int]]]] = {}
         self._elsewhere: dict[int, str] | None = None  # episode → its file, of all files
         self._moved: list[int] = []
+        self._listed = {episode.index for episode in listed}
+        self._listed_files = {episode.data_file for episode in listed}
         # The index in the whole dataset of each file's first step.
         self._first_indices: dict[str, int] = {}
         for episode in listed:
@@ -312,6 +338,11 @@ class _Tables:
             return fault
         if not rows:
             return f"{file} has no rows of it", True
+        if len(self._pieces[file].get(listed.index, ())) > 1:
+            return (
+                f"{file} has its rows in several places: write it again, with the rows of each episode together",
+                False,
+            )
         if rows != listed.length:
             return f"{file} has {rows} rows of it, meta lists {listed.length} steps", False
         if file != listed.data_file:
@@ -319,10 +350,19 @@ class _Tables:
         return _Place(file, start, listed.videos)
 
     def notes(self) -> list[str]:
-        if not self._moved:
-            return []
-        told = ", ".join(map(str, self._moved[:_MOST_TOLD])) + (", …" if len(self._moved) > _MOST_TOLD else "")
-        return [f"the rows of episodes {told} are in other files than meta says: they are found by {_EPISODE}"]
+        """Where rows are that are not where meta says, and what no list of episodes names."""
+        unlisted = sorted({number for pieces in self._pieces.values() for number in pieces} - self._listed)
+        of_none = [file for file in self._files.tables() if file not in self._listed_files | self.known.keys()]
+        notes: dict[str, Sequence[int | str]] = {
+            "the rows of episodes {} are in other files than meta says: they are found by " + _EPISODE: self._moved,
+            "rows of episodes {} are in the data files, and meta lists no such episodes: they are not used": unlisted,
+            "no episode that meta lists is in {}: not used": of_none,
+        }
+        return [
+            note.format(", ".join(map(str, which[:_MOST_TOLD])) + (", …" if len(which) > _MOST_TOLD else ""))
+            for note, which in notes.items()
+            if which
+        ]
 
     def task_numbers(self, listed: ListedEpisode, place: _Place) -> list[int]:
         """What the steps' task_index says, each number once."""
@@ -355,7 +395,7 @@ class _Tables:
         if not self._info.is_v3:
             return 0, table.rows
         if _EPISODE in table.columns:
-            return self._pieces[file].get(listed.index, (0, 0))
+            return self._pieces[file].get(listed.index, [(0, 0)])[0]
         if listed.first_index is None or file not in self._first_indices:
             return 0, 0
         start = listed.first_index - self._first_indices[file]
@@ -372,14 +412,14 @@ class _Tables:
         return self._elsewhere.get(listed.index)
 
 
-def _pieces(path: Path, table: TableFile) -> dict[int, tuple[int, int]]:
-    """Episode's number → (first row, rows) of the first piece of it in a file."""
+def _pieces(path: Path, table: TableFile) -> dict[int, list[tuple[int, int]]]:
+    """Episode's number → (first row, rows) of each piece of it in a file."""
     numbers = read_rows(path, 0, table.rows, [_EPISODE])[_EPISODE][:, 0]
     starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
     ends = [*starts[1:].tolist(), len(numbers)]
-    pieces: dict[int, tuple[int, int]] = {}
+    pieces: dict[int, list[tuple[int, int]]] = {}
     for start, end in zip(starts.tolist(), ends):
-        pieces.setdefault(int(numbers[start]), (start, end - start))
+        pieces.setdefault(int(numbers[start]), []).append((start, end - start))
     return pieces
 
 
@@ -429,13 +469,15 @@ class _Cameras:
     Attributes:
         sizes: by name.
         features: name → feature.
-        arrays: name → form of its images, if they are arrays in the data files.
+        forms: name → how its images are held.
+        arrays: those of it whose images are arrays in the data files.
         whites: name → the number that stands for white, if they are floats.
         left_out: features that look like cameras and are none.
     """
 
     sizes: dict[str, Camera]
     features: dict[str, str]
+    forms: dict[str, ImageForm]
     arrays: dict[str, ImageForm]
     whites: dict[str, float]
     left_out: list[LeftOut]
@@ -445,21 +487,22 @@ class _Cameras:
         """Look at the features of a dataset, and at the first images of each that may be a camera."""
         forms = {key: form for key, feature in info.features.items() if (form := _array_form(key, feature, tables[0]))}
         keys = [key for key, feature in info.features.items() if feature.dtype in ("video", "image") or key in forms]
-        cameras = cls({}, {}, {}, {}, [])
+        cameras = cls({}, {}, {}, {}, {}, [])
         for name, key in _camera_names(keys).items():
             feature, form = info.features[key], forms.get(key)
-            found: Camera | NoCamera
+            found: ImageForm | NoCamera
             if feature.no_camera is not None:
                 found = feature.no_camera
-            elif isinstance(form, NoCamera):
+            elif form is not None:
                 found = form
             else:
-                found = _first_image(info, files, tables, places, key, form)
+                found = _first_image(info, files, tables, places, key)
             if isinstance(found, NoCamera):
                 cameras.left_out.append(LeftOut(found.kind, name, found.reason))
                 continue
-            cameras.sizes[name] = found
+            cameras.sizes[name] = Camera(found.height, found.width)
             cameras.features[name] = key
+            cameras.forms[name] = found
             if isinstance(form, ImageForm):
                 cameras.arrays[name] = form
                 if form.is_float:
@@ -486,11 +529,8 @@ def _first_image(
     tables: Sequence[TableFile],
     places: Sequence[_Place],
     key: str,
-    form: ImageForm | None,
-) -> Camera | NoCamera:
-    """The size of a camera's images in the first episode in which it can be read; or why it is none."""
-    if form is not None:
-        return Camera(form.height, form.width)
+) -> ImageForm | NoCamera:
+    """What a camera's images are in the first episode in which it can be read; or why it is none."""
     reason = "is in none of the files"
     tried = 0
     for table, place in zip(tables, places):
@@ -504,7 +544,8 @@ def _first_image(
                 found = video_format(existing(info.root, video.file))
                 if is_depth_format(found.pixels):
                     return NoCamera("depth", f"is depth: its pixels are {found.pixels}")
-                return Camera(found.height, found.width)
+                channels = 1 if found.pixels.startswith("gray") else 3
+                return ImageForm(found.height, found.width, channels, 2, is_float=False)
             if key not in table.others:
                 continue
             path = existing(info.root, place.file)
@@ -513,7 +554,7 @@ def _first_image(
             content = _image_content(info.root, cell, where)
             if is_depth(content):
                 return NoCamera("depth", "is depth: its images have more than 8 bits per channel")
-            return Camera(*decode_image(content, where).shape[:2])
+            return encoded_form(content, where)
         except UserError as error:
             reason = f"cannot be read: {error}"
             tried += 1
@@ -523,14 +564,14 @@ def _first_image(
 
 
 def _white(info: Info, places: Sequence[_Place], key: str, form: ImageForm) -> float:
-    shape = _array_shape(form)
-    try:
-        return white_of(
-            next(read_arrays(existing(info.root, place.file), [place.start], key, shape))
-            for place in places[:_EPISODES_FOR_SIZE]
-        )
-    except UserError:
-        return 1.0  # whoever reads them is told
+    """The number that stands for white in a camera of floats, by the first images of some episodes."""
+
+    def images() -> Iterator[np.ndarray]:
+        for place in places[:_EPISODES_FOR_SIZE]:
+            with suppress(UserError):  # whoever reads them is told
+                yield from read_arrays(existing(info.root, place.file), [place.start], key, _array_shape(form))
+
+    return white_of(images())
 
 
 def _camera_names(keys: Sequence[str]) -> dict[str, str]:

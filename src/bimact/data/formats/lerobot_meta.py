@@ -75,6 +75,7 @@ class Info:
     chunks_size: int
     robot_type: str | None
     total_episodes: int | None
+    total_frames: int | None
     notes: tuple[str, ...]
 
     @property
@@ -152,6 +153,7 @@ def read_info(root: Path) -> Info:
         chunks_size=content.integer("chunks_size", 1000, least=1),
         robot_type=content.text("robot_type"),
         total_episodes=None if content.is_missing("total_episodes") else content.integer("total_episodes"),
+        total_frames=None if content.is_missing("total_frames") else content.integer("total_frames"),
         notes=_splits(content.values.get("splits")),
     )
 

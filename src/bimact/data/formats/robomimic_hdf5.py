@@ -52,6 +52,7 @@ from bimact.data.formats.hdf5 import (
     walk,
 )
 from bimact.data.formats.hdf5_episodes import Contents, frames_of, in_no_episode, steps_of, whites
+from bimact.data.formats.images import conversion_notes
 from bimact.data.formats.in_common import usual_forms
 from bimact.data.source import Format, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
@@ -118,7 +119,7 @@ class RobomimicHdf5(Source):
             self,
             episodes=tuple(self.episodes[place] for place in kept),
             unusable=unusable,
-            notes=(),
+            notes=tuple(note for note in self.notes if note not in _of_all_subsets(self.filter_keys)),
             camera_forms=moved(self.camera_forms),
             column_forms=moved(self.column_forms),
         )
@@ -204,7 +205,7 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         left_out=left_out,
         camera_forms=camera_forms,
         column_forms=column_forms,
-        notes=_of_all_subsets(filter_keys),
+        notes=(*_of_all_subsets(filter_keys), *conversion_notes([demo.forms for demo in demos], whites(demos))),
         metadata=_about(environment, filter_keys),
         file=name,
         filter_keys=filter_keys,

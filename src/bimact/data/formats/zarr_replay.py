@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 
 from bimact.data.default_state import guessed_state, words_of
-from bimact.data.formats.images import ImageForm, NoCamera, image_form, not_by_name, white_of
+from bimact.data.formats.images import ImageForm, NoCamera, conversion_notes, image_form, not_by_name, white_of
 from bimact.data.formats.zarr_arrays import ZarrArray
 from bimact.data.formats.zarr_files import ZarrFiles, open_files
 from bimact.data.source import Camera, Column, Fault, Format, LeftOut, Source, SourceEpisode, Unusable
@@ -130,7 +130,9 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     episode_names = tuple(f"episode {number}" for number in numbers)
     places = _Places(tuple(ends[number] - lengths[number] for number in numbers), episode_names)
     unread = {entry.name for entry in left_out}
-    cameras = {key: array for key, array in arrays.items() if _camera_form(array) is not None}
+    forms = {key: form for key, array in arrays.items() if (form := _camera_form(array)) is not None}
+    cameras = {key: arrays[key] for key in forms}
+    whites = {key: _white(array, places) for key, array in cameras.items() if forms[key].is_float}
     columns = {key: array for key, array in arrays.items() if key not in cameras}
     faults = {key: _beyond(array, places, lengths) for key, array in arrays.items()}
     read_from = _relative(path, buffer, [f"data/{key}" for key in arrays])
@@ -141,7 +143,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
             SourceEpisode(name, lengths[number], read_from, number=number)
             for name, number in zip(episode_names, numbers, strict=True)
         ),
-        cameras={key: _camera(array) for key, array in cameras.items()},
+        cameras={key: Camera(form.height, form.width) for key, form in forms.items()},
         columns={key: Column(math.prod(array.shape[1:]), dtype=str(array.dtype)) for key, array in columns.items()},
         state_keys=_state_keys(columns, unread),
         action_keys=tuple(key for key in _ACTIONS if key in columns and unread.isdisjoint(_ACTIONS))[:1],
@@ -155,10 +157,10 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
         left_out=tuple(left_out),
         camera_forms={key: faults[key] for key in cameras if faults[key]},
         column_forms={key: faults[key] for key in columns if faults[key]},
-        notes=_rows_of_no_episode(arrays, ends[-1]),
+        notes=(*_rows_of_no_episode(arrays, ends[-1]), *conversion_notes([forms], whites)),
         arrays=arrays,
         places=places,
-        whites={key: _white(array, places) for key, array in cameras.items() if array.dtype != np.uint8},
+        whites=whites,
     )
 
 
@@ -262,9 +264,7 @@ def _beyond(array: ZarrArray, places: _Places, lengths: Sequence[int]) -> dict[i
     """Positions of the episodes that end behind an array's last row."""
     ends = [start + length for start, length in zip(places.starts, filter(None, lengths), strict=True)]
     reason = f"has {array.shape[0]} rows, and {_ENDS} says that the episode ends at row {{}}"
-    return {
-        position: Fault(reason.format(end), "damaged") for position, end in enumerate(ends) if end > array.shape[0]
-    }
+    return {position: Fault(reason.format(end), "damaged") for position, end in enumerate(ends) if end > array.shape[0]}
 
 
 def _rows_of_no_episode(arrays: Mapping[str, ZarrArray], steps: int) -> tuple[str, ...]:
@@ -286,12 +286,6 @@ def _is_column(array: ZarrArray) -> bool:
 def _camera_form(array: ZarrArray) -> ImageForm | None:
     form = None if array.dtype is None else image_form(array.shape[1:], array.dtype)
     return form if isinstance(form, ImageForm) else None
-
-
-def _camera(array: ZarrArray) -> Camera:
-    form = _camera_form(array)
-    assert form is not None
-    return Camera(form.height, form.width)
 
 
 def _state_keys(columns: Mapping[str, ZarrArray], unread: set[str]) -> tuple[str, ...]:
