@@ -13,20 +13,19 @@ from unittest.mock import patch
 
 import torch
 from answering import serve
+from bimact.policy.acting import Actor
 from policies import GUIDE
 from torch.utils.flop_counter import FlopCounterMode
 
 from bimact.config import Config, load_config
 from bimact.data.loader import Loader
 from bimact.data.windows import Batch, WindowDataset, WindowIndex, split_episodes
+from bimact.device import precision_dtype
 from bimact.machine import keep_freed_memory
 from bimact.policy.act import ActPolicy
-from bimact.policy.acting import Actor
-from bimact.policy.demonstrations import open_demonstrations
 from bimact.policy.transformer import TransformerEncoder
 from bimact.train.act_trainer import ActTrainer
-from bimact.train.device import precision_dtype
-from bimact.train.loaders import fill_from_dataset
+from bimact.train.demonstrations import fill_from_dataset, open_demonstrations
 
 Work = Callable[..., dict[str, Any]]
 

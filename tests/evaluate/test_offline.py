@@ -16,18 +16,19 @@ from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.evaluate.offline import evaluate_offline
 from bimact.evaluate.results import add_results, read_results
-from bimact.evaluate.run import LoadedRun, load_run
-from bimact.train.act_trainer import ActTrainer
+from bimact.policy.loading import LoadedPolicy, load_run
+from bimact.train.act_trainer import train_run
+from bimact.train.prepare import prepare_run
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("offline")
     dataset = write_dataset(folder / "dataset", [9, 12, 7, 10])
-    return ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(folder / "run"), num_epochs=1)).fit()
+    return train_run(prepare_run(tiny_config(dataset_dir=str(dataset), output_dir=str(folder / "run"), num_epochs=1)))
 
 
-def _reference(run: LoadedRun, chosen: list[int]) -> tuple[float, float, float, np.ndarray]:
+def _reference(run: LoadedPolicy, chosen: list[int]) -> tuple[float, float, float, np.ndarray]:
     """MAE of the policy, of both baselines, and the policy's by joint: window by window, step by step."""
     episodes = open_dataset(run.config.dataset_dir or "")
     config, mean = run.config, run.policy.action_normalizer.mean.numpy()

@@ -15,8 +15,8 @@ from bimact.config import Config
 from bimact.data.normalize import Normalizer
 from bimact.errors import UserError
 from bimact.evaluate.rollout import RolloutSettings, evaluate_rollouts
-from bimact.evaluate.run import LoadedRun
 from bimact.policy.act import ActPolicy
+from bimact.policy.loading import LoadedPolicy
 from bimact.sim.demonstrators import demonstrate
 from bimact.sim.tasks import find_task
 
@@ -52,12 +52,12 @@ class Demonstrator(torch.nn.Module):
         return torch.from_numpy(self.actions[:, rows]).float(), None
 
 
-def _run(tmp_path: Path, policy: Any, **changes: Any) -> LoadedRun:
+def _run(tmp_path: Path, policy: Any, **changes: Any) -> LoadedPolicy:
     settings = {"state_dim": 14, "action_dim": 14, "cameras": ["top"], "chunk_size": 100, **changes}
     config: Config = tiny_config(**settings)
     if policy is not None:
         policy.config = config
-    return LoadedRun(
+    return LoadedPolicy(
         tmp_path, Path("act-train-last.pth"), config, policy or ActPolicy(config).eval(), torch.device("cpu")
     )
 

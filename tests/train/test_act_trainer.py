@@ -19,16 +19,15 @@ from bimact.data.opening import open_dataset
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.policy.act import build_act_policy
+from bimact.run_directory import read_metrics
 from bimact.train import act_trainer
-from bimact.train.act_trainer import ActTrainer
-from bimact.train.tracking import read_metrics
+from bimact.train.act_trainer import ActTrainer, train_run
+from bimact.train.prepare import prepare_run
 
 
 def train(dataset: Path, run: Path, resume_from: Path | None = None, **changes: Any) -> ActTrainer:
     config = tiny_config(dataset_dir=str(dataset), output_dir=str(run), **changes)
-    trainer = ActTrainer(config, resume_from)
-    trainer.fit()
-    return trainer
+    return train_run(prepare_run(config, resume_from))
 
 
 def test_a_run_has_what_the_guide_says(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +74,7 @@ def test_statistics_are_of_the_training_episodes_only(tmp_path: Path) -> None:
     actions = np.load(dataset / "actions.npy")
     actions[8 * held_out[0] : 8 * held_out[0] + 8] = 1000
     np.save(dataset / "actions.npy", actions)
-    trainer = ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run")))
+    trainer = ActTrainer(prepare_run(tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"))))
     assert trainer.policy.action_normalizer.mean.abs().max() < 2
 
 
@@ -125,7 +124,9 @@ def test_lost_state_takes_the_weights_and_says_so(
     train(dataset, tmp_path / "run", num_epochs=1)
     last = tmp_path / "run" / "checkpoint" / "act-train-last.pth"
     last.with_suffix(".state").unlink()
-    trainer = ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), num_epochs=1), last)
+    trainer = ActTrainer(
+        prepare_run(tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), num_epochs=1), last)
+    )
     assert trainer.step == 0
     assert "only its weights are taken, and training starts anew" in capsys.readouterr().out
     saved = torch.load(last)
@@ -162,12 +163,12 @@ def test_number_of_steps_instead_of_epochs(dataset: Path, tmp_path: Path) -> Non
 
 def test_backbone_has_its_own_rate_and_a_frozen_one_has_no_state(dataset: Path, tmp_path: Path) -> None:
     config = tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), lr_backbone=1e-5)
-    groups = ActTrainer(config).optimizer.param_groups
+    groups = ActTrainer(prepare_run(config)).optimizer.param_groups
     assert [group["initial_lr"] for group in groups] == [1e-3, 1e-5]
     frozen = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, freeze=True))
-    trainer = ActTrainer(frozen)
-    before = {name: value.clone() for name, value in trainer.policy.image_encoder.state_dict().items()}
-    trainer.fit()
+    prepared = prepare_run(frozen)
+    before = {name: value.clone() for name, value in prepared.policy.image_encoder.state_dict().items()}
+    trainer = train_run(prepared)
     assert len(trainer.optimizer.param_groups) == 1
     after = trainer.policy.image_encoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

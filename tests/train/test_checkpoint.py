@@ -14,11 +14,10 @@ from processes import in_child
 from safetensors.torch import save_file
 
 from bimact.errors import UserError
+from bimact.run_directory import Run
 from bimact.train.checkpoint import (
-    checkpoint_path,
     copy_checkpoint,
     finish_interrupted_saves,
-    last_checkpoint,
     load_pair,
     load_weights,
     save_checkpoint,
@@ -28,7 +27,7 @@ WEIGHTS = {"queries.weight": torch.arange(3.0)}
 
 
 def test_pair_of_files(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 10, WEIGHTS, {"step": 7})
+    path = save_checkpoint(Run(tmp_path), 10, WEIGHTS, {"step": 7})
     assert path == tmp_path / "checkpoint" / "act-train-10.pth"
     assert torch.equal(
         torch.load(path)["queries.weight"], WEIGHTS["queries.weight"]
@@ -38,8 +37,8 @@ def test_pair_of_files(tmp_path: Path) -> None:
         torch.equal(weights["queries.weight"], WEIGHTS["queries.weight"]) and state is not None and state["step"] == 7
     )
     copy_checkpoint(path, "last")
-    assert checkpoint_path(tmp_path, "last").read_bytes() == path.read_bytes()
-    save_checkpoint(tmp_path, "last", {"queries.weight": torch.zeros(3)}, {"step": 8})
+    assert Run(tmp_path).checkpoint("last").read_bytes() == path.read_bytes()
+    save_checkpoint(Run(tmp_path), "last", {"queries.weight": torch.zeros(3)}, {"step": 8})
     assert torch.equal(
         load_weights(path)["queries.weight"], WEIGHTS["queries.weight"]
     )  # the copy was not written through
@@ -47,20 +46,20 @@ def test_pair_of_files(tmp_path: Path) -> None:
 
 def test_absent_checkpoint_lists_what_there_is(tmp_path: Path) -> None:
     for name in (10, 9, "best"):
-        save_checkpoint(tmp_path, name, WEIGHTS, {})
+        save_checkpoint(Run(tmp_path), name, WEIGHTS, {})
     with pytest.raises(UserError, match="has no checkpoint '11'; it has: best, 9, 10"):
-        checkpoint_path(tmp_path, 11)
+        Run(tmp_path).checkpoint(11)
 
 
 def test_full_disk_is_one_sentence_and_leaves_the_old_pair(tmp_path: Path) -> None:
     """The system refuses to write more than some bytes, in a process of its own."""
-    path = save_checkpoint(tmp_path, "last", WEIGHTS, {"step": 1})
+    path = save_checkpoint(Run(tmp_path), "last", WEIGHTS, {"step": 1})
 
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         with pytest.raises(UserError, match=r"cannot write .*act-train-last.pth \(File too large\): .*--resume_from"):
-            save_checkpoint(tmp_path, "last", {"queries.weight": torch.zeros(10_000)}, {"step": 2})
+            save_checkpoint(Run(tmp_path), "last", {"queries.weight": torch.zeros(10_000)}, {"step": 2})
 
     assert os.waitpid(in_child(work), 0)[1] == 0
     weights, state = load_pair(path)
@@ -84,7 +83,7 @@ def test_strangers_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hostile.pth holds more than weights .*must not run code"):
         load_weights(tmp_path / "hostile.pth")
     assert not target.exists()
-    path = save_checkpoint(tmp_path, 1, WEIGHTS, {})
+    path = save_checkpoint(Run(tmp_path), 1, WEIGHTS, {})
     (tmp_path / "short.pth").write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"short.pth is no file of weights that torch can read, or it is damaged"):
         load_weights(tmp_path / "short.pth")
@@ -151,7 +150,7 @@ def test_policies_of_other_software_are_named(tmp_path: Path) -> None:
 
 
 def test_pointers_of_git_lfs(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 1, WEIGHTS, {"step": 7})
+    path = save_checkpoint(Run(tmp_path), 1, WEIGHTS, {"step": 7})
     write_pointer(path.with_suffix(".state"))
     with pytest.raises(UserError, match=r"act-train-1\.state is a git-lfs pointer, .*run `git lfs pull`"):
         load_pair(path)
@@ -161,7 +160,7 @@ def test_pointers_of_git_lfs(tmp_path: Path) -> None:
 
 
 def test_state_that_is_damaged(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 1, WEIGHTS, {"step": 7})
+    path = save_checkpoint(Run(tmp_path), 1, WEIGHTS, {"step": 7})
     torch.save([1], path.with_suffix(".state"))
     with pytest.raises(UserError, match=r"act-train-1\.state holds no training state but a list: without that file"):
         load_pair(path)
@@ -173,7 +172,7 @@ def test_state_that_is_damaged(tmp_path: Path) -> None:
 
 
 def test_state_of_other_weights_is_not_taken(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 1, WEIGHTS, {"step": 7})
+    path = save_checkpoint(Run(tmp_path), 1, WEIGHTS, {"step": 7})
     torch.save({"queries.weight": torch.ones(3)}, path)  # somebody has put other weights there
     weights, state = load_pair(path)
     assert weights["queries.weight"].tolist() == [1, 1, 1] and state is None
@@ -181,7 +180,7 @@ def test_state_of_other_weights_is_not_taken(tmp_path: Path) -> None:
 
 def test_save_that_was_killed_between_state_and_weights_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state has its place, the weights lie complete beside theirs: they are found, and then put there."""
-    path = save_checkpoint(tmp_path, "last", WEIGHTS, {"step": 7})
+    path = save_checkpoint(Run(tmp_path), "last", WEIGHTS, {"step": 7})
     replace = Path.replace
 
     def killed(self: Path, target: Path) -> Path:
@@ -191,22 +190,22 @@ def test_save_that_was_killed_between_state_and_weights_counts(tmp_path: Path, m
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, "last", {"queries.weight": torch.ones(3)}, {"step": 8})
+        save_checkpoint(Run(tmp_path), "last", {"queries.weight": torch.ones(3)}, {"step": 8})
     monkeypatch.setattr(Path, "replace", replace)
     weights, state = load_pair(path)
     assert weights["queries.weight"].tolist() == [1, 1, 1] and state is not None and state["step"] == 8
     (path.parent / ".act-train-9.pth.new").write_bytes(b"half")
     (path.parent / "..act-train-9.pth.new.x1.tmp").write_bytes(b"quarter")
-    finish_interrupted_saves(tmp_path)
+    finish_interrupted_saves(Run(tmp_path))
     assert torch.equal(load_weights(path)["queries.weight"], torch.ones(3))
     assert {entry.name for entry in path.parent.iterdir()} == {"act-train-last.pth", "act-train-last.state"}
 
 
 def test_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint 'last'; it has: none"):
-        last_checkpoint(tmp_path)
+        Run(tmp_path).last_checkpoint()
     for name in (9, 10, "best"):
-        save_checkpoint(tmp_path, name, WEIGHTS, {})
-    assert last_checkpoint(tmp_path).name == "act-train-10.pth"
-    save_checkpoint(tmp_path, "last", WEIGHTS, {})
-    assert last_checkpoint(tmp_path).name == "act-train-last.pth"
+        save_checkpoint(Run(tmp_path), name, WEIGHTS, {})
+    assert Run(tmp_path).last_checkpoint().name == "act-train-10.pth"
+    save_checkpoint(Run(tmp_path), "last", WEIGHTS, {})
+    assert Run(tmp_path).last_checkpoint().name == "act-train-last.pth"

@@ -13,9 +13,10 @@ from processes import in_own_process
 
 from bimact.config import Config
 from bimact.errors import UserError
-from bimact.train.act_trainer import ActTrainer
+from bimact.run_directory import read_metrics
+from bimact.train.act_trainer import train_run
 from bimact.train.compiled import CompiledPolicy
-from bimact.train.tracking import read_metrics
+from bimact.train.prepare import prepare_run
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -36,9 +37,9 @@ def test_losses_are_those_without_it(dataset: Path, tmp_path: Path) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     for name, compiled in (("compiled", True), ("eager", False)):
-        trainer = ActTrainer(config_of(dataset, tmp_path / name, compile=compiled, dropout=0.0))
-        assert len(trainer.data.training) % 7  # the last batch is smaller
-        trainer.fit()
+        prepared = prepare_run(config_of(dataset, tmp_path / name, compile=compiled, dropout=0.0))
+        assert len(prepared.data.training) % 7  # the last batch is smaller
+        train_run(prepared)
         stats = torch._dynamo.utils.counters["stats"]
         assert stats["unique_graphs"] == 1 and not torch._dynamo.utils.counters["graph_break"]
         assert stats["calls_captured"] > 50
@@ -51,10 +52,10 @@ def test_losses_are_those_without_it(dataset: Path, tmp_path: Path) -> None:
 @in_own_process  # PyTorch cannot compute gradients in children of a process that has compiled
 def test_resumes_exactly(dataset: Path, tmp_path: Path) -> None:
     torch.compiler.reset()
-    ActTrainer(config_of(dataset, tmp_path / "whole", dropout=0.1)).fit()
-    ActTrainer(config_of(dataset, tmp_path / "half", dropout=0.1, num_epochs=1)).fit()
+    train_run(prepare_run(config_of(dataset, tmp_path / "whole", dropout=0.1)))
+    train_run(prepare_run(config_of(dataset, tmp_path / "half", dropout=0.1, num_epochs=1)))
     last = tmp_path / "half" / "checkpoint" / "act-train-last.pth"
-    ActTrainer(config_of(dataset, tmp_path / "half", dropout=0.1), resume_from=last).fit()
+    train_run(prepare_run(config_of(dataset, tmp_path / "half", dropout=0.1), resume_from=last))
     whole, half = (torch.load(tmp_path / name / "checkpoint" / "act-train-last.pth") for name in ("whole", "half"))
     assert all(torch.equal(whole[name], half[name]) for name in whole)
     assert losses(tmp_path / "whole") == losses(tmp_path / "half")

@@ -14,8 +14,9 @@ from guide_files import write_dataset
 from bimact.config import Config, load_config
 from bimact.encoder.conv import ConvEncoder
 from bimact.errors import UserError
-from bimact.train.act_trainer import ActTrainer
-from bimact.train.tracking import read_metrics
+from bimact.run_directory import read_metrics
+from bimact.train.act_trainer import ActTrainer, train_run
+from bimact.train.prepare import prepare_run
 
 FROZEN = {"freeze": True}
 
@@ -49,7 +50,7 @@ def test_losses_are_those_without_the_cache(dataset: Path, tmp_path: Path, seen:
     for name, cached in (("cached", None), ("anew", False)):
         config = config_of(dataset, tmp_path / name, feature_cache=cached)
         config.encoder.fuse = fuse
-        ActTrainer(config).fit()
+        train_run(prepare_run(config))
         if cached is None:
             assert sum(seen) == 2 * 38  # each image of both cameras once, in two epochs with validation
     assert sum(seen) > 300
@@ -62,32 +63,34 @@ def test_losses_are_those_without_the_cache(dataset: Path, tmp_path: Path, seen:
 
 
 def test_a_short_training_encodes_only_what_it_sees(dataset: Path, tmp_path: Path, seen: list[int]) -> None:
-    ActTrainer(config_of(dataset, tmp_path / "run", num_steps=2, val_split=0.0)).fit()
+    train_run(prepare_run(config_of(dataset, tmp_path / "run", num_steps=2, val_split=0.0)))
     assert not list(dataset.glob(".bimact_cache/features-*"))
     assert load_config(tmp_path / "run" / "config.yaml").feature_cache is False
 
 
 def test_a_resumed_run_goes_on_as_it_began(dataset: Path, tmp_path: Path, seen: list[int]) -> None:
-    ActTrainer(config_of(dataset, tmp_path / "short", num_steps=8, batch_size=1, num_epochs=1, val_split=0.0)).fit()
-    ActTrainer(config_of(dataset, tmp_path / "long")).fit()
+    train_run(
+        prepare_run(config_of(dataset, tmp_path / "short", num_steps=8, batch_size=1, num_epochs=1, val_split=0.0))
+    )
+    train_run(prepare_run(config_of(dataset, tmp_path / "long")))
     assert load_config(tmp_path / "long" / "config.yaml").feature_cache is True
     seen.clear()
-    ActTrainer(config_of(dataset, tmp_path / "long", num_epochs=3), tmp_path / "long").fit()
+    train_run(prepare_run(config_of(dataset, tmp_path / "long", num_epochs=3), tmp_path / "long"))
     assert not seen
     short = config_of(dataset, tmp_path / "short", num_steps=100, batch_size=1, num_epochs=1, val_split=0.0)
-    ActTrainer(short, tmp_path / "short").fit()
+    train_run(prepare_run(short, tmp_path / "short"))
     assert seen
 
 
 def test_resumed_with_weights_that_only_the_checkpoint_has(dataset: Path, tmp_path: Path) -> None:
     """The tokens are those of the encoder in the checkpoint, not of one with first weights."""
     config = config_of(dataset, tmp_path / "run")
-    ActTrainer(config).fit()
+    train_run(prepare_run(config))
     weights = tmp_path / "run/checkpoint/act-train-last.pth"
     state = {name: 2 * x if name.startswith("image_encoder.") else x for name, x in torch.load(weights).items()}
     (tmp_path / "alone").mkdir()
     torch.save(state, tmp_path / "alone" / "weights.pth")
-    trainer = ActTrainer(config_of(dataset, tmp_path / "next"), tmp_path / "alone" / "weights.pth")
+    trainer = ActTrainer(prepare_run(config_of(dataset, tmp_path / "next"), tmp_path / "alone" / "weights.pth"))
     rows = np.arange(4)
     images = torch.from_numpy(np.array(trainer.data.episodes.images["left"][rows])).permute(0, 3, 1, 2)
     tokens = trainer.bare_policy.image_encoder(images)
@@ -99,9 +102,9 @@ def test_an_encoder_that_learns_cannot_be_cached(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", [9, 12])
     config = tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), feature_cache=True)
     with pytest.raises(UserError, match="feature_cache: true needs encoder.freeze: true"):
-        ActTrainer(config)
+        ActTrainer(prepare_run(config))
 
 
 def test_the_largest_batch_is_found_with_tokens(dataset: Path, tmp_path: Path, seen: list[int]) -> None:
-    trainer = ActTrainer(config_of(dataset, tmp_path / "run", auto_batch_size=True))
+    trainer = ActTrainer(prepare_run(config_of(dataset, tmp_path / "run", auto_batch_size=True)))
     assert sum(seen) == 2 * 38 and trainer.config.batch_size >= 4

@@ -19,9 +19,10 @@ from guide_files import write_dataset
 from processes import in_child
 
 from bimact.config import Config, save_config
-from bimact.train.act_trainer import ActTrainer
+from bimact.run_directory import read_metrics
+from bimact.train.act_trainer import train_run
+from bimact.train.prepare import prepare_run
 from bimact.train.resume import open_checkpoint
-from bimact.train.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TIMELESS = ("epoch", "step", "total_loss", "action_loss", "kl_loss", "kl_divergence", "lr", "val_loss")
@@ -48,7 +49,7 @@ def go_on(config: Config) -> None:
         for left in (run / "checkpoint").glob("*"):
             left.unlink()
         (run / "checkpoint").rmdir() if (run / "checkpoint").exists() else None
-    ActTrainer(config, run if has_checkpoint else None).fit()
+    train_run(prepare_run(config, run if has_checkpoint else None))
 
 
 def assert_nothing_is_broken(run: Path) -> None:
@@ -154,7 +155,7 @@ def fit_and_count(config: Config, happened: Callable[[str], object]) -> None:
 
     sys.addaudithook(hook)
     try:
-        ActTrainer(config).fit()
+        train_run(prepare_run(config))
     finally:
         active = False
 

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from bimact.errors import UserError
 from bimact.policy.act import ActPolicy
 from bimact.train import memory
-from bimact.train.act_trainer import ActTrainer
+from bimact.train.act_trainer import train_run
 from bimact.train.memory import is_out_of_memory, largest_batch_size, out_of_memory
+from bimact.train.prepare import prepare_run
 
 CPU = torch.device("cpu")
 
@@ -42,7 +43,7 @@ def test_training_says_what_was_tried_and_what_to_try(
 ) -> None:
     allocator_that_holds(3, monkeypatch)
     with pytest.raises(UserError, match=r"out of memory with batch_size 6: try --batch_size 4 .*--auto_batch_size"):
-        ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), batch_size=6)).fit()
+        train_run(prepare_run(tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), batch_size=6)))
     assert "try --batch_size 4 " in str(out_of_memory(tiny_config(batch_size=8), CPU))
     assert "try --batch_size 8 (--gradient_accumulation_steps 2 " in str(out_of_memory(tiny_config(batch_size=9), CPU))
     assert "reduce hidden_dim" in str(out_of_memory(tiny_config(batch_size=1), CPU))
@@ -93,16 +94,15 @@ def test_auto_batch_size_trains_with_what_it_found(
     allocator_that_holds(11, monkeypatch)
     run = tmp_path / "run"
     changes = {"dataset_dir": str(dataset), "output_dir": str(run), "num_epochs": 1, "val_split": 0.0}
-    ActTrainer(tiny_config(auto_batch_size=True, **changes)).fit()
+    train_run(prepare_run(tiny_config(auto_batch_size=True, **changes)))
     assert "batch_size is 8" in capsys.readouterr().out
     saved = OmegaConf.load(run / "config.yaml")
     assert (saved.batch_size, saved.auto_batch_size) == (8, False)
     # The search leaves nothing behind: the same run with that batch size from the beginning is bit-identical.
     changes["output_dir"] = str(tmp_path / "given")
-    given = ActTrainer(tiny_config(batch_size=8, **changes))
-    given.fit()
+    given = train_run(prepare_run(tiny_config(batch_size=8, **changes)))
     searched = torch.load(run / "checkpoint" / "act-train-1.pth")
     assert all(torch.equal(value, searched[name]) for name, value in given.policy.state_dict().items())
     # Going on keeps what was found, whatever the config says of the batch.
     changes["output_dir"] = str(run)
-    assert ActTrainer(tiny_config(auto_batch_size=True, **{**changes, "num_epochs": 2}), run).config.batch_size == 8
+    assert prepare_run(tiny_config(auto_batch_size=True, **{**changes, "num_epochs": 2}), run).config.batch_size == 8

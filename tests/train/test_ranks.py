@@ -17,8 +17,8 @@ from conftest import tiny_config
 from guide_files import write_dataset
 
 from bimact.config import save_config
+from bimact.run_directory import read_metrics
 from bimact.train.optimizer import make_optimizer
-from bimact.train.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -22,9 +22,10 @@ from wandb_files import WandbFile, read_wandb_files
 from wandb_server import WandbServer
 
 from bimact.errors import UserError
+from bimact.run_directory import METRICS, read_metrics
 from bimact.train import wandb_run
 from bimact.train.prediction_plot import prediction_figure
-from bimact.train.tracking import METRICS, MetricsLog, read_metrics, wants_wandb
+from bimact.train.tracking import MetricsLog, wants_wandb
 
 KEY = "0123456789" * 4
 

@@ -15,10 +15,9 @@ from bimact.data.episodes import Episodes
 from bimact.data.loader import Loader
 from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_episodes
 from bimact.errors import UserError
-from bimact.evaluate.run import LoadedRun
-from bimact.policy.demonstrations import open_demonstrations
+from bimact.policy.loading import LoadedPolicy
 from bimact.progress import progress_bar
-from bimact.train.resume import dataset_of
+from bimact.train.demonstrations import open_demonstrations
 
 BASELINES = ("hold the last position", "mean action")
 
@@ -46,7 +45,7 @@ class _ErrorSums:
 
 
 def evaluate_offline(
-    run: LoadedRun,
+    loaded: LoadedPolicy,
     dataset_dir: str | None = None,
     *,
     episodes: Sequence[str] | None = None,
@@ -59,7 +58,7 @@ def evaluate_offline(
     the previous action); "mean action" is the training mean.
 
     Args:
-        run: the policy.
+        loaded: the policy.
         dataset_dir: the demonstrations; None: those of the training, of which only held-out episodes are
             used (all, where none was held out, and the result says so).
         episodes: those to use, by numbers and names; None: all of `dataset_dir`, or those of the training.
@@ -69,7 +68,7 @@ def evaluate_offline(
     Returns:
         what goes into `evaluation.json`.
     """
-    config = run.config
+    config = loaded.config
     path: str | None = dataset_dir
     has_choice = episodes is not None or exclude_episodes is not None
     if dataset_dir is not None or has_choice:  # what the training chose was of its own demonstrations
@@ -82,15 +81,15 @@ def evaluate_offline(
         )
     config = dataclasses.replace(config, skip_unreadable=skip_unreadable or config.skip_unreadable)
     if path is None:
-        path, moved = dataset_of(config, run.path)
+        path, moved = loaded.run.dataset()
         if moved is not None:
             print(moved)
     if path is None:
         raise UserError("offline evaluation needs --dataset_dir")
     demonstrations, source = open_demonstrations(config, path, for_training=False)
-    chosen, which = _choose_episodes(run, demonstrations, own_data=dataset_dir is None and not has_choice)
+    chosen, which = _choose_episodes(loaded, demonstrations, own_data=dataset_dir is None and not has_choice)
     which = "chosen" if has_choice else which
-    trained_on = dataset_of(run.config, run.path)[0]
+    trained_on = loaded.run.dataset()[0]
     if which in ("all", "chosen") and trained_on is not None and Path(trained_on).resolve() == source.path.resolve():
         print("Note: these are the demonstrations of the training: what it was trained on may be among them")
     index = WindowIndex.over(demonstrations, chosen, config.temporal_context, config.chunk_size)
@@ -100,20 +99,20 @@ def evaluate_offline(
         num_workers=config.num_workers,
     )
     sums = {name: _ErrorSums(config.chunk_size, demonstrations.actions.shape[1]) for name in ("policy", *BASELINES)}
-    mean_action = run.policy.action_normalizer.mean
+    mean_action = loaded.network.action_normalizer.mean
     row = 0
     with progress_bar("evaluating on demonstrations", len(index)) as progress, torch.inference_mode():
         for obs, actions in loader:
-            obs = {name: value.to(run.device) for name, value in obs.items()}
-            actions, is_pad = actions.to(run.device), obs["action_is_pad"]
-            sums["policy"].add(run.policy(obs)[0], actions, is_pad)
+            obs = {name: value.to(loaded.device) for name, value in obs.items()}
+            actions, is_pad = actions.to(loaded.device), obs["action_is_pad"]
+            sums["policy"].add(loaded.network(obs)[0], actions, is_pad)
             held = _last_position(demonstrations, index, row, obs["state"][:, -1], actions)
             sums[BASELINES[0]].add(held[:, None], actions, is_pad)
             sums[BASELINES[1]].add(mean_action, actions, is_pad)
             row += len(actions)
             progress.advance(len(actions))
     return {
-        "checkpoint": run.checkpoint.name,
+        "checkpoint": loaded.checkpoint.name,
         "dataset": str(demonstrations.path.resolve()),
         "episodes": which,
         "episode_numbers": [source.number_of(place) for place in chosen.tolist()],
@@ -124,15 +123,15 @@ def evaluate_offline(
         "fps": demonstrations.fps,
         **sums["policy"].summary(),
         "baselines": {name: sums[name].summary() for name in BASELINES},
-        "trajectory": _trajectory(run, demonstrations, int(chosen[0])),
+        "trajectory": _trajectory(loaded, demonstrations, int(chosen[0])),
     }
 
 
-def _choose_episodes(run: LoadedRun, episodes: Episodes, own_data: bool) -> tuple[np.ndarray, str]:
+def _choose_episodes(loaded: LoadedPolicy, episodes: Episodes, own_data: bool) -> tuple[np.ndarray, str]:
     everything = np.arange(len(episodes.lengths))
     if not own_data:
         return everything, "all"
-    _, held_out = split_episodes(episodes.lengths, run.config.val_split, run.config.seed)
+    _, held_out = split_episodes(episodes.lengths, loaded.config.val_split, loaded.config.seed)
     return (held_out, "held out") if len(held_out) else (everything, "training (none was held out)")
 
 
@@ -146,13 +145,13 @@ def _last_position(episodes: Episodes, index: WindowIndex, row: int, state: Tens
 
 
 @torch.inference_mode()
-def _trajectory(run: LoadedRun, episodes: Episodes, episode: int) -> dict[str, Any]:
+def _trajectory(loaded: LoadedPolicy, episodes: Episodes, episode: int) -> dict[str, Any]:
     """One episode, demonstrated and predicted: a chunk from each C-th observation, one after the other."""
-    config = run.config
+    config = loaded.config
     index = WindowIndex.over(episodes, np.array([episode]), config.temporal_context, config.chunk_size)
     dataset = WindowDataset(episodes, index, config.cameras)
     obs, _ = dataset.__getitems__(list(range(0, len(index), config.chunk_size)))
-    chunks, _ = run.policy({name: value.to(run.device) for name, value in obs.items()})
+    chunks, _ = loaded.network({name: value.to(loaded.device) for name, value in obs.items()})
     predicted = chunks.flatten(0, 1)[: len(index)].cpu().numpy()
     demonstrated = np.asarray(episodes.actions[episodes.rows_of(episode)], dtype=np.float32)
     return {

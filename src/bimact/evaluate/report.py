@@ -18,19 +18,17 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from bimact.config import Config, EncoderConfig, load_config
+from bimact.config import Config, EncoderConfig
 from bimact.data.episodes import Episodes
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.evaluate import plots
 from bimact.evaluate.page import page_environment
 from bimact.evaluate.results import read_results
-from bimact.evaluate.run import run_folder
 from bimact.files import check_writable, write_text
-from bimact.policy.demonstrations import open_demonstrations
-from bimact.train.checkpoint import FOLDER, RUN_CONFIG, load_weights
-from bimact.train.resume import dataset_of
-from bimact.train.tracking import METRICS, read_dataset_record, read_metrics
+from bimact.policy.loading import load_weights
+from bimact.run_directory import CHECKPOINTS, Run, read_dataset_record
+from bimact.train.demonstrations import open_demonstrations
 
 REPORT, VIDEOS, TEMPLATE = "report.html", "videos", "report_template.html"
 
@@ -95,7 +93,7 @@ class _Run:
     def checkpoint(self) -> Path | None:
         """The one that was evaluated, or else the one that would be."""
         names = (*self.evaluated_checkpoints, "act-train-best.pth", "act-train-last.pth")
-        paths = (self.path / FOLDER / Path(name).name for name in names if name)
+        paths = (self.path / CHECKPOINTS / Path(name).name for name in names if name)
         return next((path for path in paths if path.is_file()), None)
 
     @cached_property
@@ -122,7 +120,7 @@ def write_report(run_dir: str | Path) -> Path:
     A section whose data is missing says which command makes it.
 
     Args:
-        run_dir: as `run_folder` takes it.
+        run_dir: as `Run.existing` takes it.
 
     Returns:
         the page's path.
@@ -130,7 +128,7 @@ def write_report(run_dir: str | Path) -> Path:
     Raises:
         UserError: if the folder is no run or cannot be written, or one of its files cannot be read.
     """
-    check_writable(run_folder(run_dir))
+    check_writable(Run.existing(run_dir).path)
     run = _open_run(run_dir)
     environment = page_environment(
         Path(__file__).parent, percent=_percent, duration=_duration, words=_words, quote=_quote
@@ -173,13 +171,11 @@ def summary_table(run_dir: str | Path) -> Table:
 
 
 def _open_run(run_dir: str | Path) -> _Run:
-    path = run_folder(run_dir)
-    config = load_config(path / RUN_CONFIG)
-    has_metrics = (path / METRICS).is_file()
-    records = read_metrics(path / METRICS) if has_metrics else []
-    used = read_dataset_record(path / METRICS) if has_metrics else None
+    directory = Run.existing(run_dir)
+    path, config, records = directory.path, directory.config, directory.metrics()
+    used = read_dataset_record(directory.metrics_path) if directory.metrics_path.is_file() else None
     episodes, problem = None, "the run's config names no dataset"
-    dataset, _ = dataset_of(config, path)
+    dataset, _ = directory.dataset()
     if dataset is not None:
         try:
             episodes, _ = open_demonstrations(config, dataset, lambda line: None, for_training=False)

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from bimact.config import Config
+from bimact.device import choose_precision, precision_dtype
 from bimact.errors import UserError
 from bimact.evaluate.intervals import wilson_interval
-from bimact.evaluate.run import LoadedRun
 from bimact.machine import usable_cores
-from bimact.policy.acting import Actor
-from bimact.policy.ensembling import TemporalEnsemble
+from bimact.policy.inference import Execution, Policy
+from bimact.policy.loading import LoadedPolicy
 from bimact.progress import progress_bar
 from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, JOINTS, MAX_REWARD, find_task
-from bimact.train.device import choose_precision, precision_dtype
 
 _MAX_PARALLEL = 8
 
@@ -35,8 +30,9 @@ class RolloutSettings:
         task: the simulated task.
         rollouts: how many, from seeds `seed`, `seed + 1`, …
         seed: of the first rollout's scene.
-        execute_steps: steps of each chunk to execute before the next is predicted; None: the whole chunk.
-        temporal_ensemble: predict at each step and average, as in the paper, instead.
+        execute_steps: steps of each chunk to execute before the next prediction; None: as the run's config says.
+        temporal_ensemble: predict at each step and average, as in the paper; None: as the run's config says, unless
+            `execute_steps` is given.
         videos: how many of the first rollouts are filmed.
         image_size: height and width of the camera images; None: as in the training data.
         parallel: environments that step at once; None: chosen by the machine.
@@ -46,7 +42,7 @@ class RolloutSettings:
     rollouts: int = 50
     seed: int = 1000
     execute_steps: int | None = None
-    temporal_ensemble: bool = False
+    temporal_ensemble: bool | None = None
     videos: int = 0
     image_size: tuple[int, int] | None = None
     parallel: int | None = None
@@ -66,28 +62,51 @@ class Rollout:
         return self.highest_reward == MAX_REWARD
 
 
-def evaluate_rollouts(run: LoadedRun, settings: RolloutSettings) -> dict[str, Any]:
+def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[str, Any]:
     """Roll the policy out and count successes; the same settings give the same result on the same machine.
 
     Success is the paper's: the task's last stage was reached at some step of the 400.
 
     Returns:
         what goes into `evaluation.json`: success rate with Wilson's 95% interval, rewards, times, rollouts.
+
+    Raises:
+        UserError: if the policy is not for the simulated robot and its cameras, or a setting is wrong.
     """
-    config, steps = run.config, _steps_a_call(run, settings)
+    config = loaded.config
+    find_task(settings.task)
+    if settings.rollouts < 1:
+        raise UserError(f"--rollouts is {settings.rollouts}, it has to be at least 1")
     cameras = tuple(config.cameras or ())
-    _check(settings, cameras)
-    _refuse_other_robot(config)
+    for camera in cameras:
+        if camera not in CAMERAS:
+            raise UserError(
+                f"the policy was trained with camera '{camera}', which the simulation does not have "
+                f"({', '.join(CAMERAS)})"
+            )
+    for setting, dim in (("state_dim", config.state_dim), ("action_dim", config.action_dim)):
+        if dim not in (None, len(JOINTS)):
+            raise UserError(
+                f"the policy has {setting} {dim}, the simulated robot {len(JOINTS)}: it is for another robot"
+            )
+    # Images of another size than in training would be new to the policy.
+    size = settings.image_size or config.image_size
+    if size is None:
+        raise UserError(
+            f"{loaded.run.path} does not say which size its training images had: give --image_size, as 240x320"
+        )
+    execution = Execution.of(config, settings.execute_steps, settings.temporal_ensemble)
+    dtype = precision_dtype(choose_precision(config.mixed_precision, loaded.device))
+    policy = Policy(loaded.network, execution, loaded.interface, dtype=dtype)
     parallel = min(settings.rollouts, settings.parallel or min(_MAX_PARALLEL, 2 * usable_cores()))
     environment = partial(
         _make_environment,
-        execute_steps=steps,
+        execute_steps=execution.execute_steps,
         history=config.temporal_context,
         task=settings.task,
         cameras=cameras,
-        image_size=_image_size(run, settings),
+        image_size=(size[0], size[1]),
     )
-    actor = Actor(run.policy, precision_dtype(choose_precision(config.mixed_precision, run.device)))
     environments = AsyncVectorEnv(
         [environment] * parallel, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED
     )
@@ -98,109 +117,35 @@ def evaluate_rollouts(run: LoadedRun, settings: RolloutSettings) -> dict[str, An
     try:
         with progress_bar(f"rollouts of {settings.task}", settings.rollouts) as progress:
             while len(rollouts) < settings.rollouts:
-                count = min(parallel, settings.rollouts - len(rollouts))
-                seeds = range(settings.seed + len(rollouts), settings.seed + len(rollouts) + parallel)
-                wave = _roll_out(run, actor, settings, environments, list(seeds), count)
-                rollouts += wave
-                progress.advance(count, f"{sum(r.success for r in rollouts)} of {len(rollouts)} succeeded")
+                # One rollout per environment; those beyond the last one that is wanted only fill the batch up.
+                first = settings.seed + len(rollouts)
+                wave = [Rollout(seed) for seed in range(first, first + parallel)]
+                wanted = wave[: settings.rollouts - len(rollouts)]
+                for rollout in wanted:
+                    if rollout.seed - settings.seed < settings.videos:
+                        rollout.video = f"videos/{settings.task}-seed-{rollout.seed}.mp4"
+                videos = {r.seed: str(loaded.run.path / r.video) for r in wave if r.video}
+                policy.reset()
+                observation, _ = environments.reset(seed=[r.seed for r in wave], options={"videos": videos})
+                finished = False
+                while not finished:
+                    actions = policy.next_actions(observation)
+                    observation, rewards, _, truncated, info = environments.step(actions)
+                    for rollout, reward, final in zip(wave, rewards, info["final_reward"]):
+                        rollout.highest_reward = max(rollout.highest_reward, float(reward))
+                        rollout.final_reward = float(final)
+                    finished = bool(truncated.all())
+                rollouts += wanted
+                progress.advance(len(wanted), f"{sum(r.success for r in rollouts)} of {len(rollouts)} succeeded")
     finally:
         environments.close(terminate=True)
-    summary = _summary(settings, steps, rollouts, time.perf_counter() - began)
-    return {"checkpoint": run.checkpoint.name, **summary}
 
-
-def _make_environment(**settings: Any) -> Any:
-    # In a worker process: it needs the simulation, but neither PyTorch nor the policy.
-    from bimact.sim.chunked import ChunkedAloha
-
-    return ChunkedAloha(**settings)
-
-
-def _steps_a_call(run: LoadedRun, settings: RolloutSettings) -> int:
-    if settings.temporal_ensemble:
-        return 1
-    steps = settings.execute_steps or run.config.execute_steps or run.config.chunk_size
-    if not 1 <= steps <= run.config.chunk_size:
-        raise UserError(f"--execute_steps is {steps}, it has to be from 1 to the chunk size, {run.config.chunk_size}")
-    return steps
-
-
-def _image_size(run: LoadedRun, settings: RolloutSettings) -> tuple[int, int]:
-    """Height and width in which the policy saw its training images; other ones would be new to it."""
-    size = settings.image_size or run.config.image_size
-    if size is None:
-        raise UserError(f"{run.path} does not say which size its training images had: give --image_size, as 240x320")
-    return size[0], size[1]
-
-
-def _refuse_other_robot(config: Config) -> None:
-    """See that a policy takes and gives what the simulated robot has."""
-    for setting, size in (("state_dim", config.state_dim), ("action_dim", config.action_dim)):
-        if size not in (None, len(JOINTS)):
-            raise UserError(f"the policy has {setting} {size}, the simulated robot {len(JOINTS)}: it is not for it")
-
-
-def _check(settings: RolloutSettings, cameras: tuple[str, ...]) -> None:
-    find_task(settings.task)
-    if settings.rollouts < 1:
-        raise UserError(f"--rollouts is {settings.rollouts}, it has to be at least 1")
-    for camera in cameras:
-        if camera not in CAMERAS:
-            raise UserError(
-                f"the policy was trained with camera '{camera}', which the simulation does not have "
-                f"({', '.join(CAMERAS)})"
-            )
-
-
-def _roll_out(
-    run: LoadedRun,
-    actor: Actor,
-    settings: RolloutSettings,
-    environments: AsyncVectorEnv,
-    seeds: list[int],
-    count: int,
-) -> list[Rollout]:
-    """One rollout in each environment; only the first `count` are wanted, the rest fill the batch up."""
-    rollouts = [Rollout(seed) for seed in seeds]
-    for rollout in rollouts[:count]:
-        if rollout.seed - settings.seed < settings.videos:
-            rollout.video = f"videos/{settings.task}-seed-{rollout.seed}.mp4"
-    videos = {rollout.seed: str(run.path / rollout.video) for rollout in rollouts if rollout.video}
-    act = _acting(run, actor, settings)
-    observation, _ = environments.reset(seed=[*seeds], options={"videos": videos})
-    finished = False
-    while not finished:
-        observation, rewards, _, truncated, info = environments.step(act(observation))
-        for rollout, reward, final in zip(rollouts, rewards, info["final_reward"]):
-            rollout.highest_reward = max(rollout.highest_reward, float(reward))
-            rollout.final_reward = float(final)
-        finished = bool(truncated.all())
-    return rollouts[:count]
-
-
-def _acting(run: LoadedRun, actor: Actor, settings: RolloutSettings) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    """A rollout's function from observations (N, T, …) of N environments to the actions (N, k, A) to execute."""
-    config = run.config
-    ensemble = TemporalEnsemble(config.chunk_size, config.ensemble_coefficient, config.ensemble_window)
-    steps = _steps_a_call(run, settings)
-    actor.reset()
-
-    def act(observation: dict[str, np.ndarray]) -> np.ndarray:
-        obs = {name: torch.from_numpy(value).to(run.device) for name, value in observation.items()}
-        obs = {name: x.permute(0, 1, 4, 2, 3) if name.startswith("image_") else x for name, x in obs.items()}
-        chunk = actor.chunk(obs, new=steps)
-        actions = ensemble.update(chunk)[:, None] if settings.temporal_ensemble else chunk[:, :steps]
-        return actions.cpu().numpy()
-
-    return act
-
-
-def _summary(settings: RolloutSettings, steps: int, rollouts: list[Rollout], seconds: float) -> dict[str, Any]:
     successes = sum(rollout.success for rollout in rollouts)
     reached = [sum(r.highest_reward >= reward for r in rollouts) for reward in range(1, MAX_REWARD + 1)]
     return {
-        "settings": asdict(settings),
-        "execute_steps": steps,
+        "checkpoint": loaded.checkpoint.name,
+        "settings": {**asdict(settings), "temporal_ensemble": execution.temporal_ensemble},
+        "execute_steps": execution.execute_steps,
         "rollouts": len(rollouts),
         "successes": successes,
         "success_rate": successes / len(rollouts),
@@ -208,6 +153,13 @@ def _summary(settings: RolloutSettings, steps: int, rollouts: list[Rollout], sec
         "successes_at_the_end": sum(rollout.final_reward == MAX_REWARD for rollout in rollouts),
         "reward_reached": {str(reward): count for reward, count in enumerate(reached, start=1)},
         "steps": EPISODE_STEPS,
-        "seconds_a_rollout": seconds / len(rollouts),
+        "seconds_a_rollout": (time.perf_counter() - began) / len(rollouts),
         "each": [asdict(rollout) for rollout in rollouts],
     }
+
+
+def _make_environment(**settings: Any) -> Any:
+    # In a worker process: it needs the simulation, but neither PyTorch nor the policy.
+    from bimact.sim.chunked import ChunkedAloha
+
+    return ChunkedAloha(**settings)

@@ -15,15 +15,14 @@ import torch
 
 from bimact.config import save_config
 from bimact.errors import UserError
-from bimact.evaluate.run import load_run
 from bimact.exchange.assembly import Converted
 from bimact.exchange.lerobot_reader import CONFIG, lerobot_folder, read_lerobot, weights_of
 from bimact.exchange.lerobot_writer import refuse_inexpressible, write_lerobot
 from bimact.exchange.original_act import HEADS, IMAGE_SIZE, original_checkpoint, read_original
 from bimact.files import atomic_write
+from bimact.policy.loading import load_run
 from bimact.policy.weights import BIMACT, ORIGINAL, read_policy_weights
-from bimact.train.checkpoint import FOLDER, RUN_CONFIG
-from bimact.train.resume import new_run_settings
+from bimact.run_directory import CHECKPOINTS, RUN_CONFIG, Run, recorded
 
 FORMATS = ("bimact", "lerobot")
 
@@ -51,8 +50,10 @@ class Source:
 
     @property
     def is_run(self) -> bool:
-        run = self.path.parent if self.path.absolute().name == FOLDER else self.path
-        return any((path / RUN_CONFIG).is_file() and (path / FOLDER).is_dir() for path in (self.path, run))
+        return any(
+            (path / RUN_CONFIG).is_file() and (path / CHECKPOINTS).is_dir()
+            for path in (self.path, Run.of(self.path).path)
+        )
 
 
 def convert(source: Source, target: Path, to: str | None = None) -> Converted:
@@ -145,7 +146,7 @@ def _refuse_options(source: Source, what: str, names: Sequence[str]) -> None:
 
 def _read_run(source: Source) -> Converted:
     run = load_run(source.path, source.checkpoint or "best", "cpu")
-    policy, notes = run.policy, []
+    policy, notes = run.network, []
     if source.image_size is not None:
         policy.config = dataclasses.replace(policy.config, image_size=list(source.image_size))
     if policy.config.temporal_ensemble and policy.config.ensemble_window is not None:
@@ -154,9 +155,9 @@ def _read_run(source: Source) -> Converted:
 
 
 def _write_run(converted: Converted, folder: Path, target: Path) -> None:
-    config = dataclasses.replace(new_run_settings(converted.policy.config), output_dir=str(target))
+    config = dataclasses.replace(recorded(converted.policy.config), output_dir=str(target))
     save_config(config, folder / RUN_CONFIG)
-    best, last = (folder / FOLDER / f"act-train-{name}.pth" for name in ("best", "last"))
+    best, last = (folder / CHECKPOINTS / f"act-train-{name}.pth" for name in ("best", "last"))
     with atomic_write(best) as file:
         torch.save(converted.policy.state_dict(), file)
     try:

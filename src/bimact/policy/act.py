@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from bimact.config import Config, to_config
 from bimact.data.normalize import Normalizer
 from bimact.encoder.base import build_encoder
-from bimact.encoder.fusion import build_fusion
 from bimact.errors import UserError
+from bimact.policy.fusion import build_fusion
 from bimact.policy.transformer import (
     TransformerDecoder,
     TransformerEncoder,
@@ -152,12 +152,10 @@ class ActPolicy(nn.Module):
         normalized = self._decode(latent, state, self._visual_tokens(obs)).float()
         return self.action_normalizer.inverse(normalized), ActOutput(normalized, mu, log_sigma2)
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Make a policy that only acts from now on faster, in ways that end its training and its saving."""
+    def prepare_for_inference(self) -> None:
+        """Make inference faster, in ways after which the policy can no longer be trained or saved."""
         if self.cameras:
-            self.image_encoder.settle()
-        self.decoder.settle(self.queries.weight[None])
+            self.image_encoder.prepare_for_inference()
 
     def _decode(self, latent: Tensor, state: Tensor, visual: tuple[Tensor, Tensor] | None) -> Tensor:
         """Latent (B, Z), state (B, T, S), visual tokens and positions → normalised chunk (B, C, A)."""

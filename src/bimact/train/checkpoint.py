@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,49 +19,14 @@ from torch import Tensor
 
 from bimact.errors import UserError, in_words
 from bimact.files import atomic_write, flush_to_disk, refuse_pointer
-from bimact.policy.weights import BIMACT, read_policy_weights
+from bimact.policy.loading import load_weights
+from bimact.run_directory import STATE, WEIGHTS, Run, unfinished
 
-RUN_CONFIG, FOLDER = "config.yaml", "checkpoint"  # in a run's folder
-WEIGHTS, STATE = ".pth", ".state"
 _WITHOUT_STATE = "without that file training goes on with the weights alone"
 _DIGEST = "weights_sha256"  # in the state: which weights it belongs to
 
 
-def checkpoint_path(run: str | Path, which: str | int) -> Path:
-    """The weights file of a run's checkpoint: `best`, `last` or an epoch's number.
-
-    Raises:
-        UserError: if the run has no such checkpoint; the sentence lists those it has.
-    """
-    folder = Path(run) / FOLDER
-    path = folder / f"act-train-{which}{WEIGHTS}"
-    if not path.exists():
-        found = sorted(folder.glob(f"act-train-*{WEIGHTS}"), key=_epoch_of)
-        names = ", ".join(entry.stem.removeprefix("act-train-") for entry in found) or "none"
-        raise UserError(f"{Path(run).resolve()} has no checkpoint '{which}'; it has: {names}")
-    return path
-
-
-def last_checkpoint(run: str | Path) -> Path:
-    """The weights file to go on from: `last`, or after a kill before there was one, the highest epoch's.
-
-    Raises:
-        UserError: if the run has no checkpoint.
-    """
-    folder = Path(run) / FOLDER
-    last = folder / f"act-train-last{WEIGHTS}"
-    if last.exists() or (_new(last).exists() and last.with_suffix(STATE).exists()):
-        return last
-    numbered = [path for path in folder.glob(f"act-train-*{WEIGHTS}") if _epoch_of(path)[0] >= 0]
-    return max(numbered, key=_epoch_of) if numbered else checkpoint_path(run, "last")
-
-
-def _epoch_of(path: Path) -> tuple[int, str]:
-    number = re.search(r"act-train-(\d+)$", path.stem)
-    return (int(number[1]) if number else -1, path.stem)
-
-
-def save_checkpoint(run: str | Path, name: str | int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+def save_checkpoint(run: Run, name: str | int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Save a policy's state dict and the trainer's state under a name.
 
     The pair changes in one moment, when the state that names the new weights takes its place: until then the old
@@ -75,8 +39,8 @@ def save_checkpoint(run: str | Path, name: str | int, weights: Mapping[str, Tens
     Raises:
         UserError: if the disk is full or cannot be written; what was there before stays.
     """
-    path = Path(run) / FOLDER / f"act-train-{name}{WEIGHTS}"
-    new = _new(path)
+    path = run.checkpoints / f"act-train-{name}{WEIGHTS}"
+    new = unfinished(path)
     try:
         with atomic_write(new) as file:
             torch.save(dict(weights), file)
@@ -88,7 +52,7 @@ def save_checkpoint(run: str | Path, name: str | int, weights: Mapping[str, Tens
             raise
         raise UserError(
             f"cannot write {path} ({cause.strerror or cause}): see to it, then go on from the last checkpoint by "
-            f"--resume_from {run}"
+            f"--resume_from {run.path}"
         ) from error
     new.replace(path)
     flush_to_disk(path.parent)
@@ -99,10 +63,10 @@ def copy_checkpoint(path: Path, name: str) -> None:
     """Give a saved checkpoint a further name, without a second copy on disk where links are possible."""
     target = path.with_name(f"act-train-{name}{WEIGHTS}")
     temporary = target.with_name(f".{target.stem}{STATE}.tmp")
-    _link(path, _new(target))
+    _link(path, unfinished(target))
     _link(path.with_suffix(STATE), temporary)
     temporary.replace(target.with_suffix(STATE))
-    _new(target).replace(target)
+    unfinished(target).replace(target)
     flush_to_disk(path.parent)
 
 
@@ -114,11 +78,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _new(path: Path) -> Path:
-    """Where the weights are complete before they take their place."""
-    return path.with_name(f".{path.name}.new")
-
-
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -127,12 +86,12 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def finish_interrupted_saves(run: str | Path) -> None:
+def finish_interrupted_saves(run: Run) -> None:
     """Put a run's checkpoint folder in order after a kill: what was half written goes, what was whole stays.
 
     Only for the one process that is about to write there.
     """
-    folder = Path(run) / FOLDER
+    folder = run.checkpoints
     for new in folder.glob(f".act-train-*{WEIGHTS}.new"):
         path = new.with_name(new.name.removeprefix(".").removesuffix(".new"))
         state = load_state(path)
@@ -157,27 +116,8 @@ def load_pair(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
     state = load_state(path)
     if state is None:
         return load_weights(path), None
-    belonging = [file for file in (path, _new(path)) if file.exists() and _digest(file) == state.get(_DIGEST)]
+    belonging = [file for file in (path, unfinished(path)) if file.exists() and _digest(file) == state.get(_DIGEST)]
     return (load_weights(belonging[0]), state) if belonging else (load_weights(path), None)
-
-
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """A policy's state dict, on the CPU; nothing in the file is run.
-
-    It may also lie under a key such as `model_state_dict`, have names that begin with `module.`, or be a file of
-    safetensors; the main process prints what else was chosen there.
-
-    Raises:
-        UserError: if the file is missing, cut short, or holds no policy of bimact; the sentence says what it holds.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint not found: {path.resolve()}")
-    found = read_policy_weights(path, BIMACT)
-    if os.environ.get("RANK", "0") == "0":
-        for note in found.notes:
-            print(f"Note: {path}: {note}", flush=True)
-    return found.tensors
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:

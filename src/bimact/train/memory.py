@@ -15,10 +15,10 @@ from bimact.config import Config
 from bimact.data.windows import WindowDataset
 from bimact.errors import UserError
 from bimact.policy.act import ActPolicy, act_losses
+from bimact.run_directory import recorded
 from bimact.train.device import to_device
 from bimact.train.optimizer import make_optimizer
 from bimact.train.ranks import Ranks
-from bimact.train.resume import new_run_settings
 
 _LARGEST = {"cpu": 64}  # where more is no faster
 _LARGEST_ANYWHERE = 1024
@@ -92,7 +92,7 @@ def _some_memory_left(device: torch.device) -> Iterator[None]:
 def with_largest_batch(config: Config, windows: WindowDataset, accelerator: Accelerator, ranks: Ranks) -> Config:
     """The config with the largest `batch_size` that fits, found by training steps of a policy that is thrown away."""
     device = accelerator.device
-    policy = ActPolicy(new_run_settings(config)).to(device).train()
+    policy = ActPolicy(recorded(config)).to(device).train()
     optimizer = make_optimizer(policy, config)
 
     def try_step(size: int) -> None:
@@ -107,7 +107,7 @@ def with_largest_batch(config: Config, windows: WindowDataset, accelerator: Acce
 
     with _some_memory_left(device):
         found = largest_batch_size(try_step, len(windows), device)
-    size = ranks.least(found)
+    size = ranks.all_reduce_min(found)
     if ranks.is_main:
         print(f"batch_size is {size}\n", flush=True)
     return dataclasses.replace(config, batch_size=size, auto_batch_size=False)

@@ -6,28 +6,26 @@ import math
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from bimact.config import Config
 from bimact.policy.act import ActPolicy
 
 
-def make_optimizer(policy: ActPolicy, config: Config, batches_a_step: int = 1) -> torch.optim.Optimizer:
+def make_optimizer(policy: ActPolicy, config: Config, batches_per_step: int = 1) -> torch.optim.Optimizer:
     """AdamW with a group for the image backbone; parameters without gradient have no state.
 
     Args:
         policy: whose parameters.
         config: for the learning rates and the weight decay.
-        batches_a_step: of all processes and accumulated ones; the learning rates grow as `scale_lr` says.
+        batches_per_step: of all processes and accumulated ones; the learning rates grow as `scale_lr` says.
     """
     backbone: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
             (backbone if name.startswith("image_encoder.") else rest).append(parameter)
-    scale = {"none": 1.0, "linear": batches_a_step, "sqrt": math.sqrt(batches_a_step)}[config.scale_lr]
+    scale = {"none": 1.0, "linear": batches_per_step, "sqrt": math.sqrt(batches_per_step)}[config.scale_lr]
     groups: list[dict[str, Any]] = [{"params": rest, "lr": scale * config.lr}]
     if backbone:
         groups.append({"params": backbone, "lr": scale * (config.lr_backbone or config.lr)})
@@ -52,20 +50,6 @@ def learning_rate_factor(config: Config, step: int, total_steps: int) -> float:
         return 1.0
     progress = (step - warmup) / max(1, total_steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def clip_gradients(accelerator: Accelerator, optimizer: AcceleratedOptimizer, most: float) -> None:
-    """Scale all gradients down together if their norm is above a limit.
-
-    On a CPU the optimizer's next step does so, by the attribute that `torch.amp.GradScaler` sets: that spares a pass
-    over all gradients.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if accelerator.device.type != "cpu":
-        accelerator.clip_grad_norm_(parameters, most)
-        return
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    optimizer.optimizer.grad_scale = norm / most if norm > most else None
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""What the processes of a data-parallel training have to agree on. With one process there is nothing to agree on."""
+"""Collective operations of data-parallel training. With a single process each is the identity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Ranks:
-    """This process among those of the training.
+    """This process (rank) of the training.
 
     Args:
         accelerator: knows the processes; `torchrun` or `accelerate launch` has started them.
@@ -28,7 +28,7 @@ class Ranks:
         self._accelerator = accelerator
         self.count = accelerator.num_processes
         self.rank = accelerator.process_index
-        # Requests to stop travel beside the gradients, between CPUs.
+        # Stop requests are all-reduced on the CPU, concurrently with the gradients.
         self._group: Any = dist.new_group(backend="gloo") if self.count > 1 else None
         # About a tensor's memory layout after the first backward pass: nothing that a user could change.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -39,14 +39,14 @@ class Ranks:
         """Whether this process is the one that prints, logs and saves."""
         return self.rank == 0
 
-    def joined(self, module: Module) -> Module:
-        """A module whose batch statistics are of the batches of all GPUs together; PyTorch has none for CPUs."""
+    def convert_sync_batchnorm(self, module: Module) -> Module:
+        """Batch norms whose statistics are over the batches of all GPUs; PyTorch has none for CPUs."""
         if self.count > 1 and self._accelerator.device.type == "cuda":
             return nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return module
 
     def share(self, count: int) -> range:
-        """This process's part of `count` things."""
+        """This rank's part of `count` items."""
         return range(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def mean(self, values: Tensor) -> Tensor:
@@ -59,18 +59,18 @@ class Ranks:
             return values
         return self._accelerator.reduce(values.to(self._accelerator.device), "sum")
 
-    def least(self, value: int) -> int:
+    def all_reduce_min(self, value: int) -> int:
         """The smallest value of all processes; all have to call it."""
         if self.count == 1:
             return value
         return int(self._accelerator.gather(torch.tensor([value], device=self._accelerator.device)).min())
 
-    def lost(self, error: Exception) -> bool:
-        """Whether an error says that another process is gone."""
+    def lost_process(self, error: Exception) -> bool:
+        """Whether an error says that another process has ended."""
         return self.count > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
-    def main_ones(self, value: object) -> object:
-        """The main process's value, in all processes."""
+    def broadcast_from_main(self, value: object) -> object:
+        """The main process's value, in all processes; all have to call it."""
         return broadcast_object_list([value])[0] if self.count > 1 else value
 
     def check_in_main(self, check: Callable[[], None]) -> None:
@@ -85,14 +85,14 @@ class Ranks:
                 check()
             except UserError as error:
                 fault = str(error)
-        sentence = self.main_ones(fault)
+        sentence = self.broadcast_from_main(fault)
         if sentence is not None:
             raise UserError(str(sentence))
 
     def agree_to_stop(self, requested: bool) -> bool:
         """Whether all stop now, since one of them was asked to.
 
-        With several processes the answer to a step's question comes at the next step, so that no step waits.
+        With several processes the all-reduce of a step is read at the next step, so that no step waits for it.
         """
         if self._group is None:
             return requested

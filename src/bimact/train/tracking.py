@@ -14,15 +14,14 @@ from matplotlib.figure import Figure
 
 from bimact.config import Config
 from bimact.files import write_text
+from bimact.run_directory import METRICS, metrics_lines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from bimact.train.wandb_run import WandbRun
 
-METRICS = "metrics.jsonl"
 _TENSORBOARD_FLUSH_SECONDS = 30
-_METADATA = ("epoch", "step", "val_loss")  # of a checkpoint, from the record before it
 
 
 def wants_wandb(config: Config) -> bool:
@@ -50,7 +49,7 @@ class MetricsLog:
         self._last_record: dict[str, Any] = {}
         self._new_best: tuple[Path, dict[str, Any]] | None = None  # not uploaded yet
         path = run / METRICS
-        lines = [record for record in _lines(path) if record["step"] <= step] if path.exists() else []
+        lines = [record for record in metrics_lines(path) if record["step"] <= step] if path.exists() else []
         records = [record for record in lines if "dataset" not in record]
         self._wandb = _start_wandb(config, run, wandb_id, records) if wants_wandb(config) else None
         self._tensorboard = _start_tensorboard(run, step) if config.tensorboard else None
@@ -121,27 +120,6 @@ class MetricsLog:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.close(exit_code)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The figures in a `metrics.jsonl`: all records but those on the dataset."""
-    return [record for record in _lines(path) if "dataset" not in record]
-
-
-def read_dataset_record(path: Path) -> dict[str, Any] | None:
-    """What a training used of its dataset, as the last such line of its `metrics.jsonl` says; None: there is none."""
-    return next((record["dataset"] for record in reversed(_lines(path)) if "dataset" in record), None)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; a last line that a kill has cut short is left out."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 def _start_tensorboard(run: Path, step: int) -> SummaryWriter:

@@ -19,8 +19,8 @@ from bimact.data.opening import open_dataset
 from bimact.data.selection import Selection
 from bimact.encoder import feature_cache
 from bimact.encoder.base import ImageEncoder
-from bimact.encoder.feature_cache import FeatureCache, Workers
 from bimact.errors import UserError
+from bimact.train.feature_cache import FeatureCache, Workers
 
 
 class Pixels(ImageEncoder):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bimact.encoder.fusion import ConcatMlpFusion, GatedFusion, build_fusion
 from bimact.errors import UserError
+from bimact.policy.fusion import ConcatMlpFusion, GatedFusion, build_fusion
 
 BATCH, CAMERAS, PLACES, DIM = 2, 3, 4, 5
 

@@ -10,7 +10,7 @@ from conftest import tiny_config
 from hdf5_files import write_aloha
 
 from bimact.errors import UserError
-from bimact.policy.demonstrations import open_demonstrations
+from bimact.train.demonstrations import open_demonstrations
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""Tokens of a frozen encoder for every frame of a dataset, computed once: it would give the same ones every epoch.
+"""Features of a frozen encoder for every frame of a dataset, computed once instead of once per epoch.
 
-Of an encoder whose last blocks learn (`encoder.train_last`), they are what its frozen trunk gives.
+Of an encoder whose last blocks are trained (`encoder.train_last`), they are the output of its frozen trunk.
 
 They lie in memory-mapped files, a folder for each camera, named by all that decides over them: the encoder's weights
 and settings, the precision, and the images. What was computed before an interruption counts.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from bimact.config import Config
 from bimact.data.array_folder import ArrayFolder, RowWriter, read_description
 from bimact.data.cache_places import check_space, first_writable, one_at_a_time, places
 from bimact.data.episodes import Episodes, Rows, identity_of
 from bimact.data.npy_rows import NpyRows
+from bimact.device import precision_dtype
 from bimact.encoder.base import ImageEncoder
 from bimact.errors import UserError
+from bimact.policy.act import ActPolicy
 from bimact.progress import progress_bar
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -73,14 +78,14 @@ class Workers:
     Attributes:
         number: of this process, from 0.
         count: how many there are.
-        meet: returns when all processes have called it.
-        speaks: whether this one prints.
+        barrier: returns when all processes have called it.
+        prints: whether this one prints.
     """
 
     number: int = 0
     count: int = 1
-    meet: Callable[[], None] = lambda: None
-    speaks: bool = True
+    barrier: Callable[[], None] = lambda: None
+    prints: bool = True
 
 
 class FeatureCache:
@@ -161,20 +166,20 @@ class FeatureCache:
         with ExitStack() as stack:
             if workers.number == 0:
                 stack.enter_context(one_at_a_time(self.episodes.path, place))
-                self._begin(place, workers.speaks)
-            workers.meet()
+                self._begin(place, workers.prints)
+            workers.barrier()
             missing = [self._folder(camera, place) for camera in self._described if self._whole(camera) is None]
             try:
                 self._compute(missing, autocast, workers)
-                workers.meet()
+                workers.barrier()
                 if workers.number == 0:
                     for folder in missing:
                         folder.finish()
             except OSError as error:
                 raise UserError(f"cannot write the encoded images to {place}: {error.strerror or error}") from None
-        workers.meet()
+        workers.barrier()
 
-    def _begin(self, place: Path, speaks: bool) -> None:
+    def _begin(self, place: Path, prints: bool) -> None:
         """Make the files of what is missing."""
         self._remove_outdated(place)
         missing = {camera: self._folder(camera, place) for camera in self._described if self._whole(camera) is None}
@@ -182,7 +187,7 @@ class FeatureCache:
         size = sum(folder.bytes for folder in new)
         if new:
             check_space(self.episodes.path, place, size)
-        if new and speaks:
+        if new and prints:
             frames = f"{self.episodes.num_steps} frames of {', '.join(missing)}"
             where = f"{size / 1e9:.2f} GB in {place}"
             print(f"Encoding images once, since the encoder is frozen:\n  {frames}: {where}", flush=True)
@@ -202,7 +207,7 @@ class FeatureCache:
         pieces = [piece for folder in folders for piece in _pieces(folder)][workers.number :: workers.count]
         left = [piece for piece in pieces if not piece.is_done]
         total, to_do = (sum(piece.length for piece in some) for some in (pieces, left))
-        with progress_bar("encoding images", total, total - to_do) if workers.speaks else nullcontext() as progress:
+        with progress_bar("encoding images", total, total - to_do) if workers.prints else nullcontext() as progress:
             for piece in left:
                 rows = self.episodes.images[piece.folder.description["camera"]]
                 with RowWriter(piece.folder.unfinished / _TOKENS) as writer:
@@ -256,3 +261,53 @@ def _digest_of_weights(encoder: ImageEncoder) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def uses_features(config: Config, episodes: Episodes, processes: int) -> bool:
+    """Whether images are encoded before the training.
+
+    Unless the config says it, they are if that is no more work: if the training looks at more frames than there are.
+
+    Raises:
+        UserError: if the config asks for what the encoder or the dataset does not allow.
+    """
+    if config.feature_cache is False or not config.cameras:
+        return False
+    problem = None
+    if not config.encoder.freeze:
+        problem = "encoder.freeze: true, since an encoder that learns gives other tokens at each step"
+    elif any(identity_of(episodes.images[camera]) is None for camera in config.cameras):
+        problem = "a dataset of files"
+    if problem is not None:
+        if config.feature_cache:
+            raise UserError(f"feature_cache: true needs {problem}")
+        return False
+    return bool(config.feature_cache) or _frames_seen(config, episodes, processes) >= episodes.num_steps
+
+
+def _frames_seen(config: Config, episodes: Episodes, processes: int) -> int:
+    """Frames of a camera that the encoder would have to look at in training."""
+    if config.num_steps is None:
+        windows = config.num_epochs * round((1 - config.val_split) * episodes.num_steps)
+    else:
+        windows = config.num_steps * config.batch_size * config.gradient_accumulation_steps * processes
+    return windows * config.temporal_context
+
+
+def with_features(config: Config, policy: ActPolicy, episodes: Episodes, accelerator: Accelerator) -> Episodes:
+    """The demonstrations with the tokens of the policy's encoder; all processes of the training have to call it.
+
+    Raises:
+        UserError: if the tokens do not fit on the disk.
+    """
+    dtype = precision_dtype(accelerator.mixed_precision)
+    encoder = policy.image_encoder.to(accelerator.device)
+    cache = FeatureCache(encoder, episodes, policy.cameras, dtype, config.cache_dir)
+    workers = Workers(
+        number=accelerator.local_process_index,
+        count=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        barrier=accelerator.wait_for_everyone,
+        prints=accelerator.is_local_main_process,
+    )
+    cache.fill(accelerator.autocast, workers)
+    return cache.opened()
