@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from bimact.config import load_config
 from bimact.machine import keep_freed_memory
 from bimact.policy.dropout import dropout
-from bimact.train.act_trainer import ActTrainer
+from bimact.training.act_trainer import ActTrainer
 
 OURS = ROOT / "benchmarks" / "ours.py"
 PICTURES = ROOT / "docs" / "performance"

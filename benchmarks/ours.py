@@ -24,8 +24,8 @@ from bimact.device import precision_dtype
 from bimact.machine import keep_freed_memory
 from bimact.policy.act import ActPolicy
 from bimact.policy.transformer import TransformerEncoder
-from bimact.train.act_trainer import ActTrainer
-from bimact.train.demonstrations import fill_from_dataset, open_demonstrations
+from bimact.training.act_trainer import ActTrainer
+from bimact.training.demonstrations import fill_from_dataset, open_demonstrations
 
 Work = Callable[..., dict[str, Any]]
 

@@ -50,7 +50,7 @@ def first_step() -> Row:
 import json, sys, time
 import open_clip
 from bimact.config import load_config
-from bimact.train.act_trainer import ActTrainer
+from bimact.training.act_trainer import ActTrainer
 began = time.perf_counter()
 trainer = ActTrainer(load_config({str(GUIDE)!r}, json.loads(sys.argv[1])))
 trainer.policy.train()

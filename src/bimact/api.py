@@ -145,8 +145,8 @@ def train(
         >>> run = bimact.train("demo", dataset_dir="data/cube", output_dir="runs/cube")
         >>> run = bimact.train(resume_from=run, num_steps=3000)
     """
-    from bimact.train.act_trainer import train_run
-    from bimact.train.prepare import prepare_run, request
+    from bimact.training.act_trainer import train_run
+    from bimact.training.prepare import prepare_run, request
 
     resume_from = resume_from.path if isinstance(resume_from, Run) else resume_from
     asked = request(config, settings, resume_from)
@@ -225,7 +225,7 @@ def evaluate(
     Example:
         >>> bimact.evaluate("runs/cube", task="transfer_cube", rollouts=100).success_rate
     """
-    from bimact.evaluate.results import add_results
+    from bimact.evaluation.results import add_results
     from bimact.files import check_writable
     from bimact.policy.loading import load_run
 
@@ -234,7 +234,7 @@ def evaluate(
     loaded = load_run(directory.path, checkpoint, device)
     results: dict[str, Any] = {}
     if task is None or dataset_dir is not None:
-        from bimact.evaluate.offline import evaluate_offline
+        from bimact.evaluation.offline import evaluate_offline
 
         results["offline"] = evaluate_offline(
             loaded,
@@ -244,7 +244,7 @@ def evaluate(
             skip_unreadable=skip_unreadable,
         )
     if task is not None:
-        from bimact.evaluate.rollout import RolloutSettings, evaluate_rollouts
+        from bimact.evaluation.rollout import RolloutSettings, evaluate_rollouts
 
         rollout_settings = RolloutSettings(
             task, rollouts, seed, execute_steps, temporal_ensemble, videos, image_size, parallel

@@ -16,7 +16,7 @@ from bimact.data.caches import clear, find_caches
 from bimact.data.opening import open_dataset
 from bimact.encoder.base import build_encoder
 from bimact.errors import UserError
-from bimact.train.feature_cache import FeatureCache
+from bimact.training.feature_cache import FeatureCache
 
 
 @pytest.fixture(autouse=True)

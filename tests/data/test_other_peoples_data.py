@@ -41,7 +41,7 @@ from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import LeftOut
 from bimact.data.summary import dataset_lines
 from bimact.errors import UserError
-from bimact.train.demonstrations import open_demonstrations
+from bimact.training.demonstrations import open_demonstrations
 
 LEFT = "observation.images.left_wrist"
 
@@ -939,7 +939,7 @@ def test_actions_of_steps_that_no_episode_has(tmp_path: Path) -> None:
 
 
 def test_a_camera_by_its_name_in_the_files_trains(tmp_path: Path) -> None:
-    from bimact.train.demonstrations import fill_from_dataset
+    from bimact.training.demonstrations import fill_from_dataset
 
     write_lerobot(tmp_path, (6, 5), V2)
     config = tiny_config(cameras=[TOP])

@@ -13,8 +13,8 @@ from bimact.config import EncoderConfig
 from bimact.encoder.base import build_encoder
 from bimact.errors import UserError
 from bimact.run_directory import read_metrics
-from bimact.train.act_trainer import ActTrainer, train_run
-from bimact.train.prepare import prepare_run
+from bimact.training.act_trainer import ActTrainer, train_run
+from bimact.training.prepare import prepare_run
 
 CLIP = {"name": "clip_vit", "model_name": "ViT-B-32", "image_size": [64, 64]}
 RESNET = {"name": "pri3d", "model_name": "resnet18"}

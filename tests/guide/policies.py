@@ -12,8 +12,8 @@ from torch import Tensor
 from bimact.config import Config, load_config
 from bimact.policy.act import ActPolicy
 from bimact.run_directory import read_metrics
-from bimact.train.act_trainer import ActTrainer, train_run
-from bimact.train.prepare import PreparedRun, prepare_run
+from bimact.training.act_trainer import ActTrainer, train_run
+from bimact.training.prepare import PreparedRun, prepare_run
 
 ROOT = Path(__file__).parents[2]
 SIZES: dict[str, Any] = {"state_dim": 14, "action_dim": 14, "cameras": ["left", "right"], "dropout": 0.0}

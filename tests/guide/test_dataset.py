@@ -30,8 +30,8 @@ from bimact.config import load_config
 from bimact.data.formats.guide_npy import observation_dtype
 from bimact.data.opening import open_dataset
 from bimact.errors import UserError
-from bimact.train.act_trainer import train_run
-from bimact.train.prepare import prepare_run
+from bimact.training.act_trainer import train_run
+from bimact.training.prepare import prepare_run
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [9, 12, 7, 10]

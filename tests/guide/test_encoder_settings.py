@@ -33,8 +33,8 @@ from bimact.encoder.conv import ConvEncoder
 from bimact.encoder.pri3d import Pri3dEncoder
 from bimact.encoder.timm_backbone import TimmEncoder
 from bimact.policy.act import ActPolicy
-from bimact.train.act_trainer import train_run
-from bimact.train.prepare import prepare_run
+from bimact.training.act_trainer import train_run
+from bimact.training.prepare import prepare_run
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from bimact.data.loader import create_temporal_dataloader
 from bimact.policy.act import ActPolicy, build_act_policy
-from bimact.train.act_trainer import train_run
-from bimact.train.prepare import prepare_run
+from bimact.training.act_trainer import train_run
+from bimact.training.prepare import prepare_run
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [15, 22, 18]

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from processes import ROOT, project_copy, run_script, start_script
 
 from bimact.config import save_config
-from bimact.train import act_trainer  # noqa: F401  (children of this process start with it loaded)
+from bimact.training import act_trainer  # noqa: F401  (children of this process start with it loaded)
 
 TRAIN = ["scripts/train_act.py"]
 

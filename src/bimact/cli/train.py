@@ -43,11 +43,11 @@ def _settings_help() -> str:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from bimact.train.prepare import prepare_run, request
+    from bimact.training.prepare import prepare_run, request
 
     asked = request(options.config, settings_of(options.rest), options.resume_from)
     prepared = prepare_run(asked, options.resume_from, override_config=options.override_config)
-    from bimact.train.act_trainer import train_run
+    from bimact.training.act_trainer import train_run
 
     train_run(prepared)
 

@@ -17,7 +17,7 @@ from bimact.errors import UserError
 from bimact.files import check_writable, expand_home
 from bimact.sweep.space import as_text
 from bimact.sweep.sweep_file import Sweep
-from bimact.train.demonstrations import open_demonstrations
+from bimact.training.demonstrations import open_demonstrations
 
 _WARM_UP = 10  # values of a metric that is not logged once an epoch
 

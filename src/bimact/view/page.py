@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bimact.evaluate.page import page_environment
+from bimact.evaluation.page import page_environment
 
 _FOLDER = Path(__file__).parent
 _SCRIPTS = (
