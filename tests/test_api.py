@@ -82,22 +82,27 @@ def test_a_checkpoint_file_or_the_directory_of_checkpoints_will_do(run: bimact.R
 
 def test_policies_of_lerobot_and_of_the_original_act_act(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What `convert-checkpoint` writes, without writing it."""
-    network = small_policy()
+    network = small_policy(("top",), nheads=8)
     write_lerobot_with_processors(
         tmp_path / "lerobot", lerobot_weights(network), lerobot_config(network), statistics_of(network)
     )
     write_original(tmp_path / "original", original_weights(network), original_statistics())
     obs = {name: value[0, 0].numpy() for name, value in foreign_observation(network).items()}
-    for name in ("lerobot", "original"):
-        options = [] if name == "lerobot" else ["--image_size", "x".join(map(str, network.config.image_size or ()))]
+    height, width = network.config.image_size or (0, 0)
+    options = {"lerobot": [], "original": ["--cameras", "top", "--image_size", f"{height}x{width}"]}
+    keywords: dict[str, Any] = {"lerobot": {}, "original": {"cameras": ["top"], "image_size": (height, width)}}
+    for name in options:
         with pytest.raises(SystemExit) as end:
-            main(["convert-checkpoint", str(tmp_path / name), str(tmp_path / f"{name}-run"), *options])
+            main(["convert-checkpoint", str(tmp_path / name), str(tmp_path / f"{name}-run"), *options[name]])
         assert end.value.code == 0
         run = bimact.load_policy(tmp_path / f"{name}-run", precision="no")
-        policy = bimact.load_policy(tmp_path / name, precision="no")
-        if name == "lerobot":
-            np.testing.assert_array_equal(policy.predict_chunk(obs), run.predict_chunk(obs))
+        policy = bimact.load_policy(tmp_path / name, precision="no", **keywords[name])
+        np.testing.assert_array_equal(policy.predict_chunk(obs), run.predict_chunk(obs))
         assert policy.metadata.name == name and policy.metadata.chunk_size == network.config.chunk_size
+    with pytest.raises(bimact.UserError, match="Its weights do not tell"):
+        bimact.load_policy(tmp_path / "original")
+    with pytest.raises(bimact.UserError, match="is a run, which knows its cameras"):
+        bimact.load_policy(tmp_path / "lerobot-run", cameras=["top"])
     with pytest.raises(bimact.UserError, match="is not a run directory, so checkpoint 'best' has no meaning"):
         bimact.load_policy(tmp_path / "lerobot", checkpoint="best")
 

@@ -24,6 +24,8 @@ def load_policy(
     precision: str | None = None,
     execute_steps: int | None = None,
     temporal_ensemble: bool | None = None,
+    cameras: Sequence[str] | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> Policy:
     """Load a policy that acts.
 
@@ -35,6 +37,8 @@ def load_policy(
         precision: of matrix products: auto, no (float32), bf16 or fp16; None: the run's `mixed_precision`.
         execute_steps: actions of each chunk to execute before the next prediction; None: as the run's config says.
         temporal_ensemble: predict at each step and average the overlapping chunks; None: as the run's config says.
+        cameras: names of the cameras, for policies of other software whose files do not tell them.
+        image_size: height and width of their images, likewise.
 
     Raises:
         UserError: if there is no policy, it cannot be read, or a value is not possible.
@@ -54,6 +58,8 @@ def load_policy(
         raise UserError(f"precision is '{precision}', it has to be auto, no, bf16 or fp16")
     run = Run.of(path)
     if run.config_path.is_file() and (path.is_dir() or path.absolute().parent.name == CHECKPOINTS):
+        if cameras is not None or image_size is not None:
+            raise UserError(f"{run.path} is a run, which knows its cameras: leave cameras and image_size out")
         if path.is_file():
             if checkpoint is not None:
                 raise UserError(f"{path} is a checkpoint already, so checkpoint '{checkpoint}' has no meaning")
@@ -66,7 +72,7 @@ def load_policy(
 
         if checkpoint is not None:
             raise UserError(f"{path} is not a run directory, so checkpoint '{checkpoint}' has no meaning")
-        converted = read(Source(path))
+        converted = read(Source(path, cameras=cameras, image_size=image_size))
         for note in converted.notes:
             print(f"Note: {note}", flush=True)
         network = converted.policy.to(choose_device(device))
