@@ -126,7 +126,7 @@ def test_recorded_types_are_those_of_the_guide(dataset: Path) -> None:
 def test_pickled_layouts_train(tmp_path: Path, form: str, encoder: dict[str, Any]) -> None:
     folder = make_content(LENGTHS).save(tmp_path / "data", form)
     config = tiny_config(dataset_dir=str(folder), output_dir=str(tmp_path / "run"), num_steps=2, encoder=encoder)
-    run = train_run(prepare_run(config))
+    run = train_run(prepare_run(config)).run.path
     trained = load_config(run / "config.yaml")
     assert (trained.cameras, trained.state_dim, trained.action_dim) == (["left", "right"], STATE_DIM, 14)
     weights = torch.load(run / "checkpoint" / "act-train-last.pth", weights_only=True)

@@ -162,7 +162,10 @@ def test_from_any_folder(root: Path, tmp_path_factory: pytest.TempPathFactory) -
     command = [script, "--dataset_dir", str(root / "your_dataset"), "--num_steps=1", "--encoder.name=nothing"]
     status, output = run_script(command, elsewhere)
     assert status == 2
-    assert f"Config: {ROOT / 'configs' / 'policy_act.yaml'}" in output and "no encoder named 'nothing'" in output
+    assert (
+        f"Config: {(ROOT / 'configs').resolve() / 'policy_act.yaml'}" in output
+        and "no encoder named 'nothing'" in output
+    )
 
 
 @pytest.mark.parametrize(

@@ -176,10 +176,10 @@ class ActPolicy(nn.Module):
         grids = [(features.shape[2], features.shape[3]) for features in encoded]
         batch, context = encoded[0].shape[:2]
         tokens = [self.image_proj(features.flatten(2, 3)) for features in encoded]  # of each camera (B, T, K, D)
-        if self.config.encoder.fuse != "tokens":
+        if self.fusion is not None:
             if len(set(grids)) > 1:
                 raise UserError(
-                    f"encoder.fuse '{self.config.encoder.fuse}' joins tokens place by place, but the cameras' "
+                    f"encoder.fuse '{self.config.encoder.fuse}' fuses tokens per location, but the cameras' "
                     "images have different sizes: set encoder.image_size, or fuse: tokens"
                 )
             stacked = torch.stack(tokens, dim=2).flatten(0, 1)  # (B·T, V, K, D): fusion sees cameras side by side

@@ -1,4 +1,7 @@
-"""How the cameras' tokens are joined before the transformer sees them."""
+"""Fusion of the cameras' tokens before the transformer.
+
+Letters: N images per camera, V cameras, K tokens per image, D hidden_dim.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from bimact.errors import UserError
 
 
 class MeanFusion(nn.Module):
-    """The average over cameras, place by place."""
+    """The mean over cameras, per spatial location."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens.mean(dim=1)
 
 
 class ConcatMlpFusion(nn.Module):
-    """The cameras' tokens of a place side by side, mixed by an MLP."""
+    """The cameras' tokens of a location concatenated, and mixed by an MLP."""
 
     def __init__(self, num_cameras: int, dim: int) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class ConcatMlpFusion(nn.Module):
 
 
 class GatedFusion(nn.Module):
-    """A weighted average over cameras; the weights are a softmax of what each token says of itself."""
+    """A weighted mean over cameras; the weights are a softmax over a score of each token."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -38,15 +41,12 @@ class GatedFusion(nn.Module):
         return (weights * tokens).sum(dim=1)
 
 
-class TokenFusion(nn.Module):
-    """No fusion: each camera's tokens stay apart, one camera after the other, as in the ACT paper."""
+def build_fusion(name: str, num_cameras: int, dim: int) -> nn.Module | None:
+    """Make the module (N, V, K, D) → (N, K, D); None for `tokens`, which keeps each camera's tokens separate.
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens.flatten(1, 2)
-
-
-def build_fusion(name: str, num_cameras: int, dim: int) -> nn.Module:
-    """Make the module (N, V, K, D) → (N, K', D), with K' = V · K for `tokens` and K' = K otherwise."""
+    Raises:
+        UserError: if there is no such fusion.
+    """
     if name == "mean":
         return MeanFusion()
     if name == "concat_mlp":
@@ -54,5 +54,5 @@ def build_fusion(name: str, num_cameras: int, dim: int) -> nn.Module:
     if name == "gated":
         return GatedFusion(dim)
     if name == "tokens":
-        return TokenFusion()
+        return None
     raise UserError(f"no fusion named '{name}'; there is mean, concat_mlp, gated, tokens")

@@ -1,4 +1,4 @@
-"""What a run's figures suggest to change, said once each."""
+"""Advice from a run's metrics, each printed once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Hints:
         return [f"Hint: {hint}" for hint in new.values()]
 
     def _starving(self) -> str | None:
-        # The first record has the start of the loader's processes in it.
+        # The first record includes the start of the loading threads.
         recent = [record["data_wait_share"] for record in self._records[1:][-2:]]
         if len(recent) < 2 or min(recent) < _WAITING:
             return None
