@@ -201,14 +201,17 @@ def test_examples_of_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("data/cube"), [9, 12], cameras=("top",))
     save_config(tiny_config(cameras=["top"], num_steps=2), "demo.yaml")
-    smaller = {'"demo"': '"demo.yaml"', "num_steps=3000": "num_steps=3", "rollouts=100": "rollouts=1"}
-    names: dict[str, Any] = {"bimact": bimact, "image": np.zeros((16, 24, 3), np.uint8), "state": np.zeros(14)}
+    smaller = {'"demo"': '"demo.yaml"', "rollouts=100": "rollouts=1"}
+    lines = ["import bimact, numpy as np", "image, state = np.zeros((16, 24, 3), np.uint8), np.zeros(14)"]
     for function in (api.train, api.load_policy, api.open_dataset, api.evaluate):
         for example in doctest.DocTestParser().get_examples(function.__doc__ or ""):
             source = example.source
             for given, here in smaller.items():
                 source = source.replace(given, here)
-            exec(source, names)
-    assert names["action"].shape == (14,)
-    assert names["run"].metrics()[-1]["step"] == 3
+            lines.append(source)
+    # A program needs no `if __name__ == "__main__"`, though rollouts start processes.
+    Path("program.py").write_text("\n".join([*lines, 'print("shape", action.shape)']))
+    done = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True)
+    assert done.returncode == 0 and "shape (14,)" in done.stdout, done.stderr
+    assert bimact.Run(Path("runs/cube")).metrics()[-1]["step"] == 2
     assert json.loads(Path("runs/cube/evaluation.json").read_text())["rollouts"]["transfer_cube"]["rollouts"] == 1

@@ -149,7 +149,7 @@ def train(
 
     Example:
         >>> run = bimact.train("demo", dataset_dir="data/cube", output_dir="runs/cube")
-        >>> run = bimact.train(resume_from=run, num_steps=3000)
+        >>> run = bimact.train(resume_from=run)  # after an interruption
     """
     from bimact.training.act_trainer import train_run
     from bimact.training.prepare import prepare_run, request

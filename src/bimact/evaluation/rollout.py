@@ -10,6 +10,7 @@ from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from bimact.data.fork_server import without_main_program
 from bimact.device import choose_precision, precision_dtype
 from bimact.errors import UserError
 from bimact.evaluation.intervals import wilson_interval
@@ -107,9 +108,10 @@ def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[s
         cameras=cameras,
         image_size=(size[0], size[1]),
     )
-    environments = AsyncVectorEnv(
-        [environment] * parallel, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED
-    )
+    with without_main_program():
+        environments = AsyncVectorEnv(
+            [environment] * parallel, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED
+        )
     # Gymnasium warns with the traceback of a worker's error, which is then raised here as well.
     warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
     rollouts: list[Rollout] = []
