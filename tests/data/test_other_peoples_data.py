@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,9 @@ from lerobot_files import (
     STATE,
     TOP,
     V2,
+    V2_IMAGES,
     V3,
+    V3_IMAGES,
     Variant,
     change_feature,
     change_info,
@@ -930,6 +933,268 @@ def test_episodes_that_claim_the_same_part_of_a_video(tmp_path: Path) -> None:
 def test_more_frames_than_steps_are_told(tmp_path: Path) -> None:
     note = numbered(tmp_path, 20, 26, np.arange(20) / 10).frames_note(0, "top")
     assert note is not None and "more frames than steps" in note.what
+
+
+def test_fewer_frames_than_steps_are_told(tmp_path: Path) -> None:
+    source = numbered(tmp_path, 20, 10, np.arange(20) / 20)
+    assert said(source) == "there are fewer frames than steps: a frame is shown for several steps"
+    assert shown(source)[:6] == [0, 0, 1, 1, 2, 2]
+
+
+def test_as_many_frames_as_rows_whose_times_go_back(tmp_path: Path) -> None:
+    times = np.r_[np.arange(10), np.arange(10)] / 10
+    ordered = numbered(tmp_path / "ordered", 20, 20, times)  # frame_index tells that the clock was set
+    assert shown(ordered) == list(range(20))
+    source = numbered(tmp_path / "unknown", 20, 20, times)
+    change_table(data_files(tmp_path / "unknown")[0], lambda table: table.drop_columns(["frame_index"]))
+    with pytest.raises(UserError, match=r"20 frames for 20 steps, whose timestamps go back \(episode 0, step 10\)"):
+        images(source, "top")
+
+
+# H. What the files hold and nothing declares, and rows, frames and times that may be another's ---------------------
+
+
+def data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.parquet") if "data" in path.relative_to(folder).parts)
+
+
+def without_feature(folder: Path, key: str) -> Path:
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    change_info(folder, features={name: feature for name, feature in features.items() if name != key})
+    return folder
+
+
+def said(source: SelectedSource, episode: int = 0) -> str | None:
+    """What is to be said of an episode's images."""
+    note = source.frames_note(episode, "top")
+    return None if note is None else note.what
+
+
+@pytest.mark.parametrize("variant", [V2, V3, V2_IMAGES], ids=["v2", "v3", "images"])
+def test_cameras_that_info_does_not_name_are_left_out(tmp_path: Path, variant: Variant) -> None:
+    source = selected(without_feature(write_lerobot(tmp_path / "one", (4, 4), variant), LEFT))
+    assert list(source.cameras) == ["top"] and not source.notes
+    name = LEFT if variant is V2_IMAGES else "left_wrist"
+    assert left_out(source)[name].kind == "image" and "not in meta/info.json" in left_out(source)[name].reason
+    without_feature(write_lerobot(tmp_path / "none", (4, 4), variant, cameras=(TOP,)), TOP)
+    with pytest.raises(UserError, match="has images, and none that can be used"):
+        open_dataset(tmp_path / "none")
+    assert not open_dataset(tmp_path / "none", selection=Selection(cameras=())).images
+
+
+def test_images_of_another_type_are_images(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "bytes", (4,), V2_IMAGES, cameras=(TOP,))
+    change_feature(tmp_path / "bytes", TOP, dtype="binary")
+    with pytest.raises(UserError, match="has images, and none that can be used"):
+        open_dataset(tmp_path / "bytes")
+    write_lerobot(tmp_path / "arrays", (4,), V2, cameras=(TOP,))
+    rows = pa.array(ramp(4).reshape(4, -1).tolist(), pa.list_(pa.uint8()))
+    change_table(data_files(tmp_path / "arrays")[0], lambda table: table.append_column("odd", rows))
+    source = selected(tmp_path / "arrays")
+    assert left_out(source)["odd"] == LeftOut(
+        "image", "odd", "holds 3840 numbers of uint8, and is not in meta/info.json"
+    )
+    assert "odd" not in source.whole.columns
+
+
+def test_columns_that_only_some_files_hold(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4), V2, cameras=(TOP,))
+    cells = pa.array(ramp(4).tolist(), pa.list_(pa.list_(pa.list_(pa.uint8()))))
+    texts = pa.array(["firm"] * 4)
+    change_table(data_files(tmp_path)[1], lambda table: table.append_column("grip", texts).append_column("view", cells))
+    change_feature(tmp_path, "view", dtype="uint8", shape=[32, 40, 3], names=None)
+    reasons = {name: entry.reason for name, entry in left_out(selected(tmp_path)).items()}
+    assert reasons["grip"] == "holds string, and is not in meta/info.json"
+    assert reasons["view"] == "is not in data/chunk-000/episode_000000.parquet (episode 0)"
+
+
+def test_videos_of_no_listed_episode_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4, 4), V2, cameras=(TOP,))
+    path = tmp_path / "meta/episodes.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    notes = selected(tmp_path).notes
+    assert any(
+        "in the videos videos/chunk-001/observation.images.top/episode_000002.mp4: not" in note for note in notes
+    )
+
+
+def test_rows_of_another_episode_are_a_fault(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "swapped", (4, 4, 4), V2, cameras=(TOP,))
+    first, second, _ = data_files(tmp_path / "swapped")
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(UserError, match=r"2 of 3 episodes.*episode_index is 1 \(episode 0, step 0\).*_episodes 0,1,"):
+        open_dataset(tmp_path / "swapped")
+    kept = Selection(skip_unreadable=True)
+    assert open_dataset(tmp_path / "swapped", selection=kept).episode_names == ("episode 2",)
+    findings = [finding for finding in check_dataset(tmp_path / "swapped").findings if finding.code == "unreadable"]
+    assert [finding.episode for finding in findings] == [0, 1]
+
+    write_lerobot(tmp_path / "mixed", (4, 4), V2_IMAGES, cameras=(TOP,))
+    first, second = data_files(tmp_path / "mixed")
+    halves = pq.read_table(first).slice(0, 2), pq.read_table(second).slice(2)
+    pq.write_table(pa.concat_tables(halves), first)
+    with pytest.raises(UserError, match=r"episode_index is 1 \(episode 0, step 2\)"):
+        open_dataset(tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("variant", [V2, V2_IMAGES, V3_IMAGES], ids=["v2", "v2 images", "v3 images"])
+def test_rows_in_another_order_than_their_numbers_are_a_fault(tmp_path: Path, variant: Variant) -> None:
+    write_lerobot(tmp_path, (4, 4), variant, cameras=(TOP,))
+    change_table(data_files(tmp_path)[0], lambda table: table.take([0, 2, 1, 3, *range(4, table.num_rows)]))
+    with pytest.raises(
+        UserError, match=r"1 of 2 episodes.*another order than their frame_index \(episode 0, step 2\): sort them"
+    ):
+        open_dataset(tmp_path)
+
+
+def test_rows_without_episode_numbers_are_found_by_their_index_or_refused(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 5), V3, cameras=(TOP,))
+    (file,) = data_files(tmp_path)
+    right = selected(tmp_path).read_columns(1, ["state"])["state"]
+    change_table(file, lambda table: table.drop_columns(["episode_index"]))
+    change_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet", lambda table: table.slice(1))
+    np.testing.assert_array_equal(selected(tmp_path).read_columns(0, ["state"])["state"], right)
+    change_table(file, lambda table: table.drop_columns(["index"]))
+    with pytest.raises(UserError, match="has 9 rows, meta lists 5 steps in it, and no episode_index tells whose"):
+        selected(tmp_path)
+
+
+def test_an_episode_in_two_files_is_a_fault(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4, 4), V3_IMAGES, cameras=(TOP,))
+    content = data_files(tmp_path)[1].read_bytes()
+    data_files(tmp_path)[1].unlink()
+    for name in ("new", "old"):
+        (tmp_path / f"data/{name}.parquet").write_bytes(content)
+    (fault,) = selected(tmp_path).unusable
+    assert not fault.is_missing and fault.number == 2
+    assert fault.reason == "its rows are in data/new.parquet and in data/old.parquet: remove all but one of these files"
+
+
+def test_splits_and_failed_episodes_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4, 4), V2, cameras=(TOP,))
+    assert not selected(tmp_path).notes
+    change_info(tmp_path, splits={"train": "0:2"})
+    path = tmp_path / "meta/episodes.jsonl"
+    listed = [json.loads(line) | {"success": number != 1} for number, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(episode) + "\n" for episode in listed))
+    assert selected(tmp_path).notes == (
+        "meta/info.json has one split ('train' '0:2'), and other episodes are listed: they are used too; "
+        "--episodes chooses",
+        "1 of 3 episodes are listed as failed, and are used: --exclude_episodes 1 leaves them out",
+    )
+
+
+def test_images_that_become_grey_later_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4), V2_IMAGES, cameras=(TOP,))
+
+    def change(table: pa.Table) -> pa.Table:
+        cells = table[TOP].to_pylist()
+        cells[2]["bytes"] = png(ramp(1)[0, :, :, 0])
+        return table.set_column(table.schema.get_field_index(TOP), TOP, pa.array(cells, table.schema.field(TOP).type))
+
+    assert said(selected(tmp_path), 1) is None
+    change_table(data_files(tmp_path)[1], change)
+    assert said(selected(tmp_path), 1) == "some images are grey, so that red, green and blue are the same"
+
+
+def test_frames_that_no_episode_claims_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4), V3, cameras=(TOP,))
+    assert selected(tmp_path).frames_note(1, "top") is None
+    (video,) = tmp_path.rglob("*.mp4")
+    write_video(video, (np.full((48, 64, 3), 4 * frame, np.uint8) for frame in range(11)))
+    source = selected(tmp_path)
+    assert source.frames_note(0, "top") is None
+    assert said(source, 1) == "frames before or after the episode in its file belong to none and are not used"
+
+
+def write_streams(path: Path, codec: str, pixel_format: str, count: int) -> None:
+    """A video file of four frames with some streams."""
+    with av.open(str(path), "w", format="mov") as container:
+        streams = [container.add_stream(codec, 10) for _ in range(count)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+        for number in range(4):
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 4), 40 * number, np.uint8), format="rgba")
+                frame.pts = number
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode())
+
+
+def test_what_is_dropped_of_a_video_is_told(tmp_path: Path) -> None:
+    for name in ("streams", "transparent", "turned"):
+        write_lerobot(tmp_path / name, (4,), V2, cameras=(TOP,))
+    (video,) = (tmp_path / "streams").rglob("*.mp4")
+    write_streams(video, "mpeg4", "yuv420p", 2)
+    assert said(selected(tmp_path / "streams")) == "the file holds 2 videos, and the first one is read"
+    (video,) = (tmp_path / "transparent").rglob("*.mp4")
+    write_streams(video, "png", "rgba", 1)
+    notes = selected(tmp_path / "transparent").notes
+    assert notes == ("camera top: its images have a fourth channel, which is dropped",)
+    (video,) = (tmp_path / "turned").rglob("*.mp4")
+    content = bytearray(video.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    content[matrix : matrix + 36] = np.array([0, 65536, 0, -65536, 0, 0, 64 << 16, 0, 1 << 30], ">i4").tobytes()
+    video.write_bytes(content)
+    (note,) = selected(tmp_path / "turned").notes
+    assert "is to be turned by 270° for display: its images are read as they are stored" in note
+
+
+def test_zarr_arrays_without_their_document_are_left_out(tmp_path: Path) -> None:
+    def without(name: str, *keys: str) -> Path:
+        arrays = replay_arrays([6, 6]) | {"arm_velocity": moving(12, 7), "top": ramp(12, 16, 24)}
+        folder = write_replay(tmp_path / f"{name}.zarr", [6, 6], arrays)
+        for key in keys:
+            (folder / "data" / key / ".zarray").unlink()
+        return folder
+
+    complete = selected(without("complete"))
+    assert len(complete.cameras) == 3 and not complete.left_out
+    source = selected(without("camera", "camera_1"))
+    assert list(source.cameras) == ["camera_0", "top"]
+    reason = "has chunks, and no .zarray or zarr.json that tells of them: copy the dataset again"
+    assert left_out(source)["camera_1"] == LeftOut("image", "camera_1", reason)
+    with pytest.raises(UserError, match=r"has images, and none that can be used .*camera_0 has chunks.*top has chunks"):
+        open_dataset(without("cameras", "camera_0", "camera_1", "top"))
+    with pytest.raises(UserError, match="does not tell which of its columns are the state.*it also holds state"):
+        selected(without("state", "state"))
+
+
+def test_zarr_arrays_that_are_links_are_left_out(tmp_path: Path) -> None:
+    folder = write_replay(tmp_path / "x.zarr", [6])
+    (folder / "data/camera_1").rename(tmp_path / "elsewhere")
+    (folder / "data/camera_1").symlink_to(tmp_path / "elsewhere")
+    (folder / "data/gone").symlink_to(tmp_path / "nowhere")
+    (folder / "data/preview").mkdir()
+    (folder / "data/preview/0.mp4").write_bytes(b"video")
+    reason = "is a link to a folder, which is not followed: put the folder itself there"
+    assert left_out(selected(folder)) == {
+        "camera_1": LeftOut("image", "camera_1", reason),
+        "gone": LeftOut("column", "gone", reason),
+        "preview": LeftOut("image", "preview", "is no zarr array"),
+    }
+    assert open_dataset(folder).num_steps == 6
+
+
+def test_zarr_images_of_an_unknown_kind_are_images(tmp_path: Path) -> None:
+    arrays = {key: array for key, array in replay_arrays([6]).items() if not key.startswith("camera")}
+    folder = write_replay(tmp_path / "x.zarr", [6], arrays | {"stack": np.ones((6, 32, 40, 6), np.uint8)})
+    with pytest.raises(UserError, match="has images, and none that can be used"):
+        open_dataset(folder)
+
+
+def test_a_rate_that_is_guessed_from_times_is_told(tmp_path: Path) -> None:
+    arrays = replay_arrays([6])
+    source = open_source(write_replay(tmp_path / "s.zarr", [6], arrays))
+    assert source.fps == 10
+    assert source.notes == ("no attribute tells the control frequency: 10 Hz is taken from data/timestamp, as seconds",)
+    arrays["timestamp"] *= 1000
+    source = open_source(write_replay(tmp_path / "ms.zarr", [6], arrays))
+    assert source.fps is None and "its steps are 100 apart, which are no seconds): give --fps" in source.notes[0]
+    assert not open_source(write_replay(tmp_path / "told.zarr", [6], attributes={"fps": 10})).notes
 
 
 def test_actions_of_steps_that_no_episode_has(tmp_path: Path) -> None:
