@@ -64,7 +64,7 @@ _BOOKKEEPING = (_TIME, _FRAME, _EPISODE, _INDEX, _TASK)
 _MAX_IMAGE_FILE = 1 << 28  # bytes
 _EPISODES_FOR_SIZE = 3  # that a camera is looked at in, if the first ones are damaged
 _MOST_TOLD = 10
-_FEWEST_PIXELS = 3 * 32 * 32  # numbers of uint8 in a cell that are an image rather than a vector
+_SMALLEST_IMAGE = 3 * 32 * 32  # numbers of uint8 in a cell that are an image rather than a vector
 _VIDEOS, _IMAGES = (".mp4", ".mkv", ".mov", ".webm", ".avi"), (".png", ".jpg", ".jpeg", ".webp")
 # Folders that files are in and that name no camera.
 _NO_CAMERA_FOLDER = re.compile(r"(chunk|episodes?|files?|frames?|videos?|images?|data)?[-_ ]*\d*", re.IGNORECASE)
@@ -571,7 +571,7 @@ def _vectors(info: Info, table: TableFile, cameras: Mapping[str, str]) -> dict[s
 def _is_undeclared_image(info: Info, table: TableFile, key: str) -> bool:
     """Whether a column that info.json does not name holds images as arrays, to judge by its type and size."""
     column = table.columns[key]
-    return key not in info.features and column.dtype == "uint8" and column.size >= _FEWEST_PIXELS
+    return key not in info.features and column.dtype == "uint8" and column.size >= _SMALLEST_IMAGE
 
 
 def _unread(info: Info, tables: Sequence[TableFile]) -> list[LeftOut]:
