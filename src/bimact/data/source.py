@@ -143,6 +143,7 @@ class Source(ABC):
         left_out: what else is in the files, and why it is not used.
         camera_forms: camera → position of an episode → what it is there, where it is not as in `cameras`.
         column_forms: column → position of an episode → what it is there, where it is not as in `columns`.
+        left_aside: data files beside these, relative to `path`, of which `notes` tell why they are not read.
         notes: what was guessed, or read otherwise than the files say: whole sentences.
         metadata: whatever else is worth keeping, such as {"robot_type": "aloha"}; JSON's types only.
     """
@@ -157,6 +158,7 @@ class Source(ABC):
     fps: float | None = None
     color_order: str | None = None
     files: tuple[str, ...] = ()
+    left_aside: tuple[str, ...] = ()
     unusable: tuple[Unusable, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     camera_forms: Mapping[str, Mapping[int, Camera | Fault]] = field(default_factory=dict)

@@ -99,7 +99,9 @@ class GuideSource(Source):
         observations = path / OBSERVATIONS
         found: Found | None = None
         if read_npy_header(observations).is_pickled:
-            copy = converted_copy(observations, cache_dir, partial(PickledObservations, observations, lengths))
+            # What is wrong with its observations is told by episode.
+            prepare = partial(PickledObservations, observations, lengths)
+            copy = converted_copy(observations, cache_dir, prepare, beside=lengths.tobytes())
             observations = copy / OBSERVATIONS
             found = Found.read(copy)
         records = open_records(observations)
