@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from bimact.data.selection import ACTION, STATE, SelectedSource
 from bimact.data.source import LeftOut, Unusable
 from bimact.errors import printable
@@ -50,7 +52,7 @@ def _vector(source: SelectedSource, name: str) -> str:
     """Which columns are the state or the action, and of which type if it is converted."""
     parts = ", ".join(f"{key} {size}" for key, size in source.vectors[name].parts)
     dtype = source.columns[name].dtype
-    return parts if dtype == "float32" else f"{parts} ({dtype}, read as float32)"
+    return parts if np.can_cast(np.dtype(dtype), np.float32) else f"{parts} ({dtype}, read as float32)"
 
 
 def _color_order(source: SelectedSource) -> str | None:

@@ -109,7 +109,7 @@ class GuideSource(Source):
         fields = structured_fields(records.dtype, path / OBSERVATIONS)
         if found is None:  # else it was looked at when it was converted
             layout = Layout.of_fields(fields, f"{path / OBSERVATIONS}: each observation")
-            found = Found(left_out=layout.left_out)
+            found = Found(left_out=layout.left_out, state_dtype=str(fields[STATE][0]))
         forms, _ = camera_forms(fields)
         opened = Episodes(
             path=path,
@@ -121,7 +121,10 @@ class GuideSource(Source):
             actions=actions,
             **read_metadata(path / METADATA, actions.shape[1]),
         )
-        return cls.of(opened, found)
+        source = cls.of(opened, found)
+        dtypes = {STATE: found.state_dtype, ACTION: str(actions.array.dtype)}
+        columns = {key: dataclasses.replace(column, dtype=dtypes[key]) for key, column in source.columns.items()}
+        return dataclasses.replace(source, columns=columns)
 
     @classmethod
     def of(cls, opened: Episodes, found: Found) -> GuideSource:

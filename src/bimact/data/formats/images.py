@@ -236,6 +236,11 @@ def white_in(image: np.ndarray) -> float | None:
     return 1.0 if ((image > 0) & (image < 1)).any() else None
 
 
+def has_two_whites(images: Iterable[np.ndarray]) -> bool:
+    """Whether some arrays of floats seem to be from 0 to 1 and others from 0 to 255."""
+    return {white_in(image) for image in images} >= {1.0, 255.0}
+
+
 def white_of(images: Iterable[np.ndarray]) -> float:
     """The number that stands for white in arrays of floats: 1, or 255 where one of them goes far beyond."""
     return 255.0 if any(white_in(image) == 255 for image in images) else 1.0

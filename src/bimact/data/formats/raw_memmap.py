@@ -262,7 +262,7 @@ def _more_counted(numbers: dict[str, int], lengths: list[int]) -> list[str]:
 
 
 def _layout(path: Path, numbers: dict[str, int]) -> tuple[_Layout, list[str]]:
-    """The layout of the rows, as metadata.txt says or as the sizes of the files show; and a note on what was guessed."""
+    """The layout of the rows, as metadata.txt says or as the sizes of the files show; and notes on guesses."""
     size, action_bytes = (_required(path, name).stat().st_size for name in (OBSERVATIONS, ACTIONS))
     height, width = (numbers.get(f"camera_{side}", numbers.get(side)) for side in ("height", "width"))
     if height is None or width is None:
@@ -293,8 +293,8 @@ def _inferred_layout(path: Path, numbers: dict[str, int], size: int, action_byte
         usual = {pair for pair in (*_WIDE_SIZES, (side, side)) if math.prod(pair) == pixels}
         choices = told or usual
         if len(choices) == 1 and pixels <= _LARGEST_SIDE**2:
-            height, width = choices.pop()
             by = f"{METADATA} lists these numbers" if told else f"an image has {pixels} pixels"
+            height, width = choices.pop()
             note = f"nothing names the size of the images: height {height} and width {width} are taken, since {by}"
             return _Layout(rows, height, width), [f"{note}; write camera_height=... camera_width=... if that is wrong"]
     raise UserError(
