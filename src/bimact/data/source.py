@@ -135,6 +135,7 @@ class Source(ABC):
         columns: vectors by the format's own key, such as "observation.state" or "qpos".
         state_keys: columns that make up the proprioceptive state unless the user chooses others.
         action_keys: columns that make up the action unless the user chooses others.
+        read_as_float32: columns that the reader itself converts → their type in the files.
         fps: steps a second; None: not told.
         color_order: "rgb" or "bgr", where the format leaves open how its images are to be read: what the reader took,
             which may be replaced. None: there is no doubt.
@@ -155,6 +156,7 @@ class Source(ABC):
     columns: Mapping[str, Column]
     state_keys: tuple[str, ...]
     action_keys: tuple[str, ...]
+    read_as_float32: Mapping[str, str] = field(default_factory=dict)
     fps: float | None = None
     color_order: str | None = None
     files: tuple[str, ...] = ()

@@ -50,9 +50,10 @@ def told_lines(source: SelectedSource) -> list[str]:
 
 def _vector(source: SelectedSource, name: str) -> str:
     """Which columns are the state or the action, and of which type if it is converted."""
-    parts = ", ".join(f"{key} {size}" for key, size in source.vectors[name].parts)
-    dtype = source.columns[name].dtype
-    return parts if np.can_cast(np.dtype(dtype), np.float32) else f"{parts} ({dtype}, read as float32)"
+    vector, whole = source.vectors[name], source.whole
+    parts = ", ".join(f"{key} {size}" for key, size in vector.parts)
+    dtype = np.result_type(*(np.dtype(whole.read_as_float32.get(key, whole.columns[key].dtype)) for key in vector.keys))
+    return parts if np.can_cast(dtype, np.float32) else f"{parts} ({dtype}, read as float32)"
 
 
 def _color_order(source: SelectedSource) -> str | None:

@@ -6,7 +6,6 @@ import os
 
 from bimact.data.array_folder import DESCRIPTION
 from bimact.data.conversion import IDENTITY
-from bimact.data.formats.hdf5 import natural_order
 from bimact.data.source import LeftOut, Source
 from bimact.errors import some_of
 
@@ -58,8 +57,8 @@ def unread_files(source: Source) -> tuple[list[LeftOut], list[str]]:
                 waiting.append(place)
             elif name.lower().endswith((*_DATA, *_VIDEOS)) and place not in folders:
                 found.append(place)
-    videos = [name for name in natural_order(found) if name.lower().endswith(_VIDEOS)]
-    others = [name for name in natural_order(found) if not name.lower().endswith(_VIDEOS)]
+    videos = [name for name in sorted(found) if name.lower().endswith(_VIDEOS)]
+    others = [name for name in sorted(found) if not name.lower().endswith(_VIDEOS)]
     several = " is" if len(others) == 1 else "s are"
     reason = "lies beside the data, and this format reads no videos"
     return (

@@ -121,10 +121,8 @@ class GuideSource(Source):
             actions=actions,
             **read_metadata(path / METADATA, actions.shape[1]),
         )
-        source = cls.of(opened, found)
         dtypes = {STATE: found.state_dtype, ACTION: str(actions.array.dtype)}
-        columns = {key: dataclasses.replace(column, dtype=dtypes[key]) for key, column in source.columns.items()}
-        return dataclasses.replace(source, columns=columns)
+        return dataclasses.replace(cls.of(opened, found), read_as_float32=dtypes)
 
     @classmethod
     def of(cls, opened: Episodes, found: Found) -> GuideSource:

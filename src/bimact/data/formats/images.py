@@ -75,7 +75,7 @@ def encoded_form(content: bytes, where: str) -> ImageForm:
         channels = {"L": 1, "1": 1, "LA": 1, "RGBA": 4}.get(image.mode, _COLOR)
         try:
             is_turned = image.getexif().get(_ORIENTATION, 1) != 1
-        except (OSError, ValueError, SyntaxError, LookupError, struct.error):
+        except (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error):
             is_turned = False
     return ImageForm(height, width, channels, 2, is_float=False, is_turned=is_turned)
 
