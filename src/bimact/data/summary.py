@@ -23,7 +23,7 @@ def dataset_lines(source: SelectedSource) -> list[str]:
     many = f"{len(source.episodes)}" + (f" of {total}" if total > len(source.episodes) else "")
     rate = "" if source.fps is None else f", {source.fps:g} Hz"
     if source.whole.fps is not None and source.fps != source.whole.fps:
-        rate += f" (resampled: recorded at {source.whole.fps:g}, all steps taken to be as far apart)"
+        rate += f" (resampled: recorded at {source.whole.fps:g}; steps are counted, timestamps not used)"
     told = {*source.state.keys, *source.action.keys, *(entry.name for entry in source.left_out)}
     others = [f"{key} {column.size}" for key, column in source.whole.columns.items() if key not in told]
     tasks = {episode.task for episode in source.episodes if episode.task}
@@ -33,7 +33,7 @@ def dataset_lines(source: SelectedSource) -> list[str]:
         "Cameras": ", ".join(cameras) or "none",
         "State": _vector(source, STATE),
         "Action": _vector(source, ACTION),
-        "Tasks": f"{len(tasks)}, which a policy can tell apart by its images alone" if len(tasks) > 1 else None,
+        "Tasks": f"{len(tasks)}; the policy takes no text: only images tell them apart" if len(tasks) > 1 else None,
         "Colours": _color_order(source),
         "Not used": f"columns {', '.join(others)}" if others else None,
     }

@@ -140,7 +140,9 @@ class ImageForm:
             with np.errstate(all="ignore"):  # what is no colour is told below
                 image = np.rint(image.astype(np.float32) * (255 / white))
             if not ((image >= 0) & (image <= 255)).all():
-                raise UserError(f"{where} has values that are no colours: they have to be from 0 to {white:g}")
+                raise UserError(
+                    f"{where} has values that are no colours: clip them, they have to be from 0 to {white:g}"
+                )
             image = image.astype(np.uint8)
         if self.channels == 1:
             image = np.repeat(image, _COLOR, axis=2)
