@@ -36,6 +36,7 @@ from lerobot_files import (
     write_video,
 )
 from PIL import Image
+from raw_files import write_raw
 from zarr_files import replay_arrays, write_replay
 
 from bimact.check.dataset import check_dataset
@@ -1210,3 +1211,266 @@ def test_a_camera_by_its_name_in_the_files_trains(tmp_path: Path) -> None:
     config = tiny_config(cameras=[TOP])
     episodes, _ = open_demonstrations(config, tmp_path, lambda line: None)
     assert fill_from_dataset(config, episodes).cameras == ["top"]
+
+
+# What readers choose is said ---------------------------------------------------------------------------------------
+
+
+def notes(path: Path, **choices: Any) -> str:
+    return "\n".join(dataset_lines(selected(path, **choices)))
+
+
+def add(folder: Path, **arrays: Any) -> Path:
+    """Write arrays into all files of a folder; "__" in names stands for "/"."""
+    for path in sorted(folder.glob("*.hdf5")):
+        with h5py.File(path, "a") as file:
+            for name, values in arrays.items():
+                file[name.replace("__", "/")] = values
+    return folder
+
+
+def test_a_copy_is_of_the_step_that_was_asked_for(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 6))
+    qpos = open_source(tmp_path).read_columns(0, ["qpos"])["qpos"]
+    for shift in (1, 3, 0):
+        selection = Selection(action_keys=(f"qpos@+{shift}" if shift else "qpos",), state_keys=("qvel",))
+        assert np.array_equal(open_dataset(tmp_path, selection=selection).actions[0:1][0], qpos[shift])
+
+
+def test_other_lengths_of_pickled_observations_hide_no_fault(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [6, 6, 6])
+    records = np.load(tmp_path / "observations.npy")
+    steps = [{name: record[name] for name in records.dtype.names} for record in records]
+    steps[8]["state"] = np.zeros(3)
+    np.save(tmp_path / "observations.npy", np.array(steps, dtype=object), allow_pickle=True)
+    assert open_dataset(tmp_path, selection=Selection(skip_unreadable=True)).episode_names == ("episode 0", "episode 2")
+    np.save(tmp_path / "rollout_length.npy", np.array([9, 9]))
+    assert open_dataset(tmp_path, selection=Selection(skip_unreadable=True)).episode_names == ("episode 1",)
+    np.save(tmp_path / "rollout_length.npy", np.array([18]))
+    with pytest.raises(UserError, match="state is damaged"):
+        open_dataset(tmp_path)
+
+
+def test_of_two_columns_with_the_same_name_each_is_read(tmp_path: Path) -> None:
+    other = moving(6, 7, seed=5)
+    add(write_aloha(tmp_path, (6, 6)), qpos=other, observations__action=other)
+    source = open_source(tmp_path)
+    read = source.read_columns(0, ["qpos", "root/qpos", "action", "observations/action"])
+    assert np.array_equal(read["root/qpos"], other) and np.array_equal(read["observations/action"], other)
+    with h5py.File(tmp_path / "episode_0.hdf5") as file:
+        assert np.array_equal(read["qpos"], file["observations/qpos"]) and np.array_equal(
+            read["action"], file["action"]
+        )
+    assert source.state_keys == ("qpos",) and source.action_keys == ("action",)
+
+
+def test_of_two_cameras_with_the_same_name_each_is_read(tmp_path: Path) -> None:
+    add(write_aloha(tmp_path, (6, 6)), observations__top=np.full((6, 16, 24, 3), 200, np.uint8))
+    source = selected(tmp_path)
+    assert (images(source, "observations.top") == 200).all() and not (images(source, "top") == 200).all()
+    assert open_dataset(tmp_path).cameras == ("left_wrist", "top", "observations.top")
+
+
+def test_a_column_that_is_elsewhere_in_some_files_is_read_and_said(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 6))
+    with h5py.File(tmp_path / "episode_1.hdf5", "a") as file:
+        file.move("observations/qpos", "qpos")
+        expected = file["qpos"][()]
+    assert np.array_equal(open_source(tmp_path).read_columns(1, ["qpos"])["qpos"], expected)
+    assert "qpos is /observations/qpos in some files and /qpos in others: both are taken as one" in notes(tmp_path)
+
+
+def test_arrays_in_a_demonstration_beside_those_of_its_observations(tmp_path: Path) -> None:
+    file = write_robomimic(tmp_path / "demo.hdf5", (6, 6))
+    with h5py.File(file, "a") as handle:
+        for number in range(2):
+            handle[f"data/demo_{number}/agentview_image"] = RGB
+            handle[f"data/demo_{number}/obs/cams/top"] = RGB[::-1]
+    source = selected(file)
+    assert np.array_equal(images(source, "agentview_image"), RGB) and np.array_equal(
+        images(source, "cams.top"), RGB[::-1]
+    )
+    assert images(source, "obs.agentview_image").shape == (6, 16, 24, 3)
+
+
+def test_a_choice_of_colours_that_changes_nothing_is_said(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "a", (6,))
+    write_lerobot(tmp_path / "l", (6,), V2)
+    for name in ("a", "l"):
+        assert "color_order bgr changes nothing" in notes(tmp_path / name, color_order="bgr")
+    write_aloha(tmp_path / "j", (6,), jpegs="rows")
+    assert "changes nothing" not in notes(tmp_path / "j", color_order="bgr")
+
+
+def test_files_that_contradict_each_other_on_colours(tmp_path: Path) -> None:
+    for number, order in enumerate(("RGB", "rgb", "bgr", None)):
+        attributes = {} if order is None else {"color_order": order}
+        write_aloha_episode(tmp_path / f"episode_{number}.hdf5", jpegs="rows", attributes=attributes)
+    text = notes(tmp_path)
+    assert "Colours:  rgb\n" in text and "Damaged:  episode_2.hdf5: its attribute color_order is bgr, in most " in text
+    assert "1 of 3 files do not tell color_order: it is taken to be rgb, as in the others" in text
+    write_aloha(tmp_path / "odd", (6,), jpegs="rows", attributes={"color_order": "yuv"})
+    assert "the attribute color_order is yuv, which is neither rgb nor bgr" in notes(tmp_path / "odd")
+    write_aloha(tmp_path / "raw", (6,), attributes={"color_order": "bgr"})
+    assert "the images of camera left_wrist, top are arrays, and taken for RGB" in notes(tmp_path / "raw")
+
+
+@pytest.mark.parametrize("kind", ["dataset", "attribute", "array"])
+def test_a_rate_in_another_place_is_taken_and_said(tmp_path: Path, kind: str) -> None:
+    attributes = {"attribute": {"frequency": 20}, "array": {"fps": np.array([30, 30])}}.get(kind, {})
+    write_aloha(tmp_path, (6,), attributes=attributes)
+    if kind == "dataset":
+        add(tmp_path, fps=20.0)
+    text = notes(tmp_path)
+    if kind == "array":
+        assert "the attribute fps is no single number, which is not a rate" in text and "50 Hz, as ALOHA's" in text
+    else:
+        assert selected(tmp_path).fps == 20 and "the rate, 20 Hz, is told by the" in text
+
+
+def test_floats_of_another_range_in_one_episode(tmp_path: Path) -> None:
+    for number in range(3):
+        frames = RGB.astype(np.float32) / (1 if number == 1 else 255)
+        frames[0, 0, 0, 0] = frames.max() if number == 1 else 1.004  # as a filter makes it
+        write_aloha_episode(tmp_path / f"episode_{number}.hdf5", images={"top": frames})
+    text = notes(tmp_path)
+    assert "episode_1.hdf5: camera top holds floats from 0 to 255, in most episodes from 0 to 1" in text
+    assert "floats, taken to be from 0 to 1 (in 2 of 3 episodes)" in text
+    values = np.concatenate([RGB / 255, RGB.astype(np.float64)]).astype(np.float32)
+    folder = tmp_path / "guide"
+    write_dataset(folder, [6, 6])
+    records = np.load(folder / "observations.npy")
+    more = np.zeros(12, [("image_odd", "<f4", RGB.shape[1:]), ("state", "<f8", (14,))])
+    more["image_odd"], more["state"] = values, records["state"]
+    np.save(folder / "observations.npy", more)
+    text = notes(folder)
+    assert "camera odd: some of its images seem to be floats from 0 to 1, others to 255" in text
+    assert "state 14 (float64, read as float32)" in text and "Action:   action 14\n" in text
+
+
+def test_images_in_files_that_are_not_read_are_images(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(RGB[0]).save(stream, "BMP")
+    files = np.array([stream.getvalue()] * 6, f"V{len(stream.getvalue())}")
+    add(write_aloha(tmp_path / "bmp", (6,), images={}), cams__top=files)
+    add(write_aloha(tmp_path / "six", (6,), images={}), cams__top=np.ones((6, 32, 40, 6), np.uint8))
+    for name, reason in (("bmp", "holds BMP files"), ("six", "images have 1, 3 or 4 channels")):
+        with pytest.raises(UserError, match=f"has images, and none that can be used.*{reason}"):
+            open_dataset(tmp_path / name)
+
+
+def test_images_that_ask_to_be_turned_are_told(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(RGB[0]).save(stream, "JPEG", exif=exif)
+    rows = np.array([np.frombuffer(stream.getvalue(), np.uint8)] * 6)
+    add(write_aloha(tmp_path, (6,), images={}), observations__images__top=rows)
+    assert "EXIF data ask a viewer to turn them" in notes(tmp_path)
+
+
+def test_episodes_that_failed_are_told(tmp_path: Path) -> None:
+    for number in range(3):
+        write_aloha_episode(tmp_path / f"episode_{number}.hdf5", attributes={"success": number == 1})
+    assert "2 of 3 episodes say by their attribute success that they failed" in notes(tmp_path)
+    assert "--exclude_episodes 0,2 leaves them out" in notes(tmp_path)
+
+
+def test_what_a_file_of_demonstrations_holds_besides_them(tmp_path: Path) -> None:
+    file = write_robomimic(tmp_path / "demo.hdf5", (6, 6, 6, 6))
+    with h5py.File(file, "a") as handle:
+        handle.move("data/demo_1", "data/.demo_1")
+        handle.move("data/demo_2", "data/extra")
+        handle.copy("data/demo_0", "more")
+    text = notes(file)
+    assert "episodes are numbered by their places" in text and "2 is extra" in text
+    assert "without a dot before their names: data/.demo_1, more" in text
+    assert "the attribute total counts 24 steps, and the demonstrations have 18" in text
+
+
+def test_a_damaged_file_beside_demonstrations_is_told(tmp_path: Path) -> None:
+    for name in "ab":
+        write_robomimic(tmp_path / f"{name}.hdf5", (6,))
+    (tmp_path / "b.hdf5").write_bytes((tmp_path / "b.hdf5").read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"files that cannot be read \(b.hdf5\): copy these again, or name the file"):
+        open_source(tmp_path)
+
+
+def test_a_guessed_size_and_missing_rollouts_are_told(tmp_path: Path) -> None:
+    write_raw(tmp_path / "guessed", [5], size=(64, 100), metadata="")
+    assert "height 80 and width 80 are taken, since an image has 6400 pixels" in notes(tmp_path / "guessed")
+    write_raw(tmp_path / "listed", [5], size=(12, 16), metadata="16 12")
+    assert "height 16 and width 12 are taken, since metadata.txt lists these numbers" in notes(tmp_path / "listed")
+    write_raw(tmp_path / "short", [5] * 4)
+    np.save(tmp_path / "short" / "rollout_length.npy", np.array([5] * 2, np.uint16))
+    text = notes(tmp_path / "short")
+    assert (
+        "counts 4 rollouts, and rollout_length.npy 2" in text and "counts 20 steps, and rollout_length.npy 10" in text
+    )
+
+
+def test_data_files_that_are_not_read_are_told(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "guide", [6])
+    write_dataset(tmp_path / "guide" / "part2", [6])
+    write_dataset(tmp_path / "guide" / "cache" / "observations-1", [6])
+    (tmp_path / "guide/cache/observations-1/source.json").write_text("{}")
+    write_aloha(tmp_path / "aloha" / "monday", (6,))
+    write_aloha(tmp_path / "aloha" / "tuesday" / "late", (6,))
+    (tmp_path / "aloha/monday/episode_1.he5").touch()
+    (tmp_path / "aloha/monday/episode_0.mp4").touch()  # made to look at it
+    write_replay(tmp_path / "zarr" / "a.zarr", [6])
+    write_replay(tmp_path / "zarr" / "more" / "b.zarr", [6])
+    expected = {
+        "guide": "3 data files are in the folder and not read: part2/actions.npy, part2/observations.npy, part2/",
+        "aloha": "2 data files are in the folder and not read: monday/episode_1.he5, tuesday/late/episode_0.hdf5",
+        "zarr": "1 data file is in the folder and not read: more/b.zarr",
+    }
+    for name, sentence in expected.items():
+        assert sentence in notes(tmp_path / name)
+        found = [finding.sentence for finding in check_dataset(tmp_path / name, images=False).infos]
+        assert any(sentence in text for text in found)
+
+
+def test_nothing_is_said_of_files_that_belong_to_a_dataset(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "v2", (6, 6), V2)
+    write_lerobot(tmp_path / "v3", (6, 6), V3)
+    (tmp_path / "v2/videos/chunk-000/observation.images.top/episode_000007.mp4").touch()
+    write_aloha(tmp_path / "aloha", (6, 6))
+    (tmp_path / "aloha" / "episode_1.hdf5").write_bytes(b"")  # told as damaged
+    write_aloha_episode(tmp_path / "aloha" / "copy.hdf5")  # told as left aside
+    write_replay(tmp_path / "x.zarr", [6])
+    for name in ("v2", "v3", "aloha", "x.zarr"):
+        open_dataset(tmp_path / name, selection=Selection(skip_unreadable=True))  # makes a copy beside it
+        assert "not read" not in notes(tmp_path / name)
+
+
+def test_videos_beside_data_without_a_camera_are_images(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6,), images={})
+    (tmp_path / "episode_0.mp4").touch()
+    with pytest.raises(UserError, match=r"none that can be used \(episode_0.mp4 lies beside the data"):
+        open_dataset(tmp_path)
+
+
+def test_resized_images_and_converted_numbers_are_told_each_time(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 6), images={"top": RGB[:, :, :32]})
+    add(tmp_path, ticks=np.arange(6 * 7).reshape(6, 7) + 2**30)
+    config = tiny_config(encoder={"image_size": [16, 16]}, state_keys=["qpos", "ticks"])
+    for _ in range(2):
+        lines: list[str] = []
+        open_demonstrations(config, tmp_path, lines.append)
+        assert any("camera top: its images of 32x32 are resized to" in line for line in lines)
+        assert any("qpos 14, ticks 7 (float64, read as float32)" in line for line in lines)
+
+
+def test_several_tasks_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (6, 6), V2)
+    assert "Tasks:    2; the policy takes no text: only images tell them apart" in notes(tmp_path)
+
+
+def test_the_python_interface_tells_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_aloha(tmp_path / "a", (6, 6), images={"top": RGB.astype(np.float32) / 255})
+    open_dataset(tmp_path / "a")
+    assert "Note:     camera top: its images are floats, taken to be from 0 to 1" in capsys.readouterr().out
+    write_dataset(tmp_path / "g", [6])
+    open_dataset(tmp_path / "g")
+    assert capsys.readouterr().out == ""
