@@ -21,6 +21,7 @@ from bimact.data.opening import open_source
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import Source
+from bimact.data.unread_files import unread_files
 from bimact.errors import UserError
 from bimact.progress import progress_bar
 
@@ -54,6 +55,8 @@ def check_dataset(
     if local.exists() and is_guide_npy(local):
         parts = inspect_guide_npy(local, findings)
         source: Source | None = None if findings.has_errors else parts.as_source(local)
+        for note in () if source is None else unread_files(source)[1]:
+            findings.add("read-otherwise", "", note)
         files, apart = FILES_OF_PARTS, False
         if source is None:
             for episode in np.flatnonzero(parts.lengths == 0).tolist() if parts.lengths is not None else ():
