@@ -13,7 +13,7 @@ from bimact.errors import printable
 from bimact.files import expand_home
 
 if TYPE_CHECKING:
-    from bimact.convert.dataset import Conversion
+    from bimact.convert.dataset import PlannedConversion
 
 _EPILOG = """\
 what is kept:
@@ -100,7 +100,7 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"Train on it: bimact train --dataset_dir {shlex.quote(options.target)}")
 
 
-def _print_facts(conversion: Conversion) -> None:
+def _print_facts(conversion: PlannedConversion) -> None:
     from rich.filesize import decimal
 
     from bimact.data.summary import left_out_lines, unusable_lines
@@ -130,7 +130,7 @@ def _counted(lengths: Sequence[int]) -> str:
     return f"{len(lengths)} episode{'s' if len(lengths) > 1 else ''}, {sum(lengths)} steps"
 
 
-def _notes(conversion: Conversion, options: argparse.Namespace) -> list[str]:
+def _notes(conversion: PlannedConversion, options: argparse.Namespace) -> list[str]:
     """What differs from the source, and what is to be known of it."""
     from bimact.convert.writer import LEFT_OUT
 

@@ -10,7 +10,7 @@ from bimact.cli.arguments import Commands, image_size
 from bimact.files import check_writable, expand_home
 
 if TYPE_CHECKING:
-    from bimact.exchange.assembly import Converted
+    from bimact.interop.assembly import Converted
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -43,10 +43,10 @@ def _path(text: str) -> Path:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from bimact.exchange.convert import Source, convert
+    from bimact.interop.convert import PolicyFiles, convert
 
     check_writable(options.target.parent)
-    source = Source(
+    source = PolicyFiles(
         options.source,
         cameras=None if options.cameras is None else options.cameras.split(","),
         stats=options.stats,

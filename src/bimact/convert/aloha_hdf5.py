@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bimact.convert.content import Content, short_names
-from bimact.convert.writer import Part, Writer
+from bimact.convert.writer import EpisodeSpan, Writer
 from bimact.data.selection import ACTION, STATE
 from bimact.data.source import Camera
 from bimact.progress import ProgressBar
@@ -69,7 +69,9 @@ class AlohaWriter(Writer):
         return short_names(self.content.extras, _TAKEN)
 
 
-def _write_episode(content: Content, part: Part, extras: Mapping[str, str], compress: bool, folder: Path) -> None:
+def _write_episode(
+    content: Content, part: EpisodeSpan, extras: Mapping[str, str], compress: bool, folder: Path
+) -> None:
     """Write one episode's file.
 
     Args:
@@ -126,14 +128,14 @@ def _shape(camera: Camera) -> tuple[int, int, int]:
     return camera.height, camera.width, 3
 
 
-def _write_images(images: h5py.Group, name: str, content: Content, part: Part, key: str) -> None:
+def _write_images(images: h5py.Group, name: str, content: Content, part: EpisodeSpan, key: str) -> None:
     shape = _shape(content.cameras[key])
     dataset = images.create_dataset(name, (len(part.steps), *shape), np.uint8, chunks=(1, *shape))
     for step, image in zip(part.steps, content.frames(part.episode, key, part.steps)):
         dataset[step] = image
 
 
-def _write_jpegs(images: h5py.Group, name: str, content: Content, part: Part, key: str) -> list[int]:
+def _write_jpegs(images: h5py.Group, name: str, content: Content, part: EpisodeSpan, key: str) -> list[int]:
     """Write one camera's JPEG files as rows (T, bytes of the longest), padded with zeros; gives their lengths."""
     lengths: list[int] = []
     dataset: h5py.Dataset | None = None

@@ -32,7 +32,7 @@ _MANY_FILES = 1000
 
 
 @dataclass(frozen=True)
-class Conversion:
+class PlannedConversion:
     """A conversion that can begin: the target is free, and there is room for it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Conversion:
         return size
 
 
-def prepare_conversion(content: Content, target: str | Path, to: str, options: Options) -> Conversion:
+def prepare_conversion(content: Content, target: str | Path, to: str, options: Options) -> PlannedConversion:
     """See that a conversion can begin.
 
     Args:
@@ -92,7 +92,7 @@ def prepare_conversion(content: Content, target: str | Path, to: str, options: O
             f"the converted dataset needs about {decimal(needed)} and {place} has {decimal(free)} free: choose fewer "
             "--cameras or --max_episodes, or another disk"
         )
-    return Conversion(writer, target, needed, free)
+    return PlannedConversion(writer, target, needed, free)
 
 
 def check_target(source: Path, target: str | Path, to: str, options: Options) -> Path:

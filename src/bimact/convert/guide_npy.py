@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bimact.convert.content import Content, short_names
-from bimact.convert.writer import LEFT_OUT, Part, Writer
+from bimact.convert.writer import LEFT_OUT, EpisodeSpan, Writer
 from bimact.data.formats.guide_npy import ACTIONS, IMAGE_PREFIX, LENGTHS, METADATA, OBSERVATIONS, observation_dtype
 from bimact.data.selection import ACTION, STATE
 from bimact.errors import UserError
@@ -79,7 +79,7 @@ def _allocate(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
-def _write_part(content: Content, part: Part, dtype: np.dtype[Any], folder: Path) -> None:
+def _write_part(content: Content, part: EpisodeSpan, dtype: np.dtype[Any], folder: Path) -> None:
     """Write some steps of one episode at their place."""
     vectors = content.vectors(part.episode)
     first = content.starts[part.episode] + part.first

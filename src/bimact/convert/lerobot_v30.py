@@ -19,7 +19,7 @@ from bimact.convert import lerobot_stats, lerobot_tables, lerobot_video
 from bimact.convert.content import Content
 from bimact.convert.lerobot_stats import Stats
 from bimact.convert.lerobot_tables import BOOKKEEPING, Features
-from bimact.convert.writer import Part, Writer
+from bimact.convert.writer import EpisodeSpan, Writer
 from bimact.data.selection import ACTION, STATE
 from bimact.errors import UserError
 from bimact.files import write_json
@@ -145,7 +145,7 @@ class LeRobotWriter(Writer):
 
     def _write_videos(
         self, folder: Path, stats: list[dict[str, Stats]], progress: ProgressBar
-    ) -> dict[str, list[tuple[Part, Path]]]:
+    ) -> dict[str, list[tuple[EpisodeSpan, Path]]]:
         """A video for each part of an episode; adds to the statistics; gives the files of each camera."""
         cameras = self._stored_as("video")
         jobs = [
@@ -188,7 +188,7 @@ class LeRobotWriter(Writer):
         folder: Path,
         features: dict[str, dict[str, Any]],
         rows: list[dict[str, Any]],
-        videos: Mapping[str, list[tuple[Part, Path]]],
+        videos: Mapping[str, list[tuple[EpisodeSpan, Path]]],
     ) -> None:
         assert self.content.fps is not None
         for name, parts in videos.items():
@@ -309,7 +309,7 @@ def _filled(sizes: Sequence[int], limit_mb: int) -> Iterator[list[int]]:
 
 
 def _write_episode(
-    content: Content, part: Part, folder: Path, features: Features, task: int, images: Sequence[str]
+    content: Content, part: EpisodeSpan, folder: Path, features: Features, task: int, images: Sequence[str]
 ) -> dict[str, Stats]:
     """Write one episode's table; gives the statistics of what is in it."""
     length, start = len(part.steps), content.starts[part.episode]
@@ -340,7 +340,7 @@ def _write_episode(
     return stats | {camera_key(name): lerobot_stats.image_stats(counts[name], len(sampled)) for name in images}
 
 
-def _write_video(content: Content, part: Part, camera: str, path: Path, codec: str) -> np.ndarray:
+def _write_video(content: Content, part: EpisodeSpan, camera: str, path: Path, codec: str) -> np.ndarray:
     """Write one camera's video of some steps; gives the counts (3, 256) of pixel values in its sampled images."""
     sampled = lerobot_stats.sampled_steps(content.lengths[part.episode])
     counts = np.zeros((3, 256), np.int64)

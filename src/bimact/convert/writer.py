@@ -38,7 +38,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Part:
+class EpisodeSpan:
     """The steps of an episode from `first` to the one before `end`."""
 
     episode: int
@@ -93,13 +93,13 @@ class Writer(ABC):
             return []
         return [f"{LEFT_OUT}the names of dimensions of {', '.join(named)}, for which the format has no place"]
 
-    def whole_episodes(self) -> list[Part]:
-        return [Part(episode, 0, length) for episode, length in enumerate(self.content.lengths)]
+    def whole_episodes(self) -> list[EpisodeSpan]:
+        return [EpisodeSpan(episode, 0, length) for episode, length in enumerate(self.content.lengths)]
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[EpisodeSpan]:
         """The episodes, long ones divided."""
         return [
-            Part(whole.episode, first, min(whole.end, first + _STEPS_OF_A_PART))
+            EpisodeSpan(whole.episode, first, min(whole.end, first + _STEPS_OF_A_PART))
             for whole in self.whole_episodes()
             for first in range(0, whole.end, _STEPS_OF_A_PART)
         ]

@@ -18,7 +18,7 @@ import numcodecs
 import numpy as np
 
 from bimact.convert.content import Content, short_names
-from bimact.convert.writer import Part, Writer
+from bimact.convert.writer import EpisodeSpan, Writer
 from bimact.data.selection import ACTION, STATE
 from bimact.files import write_json
 from bimact.progress import ProgressBar
@@ -58,7 +58,7 @@ class ZarrWriter(Writer):
         for key, name in self._cameras().items():
             camera = self.content.cameras[key]
             shape = (self.content.num_steps, camera.height, camera.width, 3)
-            array = _Array(folder / "data" / name, shape, np.dtype(np.uint8), 1, _IMAGE_CODEC)
+            array = _ZarrArray(folder / "data" / name, shape, np.dtype(np.uint8), 1, _IMAGE_CODEC)
             array.describe()
             jobs += [(self.content, part, key, array) for part in self.parts()]
         self.run(_write_images, jobs, progress=progress)
@@ -85,7 +85,7 @@ class ZarrWriter(Writer):
 
 
 @dataclass(frozen=True)
-class _Array:
+class _ZarrArray:
     """An array on the disk, whose chunks hold some rows each."""
 
     path: Path
@@ -119,17 +119,17 @@ class _Array:
 
 def _write_vectors(path: Path, values: np.ndarray) -> None:
     rows = min(len(values), max(1, _CHUNK_BYTES // values[:1].nbytes))
-    array = _Array(path, values.shape, values.dtype, rows, _VECTOR_CODEC)
+    array = _ZarrArray(path, values.shape, values.dtype, rows, _VECTOR_CODEC)
     array.describe()
     for number, first in enumerate(range(0, len(values), rows)):
         array.write_chunk(number, values[first : first + rows])
 
 
-def _read_vectors(content: Content, part: Part) -> dict[str, np.ndarray]:
+def _read_vectors(content: Content, part: EpisodeSpan) -> dict[str, np.ndarray]:
     return content.vectors(part.episode)
 
 
-def _write_images(content: Content, part: Part, camera: str, array: _Array) -> None:
+def _write_images(content: Content, part: EpisodeSpan, camera: str, array: _ZarrArray) -> None:
     first = content.starts[part.episode]
     for step, image in zip(part.steps, content.frames(part.episode, camera, part.steps)):
         array.write_chunk(first + step, image[None])

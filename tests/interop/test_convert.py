@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from bimact.cli import main
 from bimact.config import load_config, save_config
 from bimact.evaluate.run import load_run
-from bimact.exchange.lerobot_reader import read_lerobot
+from bimact.interop.lerobot_reader import read_lerobot
 from bimact.train.resume import new_run_settings
 
 

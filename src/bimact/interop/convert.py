@@ -16,11 +16,11 @@ import torch
 from bimact.config import save_config
 from bimact.errors import UserError
 from bimact.evaluate.run import load_run
-from bimact.exchange.assembly import Converted
-from bimact.exchange.lerobot_reader import CONFIG, lerobot_folder, read_lerobot, weights_of
-from bimact.exchange.lerobot_writer import refuse_inexpressible, write_lerobot
-from bimact.exchange.original_act import HEADS, IMAGE_SIZE, original_checkpoint, read_original
 from bimact.files import atomic_write
+from bimact.interop.assembly import Converted
+from bimact.interop.lerobot_reader import CONFIG, lerobot_folder, read_lerobot, weights_of
+from bimact.interop.lerobot_writer import refuse_inexpressible, write_lerobot
+from bimact.interop.original_act import HEADS, IMAGE_SIZE, original_checkpoint, read_original
 from bimact.policy.weights import BIMACT, ORIGINAL, read_policy_weights
 from bimact.train.checkpoint import FOLDER, RUN_CONFIG
 from bimact.train.resume import new_run_settings
@@ -29,7 +29,7 @@ FORMATS = ("bimact", "lerobot")
 
 
 @dataclass(frozen=True)
-class Source:
+class PolicyFiles:
     """What is to be converted, and what its files may not tell.
 
     Attributes:
@@ -55,7 +55,7 @@ class Source:
         return any((path / RUN_CONFIG).is_file() and (path / FOLDER).is_dir() for path in (self.path, run))
 
 
-def convert(source: Source, target: Path, to: str | None = None) -> Converted:
+def convert(source: PolicyFiles, target: Path, to: str | None = None) -> Converted:
     """Convert a policy.
 
     Args:
@@ -85,7 +85,7 @@ def convert(source: Source, target: Path, to: str | None = None) -> Converted:
     return converted
 
 
-def read(source: Source) -> Converted:
+def read(source: PolicyFiles) -> Converted:
     """The policy that files hold.
 
     Raises:
@@ -137,13 +137,13 @@ def read(source: Source) -> Converted:
     return dataclasses.replace(converted, notes=(*notes, *converted.notes))
 
 
-def _refuse_options(source: Source, what: str, names: Sequence[str]) -> None:
+def _refuse_options(source: PolicyFiles, what: str, names: Sequence[str]) -> None:
     given = [f"--{name}" for name in names if getattr(source, name) is not None]
     if given:
         raise UserError(f"{source.path} is {what}, for which {' and '.join(given)} has no meaning: leave it out")
 
 
-def _read_run(source: Source) -> Converted:
+def _read_run(source: PolicyFiles) -> Converted:
     run = load_run(source.path, source.checkpoint or "best", "cpu")
     policy, notes = run.policy, []
     if source.image_size is not None:

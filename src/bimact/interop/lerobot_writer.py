@@ -14,11 +14,11 @@ from torch import Tensor
 
 from bimact.config import Config
 from bimact.errors import UserError
-from bimact.exchange.assembly import Converted
-from bimact.exchange.lerobot_features import ACTION, STATE
-from bimact.exchange.lerobot_reader import CONFIG, WEIGHTS
-from bimact.exchange.lerobot_statistics import NORMALIZER, POSTPROCESSOR, PREPROCESSOR, RENAMER, UNNORMALIZER
 from bimact.files import write_bytes, write_json
+from bimact.interop.assembly import Converted
+from bimact.interop.lerobot_features import ACTION, STATE
+from bimact.interop.lerobot_reader import CONFIG, WEIGHTS
+from bimact.interop.lerobot_statistics import NORMALIZER, POSTPROCESSOR, PREPROCESSOR, RENAMER, UNNORMALIZER
 from bimact.policy.act import ActPolicy
 from bimact.policy.lerobot_weights import to_lerobot
 

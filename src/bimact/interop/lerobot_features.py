@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bimact.errors import UserError
-from bimact.exchange.json_file import JsonObject
+from bimact.interop.json_file import JsonObject
 
 STATE, ACTION, IDENTITY = "observation.state", "action", "IDENTITY"
 _MODES = ("MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10", IDENTITY)
@@ -17,7 +17,7 @@ _HIGHEST_IMAGE = 10_000  # pixels
 
 
 @dataclass(frozen=True)
-class Feature:
+class PolicyFeature:
     """An input or an output.
 
     Attributes:
@@ -35,7 +35,7 @@ def is_of_2024(config: JsonObject) -> bool:
     return "input_shapes" in config.content
 
 
-def read_features(config: JsonObject) -> dict[str, Feature]:
+def read_features(config: JsonObject) -> dict[str, PolicyFeature]:
     """All inputs and outputs by name, cameras in the policy's order.
 
     Raises:
@@ -47,13 +47,13 @@ def read_features(config: JsonObject) -> dict[str, Feature]:
             shapes, modes = config.object(f"{side}_shapes"), config.object(f"{side}_normalization_modes")
             for name in shapes.content:
                 mode = modes.get(name, str, IDENTITY).upper()
-                features[name] = Feature(_kind_of_2024(name), _shape(shapes, name), checked_mode(mode, config))
+                features[name] = PolicyFeature(_kind_of_2024(name), _shape(shapes, name), checked_mode(mode, config))
         else:
             described, modes = config.object(f"{side}_features"), config.object("normalization_mapping")
             for name in described.content:
                 kind = described.object(name).get("type", str, "")
                 mode = checked_mode(modes.get(kind, str, IDENTITY), config)
-                features[name] = Feature(kind, _shape(described.object(name), "shape"), mode)
+                features[name] = PolicyFeature(kind, _shape(described.object(name), "shape"), mode)
     return features
 
 
@@ -81,7 +81,7 @@ def camera_name(feature: str) -> str:
     return feature.removeprefix("observation.").removeprefix("images.").removeprefix("image.")
 
 
-def common_size(images: list[Feature]) -> list[int] | None:
+def common_size(images: list[PolicyFeature]) -> list[int] | None:
     """Height and width of all cameras' images; None where they differ."""
     sizes = {image.shape[1:] for image in images if len(image.shape) == 3 and max(image.shape) <= _HIGHEST_IMAGE}
     return list(sizes.pop()) if len(sizes) == 1 and all(len(image.shape) == 3 for image in images) else None

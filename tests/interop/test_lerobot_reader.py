@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from bimact.encoder.base import IMAGENET_MEAN
 from bimact.errors import UserError
-from bimact.exchange.lerobot_reader import lerobot_folder, read_lerobot
+from bimact.interop.lerobot_reader import lerobot_folder, read_lerobot
 from bimact.policy.act import ActPolicy
 
 LAYOUTS = {

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bimact.data.safe_pickle import load_pickle
 from bimact.errors import UserError
-from bimact.exchange.assembly import (
+from bimact.files import refuse_pointer
+from bimact.interop.assembly import (
     Affine,
     Converted,
     assemble,
@@ -26,7 +27,6 @@ from bimact.exchange.assembly import (
     network_settings,
     read_policy,
 )
-from bimact.files import refuse_pointer
 from bimact.policy.original_act_weights import from_original
 from bimact.policy.weights import ORIGINAL
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bimact.encoder.base import IMAGENET_MEAN, IMAGENET_STD
 from bimact.errors import UserError
-from bimact.exchange.assembly import (
+from bimact.interop.assembly import (
     Affine,
     Converted,
     assemble,
@@ -23,17 +23,17 @@ from bimact.exchange.assembly import (
     network_settings,
     read_policy,
 )
-from bimact.exchange.json_file import JsonObject
-from bimact.exchange.lerobot_features import (
+from bimact.interop.json_file import JsonObject
+from bimact.interop.lerobot_features import (
     ACTION,
     STATE,
-    Feature,
+    PolicyFeature,
     camera_name,
     common_size,
     is_of_2024,
     read_features,
 )
-from bimact.exchange.lerobot_statistics import (
+from bimact.interop.lerobot_statistics import (
     NORMALIZER,
     POSTPROCESSOR,
     PREPROCESSOR,
@@ -166,7 +166,7 @@ class _Steps:
         return names_of_robot(self.before or [])
 
 
-def _obstacles(config: JsonObject, features: Mapping[str, Feature]) -> list[str]:
+def _obstacles(config: JsonObject, features: Mapping[str, PolicyFeature]) -> list[str]:
     """What the policy has that bimact's has not."""
     kinds = [feature.kind for feature in features.values()]
     backbone, activation = (

@@ -24,7 +24,7 @@ from foreign_policies import (
 from torch import Tensor
 
 from bimact.errors import UserError
-from bimact.exchange.original_act import original_checkpoint, read_original
+from bimact.interop.original_act import original_checkpoint, read_original
 from bimact.policy.act import ActPolicy
 
 CAMERAS = ["top", "left"]

@@ -12,9 +12,9 @@ from foreign_policies import ACTION_DIM, STATE_DIM, chunk_of, observation, small
 from safetensors.torch import load_file
 
 from bimact.errors import UserError
-from bimact.exchange.assembly import Converted
-from bimact.exchange.lerobot_reader import read_lerobot
-from bimact.exchange.lerobot_writer import refuse_inexpressible, write_lerobot
+from bimact.interop.assembly import Converted
+from bimact.interop.lerobot_reader import read_lerobot
+from bimact.interop.lerobot_writer import refuse_inexpressible, write_lerobot
 from bimact.policy.act import ActPolicy
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from bimact.errors import UserError
-from bimact.exchange.assembly import Affine
-from bimact.exchange.json_file import JsonObject
-from bimact.exchange.lerobot_features import ACTION, IDENTITY, Feature, checked_mode
+from bimact.interop.assembly import Affine
+from bimact.interop.json_file import JsonObject
+from bimact.interop.lerobot_features import ACTION, IDENTITY, PolicyFeature, checked_mode
 from bimact.weights_file import read_content, state_dicts
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -82,7 +82,9 @@ class Normalization:
         return value.flatten().float()
 
 
-def from_buffers(weights: Mapping[str, Tensor], features: Mapping[str, Feature], path: Path) -> list[Normalization]:
+def from_buffers(
+    weights: Mapping[str, Tensor], features: Mapping[str, PolicyFeature], path: Path
+) -> list[Normalization]:
     """Of observations and of actions, from buffers such as `normalize_inputs.buffer_observation_state.mean`."""
     modes = {name: feature.mode for name, feature in features.items()}
     found = []
