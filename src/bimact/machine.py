@@ -3,17 +3,61 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # of glibc's mallopt(3)
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use: fewer than there are, under `taskset` or a cluster's scheduler."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores that this process may use: fewer than there are under `taskset`, a scheduler or a container's quota."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13, which also takes -X cpu_count
+        cores = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min([cores, *(max(1, math.ceil(quota)) for quota in _cpu_quotas(_CGROUPS, _OWN_CGROUPS))])
+
+
+def _cpu_quotas(root: Path, own: Path) -> Iterator[float]:
+    """CPU quotas, in cores, of this process's control group and of all groups around it.
+
+    Sources: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max) and
+    https://docs.kernel.org/scheduler/sched-bwc.html (cpu.cfs_quota_us and cpu.cfs_period_us of version 1).
+
+    Args:
+        root: where control groups are mounted, /sys/fs/cgroup.
+        own: /proc/self/cgroup, a line `id:controllers:path` for each hierarchy; version 2 has no controllers there.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mounts = [root, root / "unified"]
+        elif "cpu" in controllers.split(","):
+            mounts = [root / "cpu", root / controllers, root / "cpu,cpuacct"]
+        else:
+            continue
+        # A container sees the host's path, and its own group mounted as the root: then only the root exists.
+        group = PurePosixPath(path.lstrip("/")) if ".." not in path else PurePosixPath()
+        for folder in {mount / part for mount in mounts for part in (group, *group.parents)}:
+            try:
+                if controllers == "":
+                    quota, period = (folder / "cpu.max").read_text().split()
+                else:
+                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                if quota != "max" and int(quota) > 0:  # -1: no limit
+                    yield int(quota) / int(period)
+            except (OSError, ValueError, ZeroDivisionError):
+                continue
 
 
 def keep_freed_memory() -> None:
