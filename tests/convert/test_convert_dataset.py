@@ -210,5 +210,5 @@ def test_the_next_run_removes_what_a_killed_one_has_left(
 def test_parts_of_long_episodes_are_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_STEPS_PER_SPAN", 4)
     content = Content.of(Selection().applied_to(smooth_source(tmp_path, (9, 4))))
-    parts = GuideWriter(content, Options()).parts()
+    parts = GuideWriter(content, Options()).spans()
     assert [(part.episode, part.first, part.end) for part in parts] == [(0, 0, 4), (0, 4, 8), (0, 8, 9), (1, 0, 4)]

@@ -128,6 +128,25 @@ class Vectors:
         return chosen
 
 
+def pair_dimensions(
+    state_names: Sequence[str] | None, action_names: Sequence[str] | None, state_size: int, action_size: int
+) -> list[tuple[int, int]]:
+    """Dimensions of state and action that belong to one joint: of the same name, a name that occurs twice in order.
+
+    Where no names are known or none occurs in both, those of the same index, if state and action have the same size.
+    """
+    if state_names is None or action_names is None or not set(state_names) & set(action_names):
+        return [(number, number) for number in range(state_size)] if state_size == action_size else []
+    unpaired = dict(enumerate(action_names))
+    pairs = []
+    for number, name in enumerate(state_names):
+        match = next((other for other, its_name in unpaired.items() if its_name == name), None)
+        if match is not None:
+            del unpaired[match]
+            pairs.append((number, match))
+    return pairs
+
+
 @dataclass(frozen=True)
 class Facts:
     """All that checks know of a dataset.
@@ -171,15 +190,9 @@ class Facts:
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        """(K, 2) dimensions of state and action that are one joint's: of the same name, or in the same place."""
-        state, action = self.state, self.action
-        if state.names is not None and action.names is not None:
-            places = {name: number for number, name in enumerate(state.names)}
-            both = [(places[name], number) for number, name in enumerate(action.names) if name in places]
-            if both:
-                return np.array(both)
-        same = range(state.size) if state.size == action.size else range(0)
-        return np.array([(number, number) for number in same]).reshape(-1, 2)
+        """(K, 2) dimensions of state and action that belong to one joint."""
+        found = pair_dimensions(self.state.names, self.action.names, self.state.size, self.action.size)
+        return np.array(found, dtype=int).reshape(-1, 2)
 
     @cached_property
     def posture_pairs(self) -> np.ndarray:

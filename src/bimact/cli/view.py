@@ -120,8 +120,7 @@ def _serve(source: Source, options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from bimact.check.dataset import check_dataset
-    from bimact.view.background import Background
-    from bimact.view.server import ViewServer
+    from bimact.view.server import Background, ViewServer
 
     def findings() -> Sequence[Finding]:
         chosen = selection_of(options)
