@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""Resources of this machine."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def _cpu_quotas(root: Path, own: Path) -> Iterator[float]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that tensors give back, for those of the next training step.
+    """Let this process keep the memory of freed tensors, for those of the next training step.
 
-    glibc asks the system for each large tensor anew, which hands out pages that it has to clear first. Elsewhere
+    By default, glibc returns it to the system, which clears each page before it hands it out again. Without glibc,
     nothing happens.
     """
     if sys.platform != "linux":
@@ -73,4 +73,4 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_TOP_PAD, 2**26)
-        mallopt(_M_ARENA_MAX, 1)  # what a loading thread has freed, the next one may take
+        mallopt(_M_ARENA_MAX, 1)  # memory that one loading thread has freed is available to the next

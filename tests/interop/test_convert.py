@@ -189,7 +189,7 @@ def test_files_of_a_lerobot_policy(tmp_path: Path, lerobot: Path, capsys: pytest
     torch.testing.assert_close(heads[1], heads[0] + 1)
 
     (policy / "model.safetensors").rename(tmp_path / "alone.safetensors")
-    assert "its settings are missing: put its config.json beside it" in fails(
+    assert "its settings are missing: put its config.json next to it" in fails(
         capsys, tmp_path / "alone.safetensors", tmp_path / "new"
     )
     assert "model-00001-of-00002.safetensors is one of 2 files that belong together: give their index" in fails(

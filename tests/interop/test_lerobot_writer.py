@@ -116,7 +116,7 @@ def test_cameras_that_the_policy_tells_apart_are_refused() -> None:
     policy = small_policy(("top", "left"))
     refuse_inexpressible(policy)
     policy.camera_positions.data[1] += 1e-3
-    with pytest.raises(UserError, match="it has learned which camera is which"):
+    with pytest.raises(UserError, match="it has learned camera positions"):
         refuse_inexpressible(policy)
     with pytest.raises(UserError, match="it sees no camera"):
         refuse_inexpressible(small_policy(()))

@@ -17,9 +17,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "check",
         allow_abbrev=False,
         help="find everything that is wrong with a dataset",
-        description="Find everything that is wrong with a dataset, or may be, in any format that can be trained on. The "
-        "dataset is not changed. docs/checking.md lists what is looked for. Exit status: 0 nothing worse than infos; "
-        "1 errors or warnings; 2 not all of the dataset could be read.",
+        description="Find everything that is wrong with a dataset, or may be, in any format that can be trained on. "
+        "The dataset is not changed. docs/checking.md lists what is looked for. Exit status: 0 nothing worse than "
+        "infos; 1 errors or warnings; 2 not all of the dataset could be read.",
     )
     parser.add_argument(
         "dataset_dir", metavar="DATASET", type=expand_home, help="the demonstrations: a folder or file, hub name or URL"

@@ -1,1 +1,1 @@
-"""Policies of other software: into a run of bimact, and back."""
+"""Conversion of policies of other software to runs of bimact, and back."""

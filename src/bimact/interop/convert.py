@@ -1,13 +1,11 @@
-"""`bimact convert-checkpoint`: reads a policy, whatever software it is of, and writes it for another."""
+"""`bimact convert-checkpoint`: reads a policy of any known software and writes it for another."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import torch
 from bimact.config import save_config
 from bimact.errors import UserError
 from bimact.evaluate.run import load_run
-from bimact.files import atomic_write
+from bimact.files import atomic_folder, atomic_write
 from bimact.interop.assembly import Converted
 from bimact.interop.lerobot_reader import CONFIG, lerobot_folder, read_lerobot, weights_of
 from bimact.interop.lerobot_writer import refuse_inexpressible, write_lerobot
@@ -30,14 +28,14 @@ FORMATS = ("bimact", "lerobot")
 
 @dataclass(frozen=True)
 class PolicyFiles:
-    """What is to be converted, and what its files may not tell.
+    """A policy to convert, and settings that its files may lack.
 
     Attributes:
-        path: a LeRobot policy's folder, one of the original ACT or its checkpoint, or a run of bimact or its folder of
-            checkpoints.
+        path: the folder of a LeRobot policy; the folder or checkpoint of an original ACT policy; or a run directory of
+            bimact, or its folder of checkpoints.
         cameras: names for the cameras; None: as in the files.
-        stats: of the original ACT, `dataset_stats.pkl`; None: beside the checkpoint.
-        nheads: heads of attention; None: as in the files, or the original ACT's.
+        stats: the original ACT's `dataset_stats.pkl`; None: next to the checkpoint.
+        nheads: number of attention heads; None: as in the files, or the original ACT's.
         image_size: height and width of the cameras' images; None: as in the files, or the original ACT's.
         checkpoint: of a run; None: the best.
     """
@@ -60,14 +58,14 @@ def convert(source: PolicyFiles, target: Path, to: str | None = None) -> Convert
 
     Args:
         source: the policy.
-        target: the folder to write, which must not exist. It appears whole or not at all.
-        to: one of `FORMATS`; None: what the source is not.
+        target: the folder to write, which must not exist. It appears complete or not at all.
+        to: one of `FORMATS`; None: the one that the source is not in.
 
     Returns:
-        the policy, with what there is to say of it.
+        the policy, with notes.
 
     Raises:
-        UserError: if the source cannot be read or expressed there, or the target exists or cannot be written.
+        UserError: if the source cannot be read or expressed in the format, or the target exists or cannot be written.
     """
     if os.path.lexists(target):
         raise UserError(f"{target} exists already: choose a free name")
@@ -77,25 +75,39 @@ def convert(source: PolicyFiles, target: Path, to: str | None = None) -> Convert
     converted = read(source)
     if to == "lerobot":
         refuse_inexpressible(converted.policy)
-    with _new_folder(target) as folder:
+    with atomic_folder(target) as folder:
         if to == "lerobot":
             write_lerobot(converted, folder)
         else:
-            _write_run(converted, folder, target)
+            config = dataclasses.replace(new_run_settings(converted.policy.config), output_dir=str(target))
+            save_config(config, folder / RUN_CONFIG)
+            best, last = (folder / FOLDER / f"act-train-{name}.pth" for name in ("best", "last"))
+            with atomic_write(best) as file:
+                torch.save(converted.policy.state_dict(), file)
+            try:
+                os.link(best, last)
+            except OSError:  # a file system without hard links
+                shutil.copy2(best, last)
     return converted
 
 
 def read(source: PolicyFiles) -> Converted:
-    """The policy that files hold.
+    """The policy in files.
 
     Raises:
-        UserError: if they hold none that bimact knows.
+        UserError: if there is none that bimact knows.
     """
     path = source.path
     if source.is_run:
         _refuse_options(source, "a run of bimact", ("cameras", "stats", "nheads"))
-        return _read_run(source)
-    lerobot: tuple[Path, Path | None] | None = None  # the policy's folder, and another file of weights than its own
+        run = load_run(path, source.checkpoint or "best", "cpu")
+        config = run.policy.config
+        if source.image_size is not None:
+            run.policy.config = dataclasses.replace(config, image_size=list(source.image_size))
+        is_windowed = config.temporal_ensemble and config.ensemble_window is not None
+        window_notes = ("LeRobot averages all chunks: ensemble_window is left out",) if is_windowed else ()
+        return Converted(run.policy, f"run of bimact, checkpoint {run.checkpoint.name}", window_notes)
+    lerobot: tuple[Path, Path | None] | None = None  # folder, and a file of weights that is not the folder's
     original: Path | None = None
     notes: list[str] = []
     if path.name == CONFIG and path.is_file():
@@ -110,7 +122,7 @@ def read(source: PolicyFiles) -> Converted:
             lerobot = path.parent, path
         else:
             raise UserError(
-                f"{path} holds weights of {software.name}, but its settings are missing: put its {CONFIG} beside it"
+                f"{path} holds weights of {software.name}, but its settings are missing: put its {CONFIG} next to it"
             )
     elif path.is_dir():
         folder, checkpoint = lerobot_folder(path), original_checkpoint(path)
@@ -141,52 +153,3 @@ def _refuse_options(source: PolicyFiles, what: str, names: Sequence[str]) -> Non
     given = [f"--{name}" for name in names if getattr(source, name) is not None]
     if given:
         raise UserError(f"{source.path} is {what}, for which {' and '.join(given)} has no meaning: leave it out")
-
-
-def _read_run(source: PolicyFiles) -> Converted:
-    run = load_run(source.path, source.checkpoint or "best", "cpu")
-    policy, notes = run.policy, []
-    if source.image_size is not None:
-        policy.config = dataclasses.replace(policy.config, image_size=list(source.image_size))
-    if policy.config.temporal_ensemble and policy.config.ensemble_window is not None:
-        notes.append("LeRobot averages all chunks: ensemble_window is left out")
-    return Converted(policy, f"run of bimact, checkpoint {run.checkpoint.name}", tuple(notes))
-
-
-def _write_run(converted: Converted, folder: Path, target: Path) -> None:
-    config = dataclasses.replace(new_run_settings(converted.policy.config), output_dir=str(target))
-    save_config(config, folder / RUN_CONFIG)
-    best, last = (folder / FOLDER / f"act-train-{name}.pth" for name in ("best", "last"))
-    with atomic_write(best) as file:
-        torch.save(converted.policy.state_dict(), file)
-    try:
-        os.link(best, last)
-    except OSError:  # a file system without hard links
-        shutil.copy2(best, last)
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that takes its name only when the block ends without an error.
-
-    Raises:
-        UserError: if the disk is full or cannot be written.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)  # mkdtemp's folders are their owner's alone
-        temporary.rename(target)
-    except (OSError, RuntimeError) as error:
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch's writer hides it
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(f"cannot write {target}: {cause.strerror or cause}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
