@@ -279,7 +279,7 @@ def test_what_is_no_policy(tmp_path: Path, run: Path, capsys: pytest.CaptureFixt
     assert f"{tmp_path / 'none'} does not exist" in fails(capsys, tmp_path / "none", tmp_path / "new")
     assert "has no policy that bimact knows" in fails(capsys, tmp_path, tmp_path / "new")
     (tmp_path / "text").write_text("text")
-    assert "no file of weights" in fails(capsys, tmp_path / "text", tmp_path / "new")
+    assert "not a file of weights" in fails(capsys, tmp_path / "text", tmp_path / "new")
     weights = run / "checkpoint" / "act-train-best.pth"
     assert "is a checkpoint of bimact: give the folder of its run" in fails(capsys, weights, tmp_path / "new")
     of_run = fails(capsys, weights.parent, tmp_path / "new", "--to", "bimact")

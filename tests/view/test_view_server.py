@@ -272,9 +272,9 @@ def test_a_selection_is_shown(dataset: Path) -> None:
     ("options", "sentence"),
     [
         (["--episode", "4"], "--episode is 4, {} has episodes 0 to 3"),
-        (["--export", "{}/metadata.json"], "{}/metadata.json is there already: choose another name, or remove it"),
+        (["--export", "{}/metadata.json"], "{}/metadata.json exists already: choose another name, or remove it"),
         (["--rerun", "{}/metadata.json"], "{}/metadata.json is there already"),
-        (["--export", "{}/none/page.html"], "there is no folder {}/none: make it first"),
+        (["--export", "{}/none/page.html"], "there is no folder {}/none: create it first"),
         (["--export", "{}/page.html", "--export_width", "0"], "--export_width is 0, it has to be 16 or more pixels"),
         (["--port", "70000"], "--port is 70000"),
         (["--cameras", "middle"], "has no camera 'middle'; it has left, right"),

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""What the commands' options share."""
 
 from __future__ import annotations
 
@@ -23,26 +23,24 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select a part of a dataset; they are settings of `bimact train`, too."""
+    """The options that choose a part of a dataset; they are settings of `bimact train` too."""
     group = parser.add_argument_group("the part of the dataset")
     group.add_argument("--cameras", metavar="A,B", help='which cameras (default: all; "": none)')
-    group.add_argument("--state_keys", metavar="A,B", help="columns of the state (default: the format's)")
-    group.add_argument("--action_keys", metavar="A,B", help="columns of the action (default: the format's)")
+    group.add_argument("--state_keys", metavar="A,B", help="columns that make up the state (default: the format's)")
+    group.add_argument("--action_keys", metavar="A,B", help="columns that make up the action (default: the format's)")
     group.add_argument("--state_dims", metavar="DIMS", help="dimensions of the state, such as 0:14 or 0:7,13:20")
     group.add_argument("--action_dims", metavar="DIMS", help="dimensions of the action, such as 0:14")
     add_episodes(group)
-    group.add_argument("--max_episodes", metavar="N", type=int, help="only the first N of these")
+    group.add_argument("--max_episodes", metavar="N", type=int, help="of these, the first N")
     group.add_argument(
         "--filter_key", metavar="NAME", help="episodes that the dataset lists under this name (robomimic)"
     )
-    group.add_argument(
-        "--fps", metavar="F", type=float, help="control frequency in Hz; a dataset with another one is resampled"
-    )
-    group.add_argument("--color_order", choices=("rgb", "bgr"), help="of JPEG images whose files do not specify it")
+    group.add_argument("--fps", metavar="F", type=float, help="steps a second: resampled if the dataset has others")
+    group.add_argument("--color_order", choices=("rgb", "bgr"), help="of JPEG images whose order the files leave open")
 
 
 def add_episodes(group: argparse._ActionsContainer) -> None:
-    """Add the options that select episodes."""
+    """The options that choose episodes."""
     group.add_argument("--episodes", metavar="E", help="which episodes, by number or name: 0:40,45 (default: all)")
     group.add_argument("--exclude_episodes", metavar="E", help="episodes to leave out, such as 3,17")
     group.add_argument(
@@ -52,12 +50,12 @@ def add_episodes(group: argparse._ActionsContainer) -> None:
         const="true",
         choices=("true", "false"),
         default="false",
-        help="leave out damaged episodes instead of stopping",
+        help="leave out the episodes that are damaged, instead of stopping",
     )
 
 
 def selection_of(options: argparse.Namespace) -> Selection | None:
-    """The part that the options of `add_selection` select; None if none is given."""
+    """The part that `add_selection`'s options choose; None if none is given."""
     from bimact.config import list_of_text
     from bimact.data.selection import Selection
 
