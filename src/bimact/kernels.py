@@ -111,7 +111,7 @@ def why_unusable(driver: Driver) -> Unusable:
         )
     reason = "PyTorch finds no GPU and gives no reason"
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error)
     if "driver on your system is too old" in reason:

@@ -59,7 +59,7 @@ class Written:
         return self.value
 
 
-class _Loader(_BaseLoader):
+class _Loader(_BaseLoader):  # type: ignore[misc]  # PyYAML has no types
     """YAML 1.1 as OmegaConf reads it: 1e-6 is a number, a date is text."""
 
 

@@ -72,7 +72,7 @@ def _ratio_of_deviations(vectors: Vectors) -> np.ndarray:
         sums[episode], squares[episode] = part.sum(axis=0), (part**2).sum(axis=0)
 
     def deviation(count: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> np.ndarray:
-        return np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0))
+        return np.asarray(np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)))
 
     rest = np.maximum(count.sum() - count, 1)[:, None]
     of_others = deviation(rest, sums.sum(axis=0) - sums, squares.sum(axis=0) - squares)

@@ -41,7 +41,7 @@ class Vectors:
 
     @property
     def size(self) -> int:
-        return self.parts[0].shape[1]
+        return int(self.parts[0].shape[1])
 
     def name(self, number: int) -> str:
         return f"{self.what}[{number}]" + (f" ({self.names[number]})" if self.names else "")
@@ -65,8 +65,9 @@ class Vectors:
     def _sample(self) -> np.ndarray:
         """(K, D) evenly chosen finite rows."""
         every = max(1, sum(len(part) for part in self.parts) // _SAMPLED_ROWS)
-        rows = np.concatenate([part[::every] for part in self.parts])
-        return rows[np.isfinite(rows).all(axis=1)]
+        rows: np.ndarray = np.concatenate([part[::every] for part in self.parts])
+        finite: np.ndarray = rows[np.isfinite(rows).all(axis=1)]
+        return finite
 
     @cached_property
     def span(self) -> np.ndarray:

@@ -94,7 +94,7 @@ def _is_still(frames: FrameFacts, of_camera: tuple[FrameFacts | None, ...]) -> n
     between = (changes >= nearly) & (changes < 2 * nearly)
     if between.sum() > _BETWEEN * len(changes):
         nearly = 0.0
-    is_still = (frames.is_repeat | (frames.change < nearly)) & ~_blank(frames)[1]
+    is_still: np.ndarray = (frames.is_repeat | (frames.change < nearly)) & ~_blank(frames)[1]
     is_still[0] = False
     return is_still
 

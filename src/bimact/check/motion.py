@@ -72,7 +72,7 @@ def _movement(facts: Facts, episode: int, *, from_end: bool = False) -> np.ndarr
             parts.append(np.sqrt((distance**2).mean(axis=1)))
     if not parts:
         return None
-    movement = np.max(parts, axis=0)
+    movement: np.ndarray = np.max(parts, axis=0)
     return movement[::-1] if from_end else movement
 
 

@@ -37,4 +37,4 @@ class Renderer:
     def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """The view (height, width, 3) uint8 RGB of a named camera."""
         self._renderer.update_scene(data, camera)
-        return self._renderer.render()
+        return np.asarray(self._renderer.render())

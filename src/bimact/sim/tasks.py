@@ -20,7 +20,7 @@ from bimact.errors import UserError
 from bimact.opengl import explain_missing_opengl
 
 with explain_missing_opengl():  # MuJoCo loads OpenGL as it is imported
-    import mujoco
+    import mujoco as mujoco  # the modules here that use it import it from this one
 
 # By default MuJoCo writes its warnings ("simulation is unstable") into a file in the working directory.
 mujoco.set_mju_user_warning(lambda message: logging.getLogger(__name__).warning("MuJoCo: %s", message))

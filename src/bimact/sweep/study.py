@@ -206,7 +206,7 @@ def _is_lost(trial: FrozenTrial) -> bool:
     if owner is not None and owner["host"] == socket.gethostname():
         return _process(owner) is None
     began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-    return time.time() - trial.user_attrs.get("alive", began) > _LOST
+    return time.time() - float(trial.user_attrs.get("alive", began)) > _LOST
 
 
 def _process(mark: Mapping[str, Any]) -> psutil.Process | None:

@@ -43,7 +43,7 @@ def last_value(trial: FrozenTrial) -> float | None:
 
 
 def folder_of(plan: SweepPlan, trial: FrozenTrial) -> Path:
-    return plan.folder / trial.user_attrs["folder"]
+    return plan.folder / str(trial.user_attrs["folder"])
 
 
 def varied(space: Mapping[str, BaseDistribution]) -> list[str]:
