@@ -93,9 +93,17 @@ def examine(runs: Path = Path("runs")) -> Examination:
     if torch_problem:
         rows += [Row("PyTorch", State.BROKEN, "Broken", torch_problem, _REINSTALL), _driver(driver)]
     else:
+        import torch
+
+        kernels = "kernels: " + (" ".join(torch.cuda.get_arch_list()) or "CPU")
+        rows.append(Row("PyTorch", State.READY, torch.__version__, kernels))
+        if torch.version.cuda:
+            rows.append(Row("CUDA", State.READY, torch.version.cuda, "that PyTorch was built with and includes"))
+        else:
+            rows.append(Row("CUDA", State.WITHOUT, "None", "a build of PyTorch without CUDA"))
         found, gpu_row = _gpus(driver)
         gpus = found or gpus
-        rows += [*_torch(), _driver(driver), gpu_row]
+        rows += [_driver(driver), gpu_row]
     rows += [_act_code(), *(_package(*package) for package in _PACKAGES), _optuna(), *_simulation()]
     rows += [_wandb_login(), _disk(runs), _cpu(not torch_problem)]
     return Examination(tuple(rows), gpus, driver)
@@ -173,16 +181,6 @@ def _act_code() -> Row:
 # PyTorch and the GPUs ---------------------------------------------------------------------------------
 
 
-def _torch() -> Iterator[Row]:
-    import torch
-
-    yield Row("PyTorch", State.READY, torch.__version__, "kernels: " + (" ".join(torch.cuda.get_arch_list()) or "CPU"))
-    if torch.version.cuda:
-        yield Row("CUDA", State.READY, torch.version.cuda, "that PyTorch was built with and includes")
-    else:
-        yield Row("CUDA", State.WITHOUT, "None", "a build of PyTorch without CUDA")
-
-
 def _driver(driver: Driver) -> Row:
     if driver.problem:
         advice = "restart the machine; if that does not help, reinstall the NVIDIA driver"
@@ -204,11 +202,21 @@ def _gpus(driver: Driver) -> tuple[tuple[Gpu, ...], Row]:
     """PyTorch's GPUs, and their row."""
     import torch
 
-    from bimact.kernels import usable_gpus, why_unusable
+    from bimact.kernels import failed_computation, missing_kernels, usable_gpus, why_unusable
 
     gpus = tuple(usable_gpus())
+    for index, gpu in enumerate(gpus):
+        if problem := missing_kernels(index):
+            return gpus, Row("GPUs", State.BROKEN, "Unusable", f"no kernels for {gpu.name}", problem)
+        if problem := failed_computation(index):
+            advice = "see in `nvidia-smi` whether another process holds the GPU; restart the machine if none does"
+            return gpus, Row("GPUs", State.BROKEN, "Unusable", f"cuda:{index}: {problem}", advice)
     if gpus:
-        return gpus, _unusable(gpus) or Row("GPUs", State.READY, "Working", _counted(gpus, driver))
+        names = ", ".join(f"{count}x {name}" for name, count in Counter(gpu.name for gpu in gpus).items())
+        hidden, visible = len(driver.gpus) - len(gpus), os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible and hidden > 0:
+            names += f"; CUDA_VISIBLE_DEVICES='{visible}' hides {hidden} more"
+        return gpus, Row("GPUs", State.READY, "Working", names)
     if driver.gpus:
         why = why_unusable(driver)
         state, word = (State.WITHOUT, "Hidden") if why.is_hidden else (State.BROKEN, "Unusable")
@@ -219,26 +227,6 @@ def _gpus(driver: Driver) -> tuple[tuple[Gpu, ...], Row]:
         return gpus, Row("GPUs", State.WITHOUT, "None", "none without the driver")
     advice = "start with configs/demo.yaml, which is for training on a CPU"
     return gpus, Row("GPUs", State.WITHOUT, "None", "training runs on the CPU", advice)
-
-
-def _unusable(gpus: tuple[Gpu, ...]) -> Row | None:
-    """The row of the first GPU on which PyTorch cannot compute; None if it can on all."""
-    from bimact.kernels import failed_computation, missing_kernels
-
-    for index, gpu in enumerate(gpus):
-        if problem := missing_kernels(index):
-            return Row("GPUs", State.BROKEN, "Unusable", f"no kernels for {gpu.name}", problem)
-        if problem := failed_computation(index):
-            advice = "see in `nvidia-smi` whether another process holds the GPU; restart the machine if none does"
-            return Row("GPUs", State.BROKEN, "Unusable", f"cuda:{index}: {problem}", advice)
-    return None
-
-
-def _counted(gpus: tuple[Gpu, ...], driver: Driver) -> str:
-    names = ", ".join(f"{count}x {name}" for name, count in Counter(gpu.name for gpu in gpus).items())
-    hidden = len(driver.gpus) - len(gpus)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return f"{names}; CUDA_VISIBLE_DEVICES='{visible}' hides {hidden} more" if visible and hidden > 0 else names
 
 
 # Simulation, tracking, the machine --------------------------------------------------------------------

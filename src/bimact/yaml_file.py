@@ -117,7 +117,7 @@ def parse_yaml(text: str, where: str) -> Written | None:
     except yaml.YAMLError as error:
         raise UserError(_fault(error, text, where)) from None
     except RecursionError:
-        raise UserError(f"{where} cannot be read: its lists and keys lie too deep in each other") from None
+        raise UserError(f"{where} cannot be read: its lists and keys are nested too deeply") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -129,7 +129,7 @@ def _fault(error: yaml.YAMLError, text: str, where: str) -> str:
         found = yaml.reader.Reader.NON_PRINTABLE.search(text)
         line = text.count("\n", 0, found.start() if found else 0) + 1
         character = f"the character {found[0]!a}" if found else in_words(error)
-        return f"{where}, line {line}: {character} cannot stand in YAML: remove it"
+        return f"{where}, line {line}: {character} is not allowed in YAML: remove it"
     lines = text.splitlines() or [""]
     line = lines[min(mark.line, len(lines) - 1)]
     if "\t" in line[: len(line) - len(line.lstrip())]:
@@ -140,7 +140,7 @@ def _fault(error: yaml.YAMLError, text: str, where: str) -> str:
     number = min(mark.line, len(lines) - 1) + 1
     return (
         f"{where}, line {number}: this cannot be read as YAML ({in_words(Exception(problem))}); text that holds "
-        ": # , [ ] { } & * ! | > % @ or quotes has to stand in quotes"
+        ": # , [ ] { } & * ! | > % @ or quotes has to be in quotes"
     )
 
 
@@ -167,7 +167,7 @@ class _Reader:
         else:
             written = self._single(node)
         if written.count > _MOST_VALUES:
-            raise self._refused(node, f"with its aliases it stands for more than {_MOST_VALUES} values: shorten it")
+            raise self._refused(node, f"with its aliases resolved it has more than {_MOST_VALUES} values: shorten it")
         self._made[id(node)] = written
         return written
 

@@ -200,7 +200,7 @@ def test_the_next_run_removes_what_a_killed_one_has_left(
     process.communicate(timeout=60)
     assert names_in(tmp_path) == [".out.converting", "source"]
     converted(source, tmp_path / "out", "aloha_hdf5")
-    assert "removing what an interrupted conversion has left, and starting anew" in capsys.readouterr().out
+    assert "removing the files of an interrupted conversion, and starting again" in capsys.readouterr().out
     assert names_in(tmp_path) == ["out", "source"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["episode_0.hdf5"]
     with h5py.File(tmp_path / "out" / "episode_0.hdf5") as file:

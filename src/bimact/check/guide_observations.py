@@ -137,12 +137,12 @@ def _as_float32(state: np.ndarray) -> np.ndarray:
 
 # An array of dictionaries --------------------------------------------------------------------------
 
-# What one step holds of state and images: name, type and shape; or the name of its type if it is no dictionary.
+# What one step holds of state and images: name, type and shape; or the name of its type if it is not a dictionary.
 _Content: TypeAlias = "tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...] | str"
 
 
 def _inspect_dictionaries(observations: np.ndarray, findings: Findings) -> ReadObservations:
-    """An array of dictionaries, each of which may be otherwise: what most of them hold tells what is wrong with others.
+    """An array of dictionaries: those that differ from most of them are faulty.
 
     The conversion goes by most of them too.
     """
@@ -150,7 +150,7 @@ def _inspect_dictionaries(observations: np.ndarray, findings: Findings) -> ReadO
     usual = _usual_fields(rows_of)
     first = next((step for step in observations if isinstance(step, dict)), None)
     if first is not None:
-        # Of other fields only the names are told.
+        # Of other fields, only the names are reported.
         others = {name: (np.dtype(object), ()) for name in first if not _is_needed(name)}
         of = "each" if len(rows_of) == 1 else "the usual"
         _find_layout_faults({**usual, **others}, f"{OBSERVATIONS}: {of} observation", findings)
@@ -224,7 +224,7 @@ _Form: TypeAlias = "tuple[np.dtype[Any], tuple[int, ...]]"
 
 
 def _is_alike(name: str, form: _Form, normal: _Form) -> bool:
-    """Whether a field is as usual. Where the usual one is itself at fault, that is told once and not for each step."""
+    """Whether a field is as usual. If the usual one is faulty, that is reported once and not for each step."""
     if name == STATE:
         return not is_good_state(*normal) or (is_good_state(*form) and form[1] == normal[1])
     return not is_good_image(*normal) or form == normal

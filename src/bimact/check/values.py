@@ -152,8 +152,8 @@ def _reported_jumps(facts: Facts, vectors: Vectors, found: Sequence[_Jump]) -> I
     for jump in found:
         episodes_of[jump.number].add(jump.episode)
     most = max(1, _USUAL_JUMPS * len(facts.episodes))
-    told = [jump for jump in found if len(episodes_of[jump.number]) <= most]
-    for episode, of_episode in groupby(told, key=lambda jump: jump.episode):
+    reported = [jump for jump in found if len(episodes_of[jump.number]) <= most]
+    for episode, of_episode in groupby(reported, key=lambda jump: jump.episode):
         its = list(of_episode)
         steps = sorted({jump.step for jump in its})
         at_first = [jump for jump in its if jump.step == steps[0]]
@@ -176,9 +176,9 @@ def constant(facts: Facts) -> Iterator[Finding]:
     for still, vectors in enumerate(facts.vectors):
         if sum(len(part) for part in vectors.parts) < 2:
             continue
-        told = {numbers[still] for numbers in _one_sided(facts, still)}
+        one_sided = {numbers[still] for numbers in _one_sided(facts, still)}
         low, high = vectors.range
-        numbers = np.array([number for number in np.flatnonzero(low == high).tolist() if number not in told])
+        numbers = np.array([number for number in np.flatnonzero(low == high).tolist() if number not in one_sided])
         if len(numbers):
             verb = "has" if len(numbers) == 1 else "have"
             text = f"{vectors.listed(numbers)} {verb} the same value at every step"

@@ -66,8 +66,11 @@ def _view(options: argparse.Namespace) -> None:
     from bimact.data.selection import Selection
     from bimact.data.summary import dataset_lines
 
-    for file in filter(None, (options.export, options.rerun)):
-        _refuse_existing(Path(file))
+    for file in map(Path, filter(None, (options.export, options.rerun))):
+        if file.exists():
+            raise UserError(f"{file} exists already: choose another name, or remove it")
+        if not file.absolute().parent.is_dir():
+            raise UserError(f"there is no folder {file.absolute().parent}: create it first")
     source = whole = open_source(options.dataset_dir, cache_dir=options.cache_dir)
     chosen = selection_of(options)
     if chosen is not None:
@@ -80,40 +83,26 @@ def _view(options: argparse.Namespace) -> None:
     if not 0 <= options.episode < len(source.episodes):
         raise UserError(f"--episode is {options.episode}, {source.path} has episodes 0 to {len(source.episodes) - 1}")
     if options.export is not None:
-        _export(source, options)
+        from rich.filesize import decimal
+
+        from bimact.view.export import export_page
+
+        if options.export_width < 16:
+            raise UserError(f"--export_width is {options.export_width}, it has to be 16 or more pixels")
+        path = Path(options.export)
+        export_page(source, options.episode, path, options.export_width)
+        print(f"{path}: {decimal(path.stat().st_size)}")
+    elif options.rerun == _VIEWER:
+        from bimact.view.rerun_log import show_in_rerun
+
+        show_in_rerun(source, options.episode)
     elif options.rerun is not None:
-        _rerun(source, options)
+        from bimact.view.rerun_log import save_rerun
+
+        save_rerun(source, options.episode, Path(options.rerun))
+        print(f"{options.rerun}: open it by `rerun {shlex.quote(options.rerun)}`")
     else:
         _serve(source, options)
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise UserError(f"{path} exists already: choose another name, or remove it")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {path.absolute().parent}: create it first")
-
-
-def _export(source: Source, options: argparse.Namespace) -> None:
-    from rich.filesize import decimal
-
-    from bimact.view.export import export_page
-
-    if options.export_width < 16:
-        raise UserError(f"--export_width is {options.export_width}, it has to be 16 or more pixels")
-    path = Path(options.export)
-    export_page(source, options.episode, path, options.export_width)
-    print(f"{path}: {decimal(path.stat().st_size)}")
-
-
-def _rerun(source: Source, options: argparse.Namespace) -> None:
-    from bimact.view.rerun_log import save_rerun, show_in_rerun
-
-    if options.rerun == _VIEWER:
-        show_in_rerun(source, options.episode)
-        return
-    save_rerun(source, options.episode, Path(options.rerun))
-    print(f"{options.rerun}: open it by `rerun {shlex.quote(options.rerun)}`")
 
 
 def _serve(source: Source, options: argparse.Namespace) -> None:

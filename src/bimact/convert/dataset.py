@@ -145,7 +145,7 @@ def _unfinished(target: Path) -> Iterator[Path]:
     with lock:
         left = [entry for entry in place.iterdir() if entry.name != _LOCK]
         if left:
-            print(f"{target}: removing what an interrupted conversion has left, and starting anew")
+            print(f"{target}: removing the files of an interrupted conversion, and starting again")
         for entry in left:
             shutil.rmtree(entry)
         # A new name each time: a process of a killed conversion may still write for a moment.

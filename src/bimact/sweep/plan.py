@@ -121,16 +121,22 @@ def plan_sweep(
     check_writable(folder)
     base = load_config(config, [f"{name}={value}" for name, value in {**settings, **constants}.items()])
     program = in_project(sweep.program) if sweep.program else None
+    dataset = _check_demonstrations(sweep, base)
+    limits = [number for number in (trials, sweep.run_cap, sweep.combinations) if number is not None]
+    if not limits:
+        raise UserError(f"method {sweep.method} never ends: pass a number of trials, such as --trials 20")
+    if min(limits) < 1:
+        raise UserError(f"--trials is {trials}, it has to be at least 1")
     return SweepPlan(
         sweep=sweep,
         config=config,
         settings=dict(settings),
         base=base,
-        dataset=_check_demonstrations(sweep, base),
+        dataset=dataset,
         program=program if program is not None and program.is_file() else None,
         folder=folder,
         storage=storage,
-        total=_total(sweep, trials),
+        total=min(limits),
         jobs=jobs,
         timeout=None if timeout is None else 60 * timeout,
         pruning=pruning,
@@ -143,15 +149,6 @@ def in_project(path: str | Path) -> Path:
     project = Path(bimact.__file__).parents[2]  # where an editable installation comes from
     path = Path(expand_home(path))
     return path if path.exists() or not (project / path).exists() else project / path
-
-
-def _total(sweep: Sweep, trials: int | None) -> int:
-    limits = [number for number in (trials, sweep.run_cap, sweep.combinations) if number is not None]
-    if not limits:
-        raise UserError(f"method {sweep.method} never ends: pass a number of trials, such as --trials 20")
-    if min(limits) < 1:
-        raise UserError(f"--trials is {trials}, it has to be at least 1")
-    return min(limits)
 
 
 def _check_demonstrations(sweep: Sweep, base: Config) -> str:

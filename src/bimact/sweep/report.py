@@ -90,7 +90,7 @@ def _judged(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def at_the_edge(sweep: Sweep, best: FrozenTrial) -> list[str]:
-    """Sentences on parameters whose best value lies at an end of their range."""
+    """Sentences on parameters whose best value is at an end of their range."""
     sentences = []
     for name, distribution in sweep.space.items():
         if not isinstance(distribution, (FloatDistribution, IntDistribution)) or distribution.single():
