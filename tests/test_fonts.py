@@ -21,7 +21,7 @@ RARE = "ᶁᶄᶊ"  # which of matplotlib's own fonts STIXGeneral has, and DejaV
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a new process; a warning is an error."""
-    monkeypatch.setattr(fonts, "_is_told", False)
+    monkeypatch.setattr(fonts, "_is_reported", False)
     clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -63,7 +63,7 @@ def test_a_character_comes_from_the_first_font_that_has_it(
     assert (titles_of([RARE])[1] != pixels).any()
 
 
-def test_without_a_font_it_is_told_once_and_joints_are_numbered(
+def test_without_a_font_it_is_reported_once_and_joints_are_numbered(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(monkeypatch)

@@ -66,23 +66,26 @@ def link_out(index: Path) -> None:
 INDEXES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "parent": (
         change_map(lambda m: m.update(a="../x.safetensors")),
-        r"names '\.\./x\.safetensors', which is no file of",
+        r"names '\.\./x\.safetensors', which is not a file of",
     ),
     "absolute": (
         change_map(lambda m: m.update(a="/etc/passwd")),
-        "names '/etc/passwd', which is no file of its folder",
+        "names '/etc/passwd', which is not a file of its folder",
     ),
-    "below": (change_map(lambda m: m.update(a="sub/x.safetensors")), "which is no file of its folder: do not trust it"),
+    "below": (
+        change_map(lambda m: m.update(a="sub/x.safetensors")),
+        "which is not a file of its folder: do not trust it",
+    ),
     "detour": (
         change_map(lambda m: m.update(a="x/../model-00001-of-00002.safetensors")),
-        "which is no file of its folder",
+        "which is not a file of its folder",
     ),
-    "link": (link_out, r"names 'model-00001-of-00002\.safetensors', which is no file of its folder"),
-    "nothing": (change_map(lambda m: m.update(a="")), "names '', which is no file of its folder"),
-    "dots": (change_map(lambda m: m.update(a="..")), r"names '\.\.', which is no file of its folder"),
-    "zero": (change_map(lambda m: m.update(a="x\0")), r"names 'x\\x00', which is no file of its folder"),
+    "link": (link_out, r"names 'model-00001-of-00002\.safetensors', which is not a file of its folder"),
+    "nothing": (change_map(lambda m: m.update(a="")), "names '', which is not a file of its folder"),
+    "dots": (change_map(lambda m: m.update(a="..")), r"names '\.\.', which is not a file of its folder"),
+    "zero": (change_map(lambda m: m.update(a="x\0")), r"names 'x\\x00', which is not a file of its folder"),
     "number": (change_map(lambda m: m.update(a=3)), "names '3', which is missing"),
-    "long": (change_map(lambda m: m.update(a="x" * 300)), "names 'xxx.*, which is no file of its folder"),
+    "long": (change_map(lambda m: m.update(a="x" * 300)), "names 'xxx.*, which is not a file of its folder"),
     "missing": (
         lambda index: index.with_name("model-00002-of-00002.safetensors").unlink(),
         r"names 'model-00002-of-00002\.safetensors', which is missing: copy it there too",
@@ -92,11 +95,11 @@ INDEXES: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"model-00002-of-00002\.safetensors is a git-lfs pointer",
     ),
     "tensor": (change_map(lambda m: m.update(zzz=m["a"])), "has no tensor 'zzz', which .* names"),
-    "empty": (change_map(dict.clear), "is no index of sharded weights"),
-    "no map": (lambda index: index.write_text("{}"), "is no index of sharded weights"),
-    "list": (lambda index: index.write_text("[]"), "is no index of sharded weights"),
-    "deep": (lambda index: index.write_text("[" * 10**6), "is no index of sharded weights"),
-    "no text": (lambda index: index.write_bytes(b"\xff\xfe"), "is no index of sharded weights"),
+    "empty": (change_map(dict.clear), "is not an index of sharded weights"),
+    "no map": (lambda index: index.write_text("{}"), "is not an index of sharded weights"),
+    "list": (lambda index: index.write_text("[]"), "is not an index of sharded weights"),
+    "deep": (lambda index: index.write_text("[" * 10**6), "is not an index of sharded weights"),
+    "no text": (lambda index: index.write_bytes(b"\xff\xfe"), "is not an index of sharded weights"),
 }
 
 

@@ -68,11 +68,11 @@ def load_policy(
         network, config, interface = loaded.network, loaded.config, loaded.interface
         name, file = run.path.resolve().name, loaded.checkpoint.name
     else:
-        from bimact.exchange.convert import Source, read
+        from bimact.interop.convert import PolicyFiles, read
 
         if checkpoint is not None:
             raise UserError(f"{path} is not a run directory, so checkpoint '{checkpoint}' has no meaning")
-        converted = read(Source(path, cameras=cameras, image_size=image_size))
+        converted = read(PolicyFiles(path, cameras=cameras, image_size=image_size))
         for note in converted.notes:
             print(f"Note: {note}", flush=True)
         network = converted.policy.to(choose_device(device))

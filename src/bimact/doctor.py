@@ -1,4 +1,4 @@
-"""Whether this machine is fit for training: what is examined, what is found, what to do about it."""
+"""Whether this machine is ready for training: components, their state, and what to do about faults."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from urllib.parse import urlsplit
 import psutil
 
 import bimact
+from bimact.errors import first_line
 from bimact.machine import usable_cores
 from bimact.nvidia import Driver, Gpu, has_nvidia_card, query_driver
 from bimact.opengl import choose_backend, missing_opengl, opengl_works
 
-_LITTLE_DISK = 10.0  # GiB: a checkpoint of the guide's policy takes 1.2, with what resuming needs
+_LITTLE_DISK = 10.0  # GiB: a checkpoint of the guide's policy takes 1.2, with the state for resuming
 _REINSTALL = "pip install --editable '.[sim,sweep,rerun,dev]' in the project's root"
 _PACKAGES = (  # component, module that training imports, distribution
     ("open_clip", "open_clip", "open_clip_torch"),
@@ -43,16 +44,16 @@ _GUIDE_MODULES_ARE_FOUND = (
 
 
 class State(Enum):
-    """How it is with one component, as the mark that stands for it."""
+    """The state of a component, as its mark."""
 
     READY = "✅"
     WITHOUT = "➖"  # training runs without it
-    BROKEN = "❌"  # training does not run, or not on the GPU that is there
+    BROKEN = "❌"  # training does not run, or not on an existing GPU
 
 
 @dataclass(frozen=True)
 class Row:
-    """One component: its state, a word for it, details, and for one that is not ready what to do."""
+    """One component: its state, a word for it, details, and what to do if it is not ready."""
 
     component: str
     state: State
@@ -80,10 +81,10 @@ class Examination:
 
 
 def examine(runs: Path = Path("runs")) -> Examination:
-    """Examine this machine; takes some seconds, changes nothing and asks nothing of the network.
+    """Examine this machine; takes some seconds, changes nothing and does not use the network.
 
     Args:
-        runs: the folder where runs will go.
+        runs: the folder of future runs.
     """
     driver = query_driver()
     torch_problem = _import_problem("torch")
@@ -92,9 +93,17 @@ def examine(runs: Path = Path("runs")) -> Examination:
     if torch_problem:
         rows += [Row("PyTorch", State.BROKEN, "Broken", torch_problem, _REINSTALL), _driver(driver)]
     else:
+        import torch
+
+        kernels = "kernels: " + (" ".join(torch.cuda.get_arch_list()) or "CPU")
+        rows.append(Row("PyTorch", State.READY, torch.__version__, kernels))
+        if torch.version.cuda:
+            rows.append(Row("CUDA", State.READY, torch.version.cuda, "that PyTorch was built with and includes"))
+        else:
+            rows.append(Row("CUDA", State.WITHOUT, "None", "a build of PyTorch without CUDA"))
         found, gpu_row = _gpus(driver)
         gpus = found or gpus
-        rows += [*_torch(), _driver(driver), gpu_row]
+        rows += [_driver(driver), gpu_row]
     rows += [_act_code(), *(_package(*package) for package in _PACKAGES), _optuna(), *_simulation()]
     rows += [_wandb_login(), _disk(runs), _cpu(not torch_problem)]
     return Examination(tuple(rows), gpus, driver)
@@ -109,7 +118,7 @@ def _environment() -> Row:
         return Row("Environment", State.READY, "Ready", f"{prefix.name} (conda)")
     if sys.prefix != sys.base_prefix:
         return Row("Environment", State.READY, "Ready", f"{prefix.name} (virtualenv in {prefix.parent})")
-    advice = "an environment of its own keeps its packages apart: `make setup`, or mamba with environment.yml"
+    advice = "a virtual environment isolates its packages: `make setup`, or mamba with environment.yml"
     return Row("Environment", State.WITHOUT, "None", f"the Python of {prefix}", advice)
 
 
@@ -120,7 +129,7 @@ def _import_problem(module: str) -> str | None:
             warnings.simplefilter("ignore")
             importlib.import_module(module)
     except Exception as error:  # a damaged package raises anything: seen are OSError, RuntimeError, ValueError
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 
@@ -139,10 +148,10 @@ def _optuna() -> Row:
 
 
 def _run_python(code: str, folder: Path | None = None) -> tuple[bool, str]:
-    """Run code in a Python of its own, in a folder or where the user stands.
+    """Run code in a new Python process, in a folder or the current one.
 
     Returns:
-        Whether it ended well, and the last line of what it says of an error.
+        Whether it succeeded, and the last line of its error message.
     """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
     lines = result.stderr.strip().splitlines()
@@ -150,13 +159,13 @@ def _run_python(code: str, folder: Path | None = None) -> tuple[bool, str]:
 
 
 def project_root() -> Path | None:
-    """The folder with `policy/` and `train/`; None if bimact is not installed from it as editable."""
+    """The folder with `policy/` and `train/`; None if bimact is not an editable installation."""
     root = Path(bimact.__file__).resolve().parents[2]
     return root if (root / "policy" / "act").is_dir() else None
 
 
 def _act_code() -> Row:
-    """The guide's imports in the project's root, and whether they work where the user stands."""
+    """The guide's imports in the project's root, and whether they work in the current folder."""
     root, version = project_root(), f"bimact {bimact.__version__}"
     if root is None:
         advice = "install it from the project's root: pip install --editable ."
@@ -172,19 +181,9 @@ def _act_code() -> Row:
 # PyTorch and the GPUs ---------------------------------------------------------------------------------
 
 
-def _torch() -> Iterator[Row]:
-    import torch
-
-    yield Row("PyTorch", State.READY, torch.__version__, "kernels: " + (" ".join(torch.cuda.get_arch_list()) or "CPU"))
-    if torch.version.cuda:
-        yield Row("CUDA", State.READY, torch.version.cuda, "that PyTorch was built with and brings along")
-    else:
-        yield Row("CUDA", State.WITHOUT, "None", "a build of PyTorch without CUDA")
-
-
 def _driver(driver: Driver) -> Row:
     if driver.problem:
-        advice = "restart the machine; if that does not help, install the NVIDIA driver anew"
+        advice = "restart the machine; if that does not help, reinstall the NVIDIA driver"
         return Row("Driver", State.BROKEN, "Broken", driver.problem, advice)
     if driver.version:
         return Row("Driver", State.READY, driver.version, "NVIDIA")
@@ -200,52 +199,41 @@ def _driver(driver: Driver) -> Row:
 
 
 def _gpus(driver: Driver) -> tuple[tuple[Gpu, ...], Row]:
-    """PyTorch's GPUs, and the row about them."""
+    """PyTorch's GPUs, and their row."""
     import torch
 
-    from bimact.kernels import usable_gpus, why_unusable
+    from bimact.kernels import failed_computation, missing_kernels, usable_gpus, why_unusable
 
     gpus = tuple(usable_gpus())
+    for index, gpu in enumerate(gpus):
+        if problem := missing_kernels(index):
+            return gpus, Row("GPUs", State.BROKEN, "Unusable", f"no kernels for {gpu.name}", problem)
+        if problem := failed_computation(index):
+            advice = "see in `nvidia-smi` whether another process holds the GPU; restart the machine if none does"
+            return gpus, Row("GPUs", State.BROKEN, "Unusable", f"cuda:{index}: {problem}", advice)
     if gpus:
-        return gpus, _unusable(gpus) or Row("GPUs", State.READY, "Working", _counted(gpus, driver))
+        names = ", ".join(f"{count}x {name}" for name, count in Counter(gpu.name for gpu in gpus).items())
+        hidden, visible = len(driver.gpus) - len(gpus), os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible and hidden > 0:
+            names += f"; CUDA_VISIBLE_DEVICES='{visible}' hides {hidden} more"
+        return gpus, Row("GPUs", State.READY, "Working", names)
     if driver.gpus:
-        reason, advice = why_unusable(driver)
-        if reason.startswith("CUDA_VISIBLE_DEVICES"):
-            return gpus, Row("GPUs", State.WITHOUT, "Hidden", reason, advice)
-        return gpus, Row("GPUs", State.BROKEN, "Unusable", reason, advice)
+        why = why_unusable(driver)
+        state, word = (State.WITHOUT, "Hidden") if why.is_hidden else (State.BROKEN, "Unusable")
+        return gpus, Row("GPUs", state, word, why.reason, why.advice)
     if torch.backends.mps.is_available():
         return gpus, Row("GPUs", State.READY, "Working", "Apple GPU (mps)")
     if driver.problem:
         return gpus, Row("GPUs", State.WITHOUT, "None", "none without the driver")
-    advice = "begin with configs/demo.yaml, which is made for training on a CPU"
+    advice = "start with configs/demo.yaml, which is for training on a CPU"
     return gpus, Row("GPUs", State.WITHOUT, "None", "training runs on the CPU", advice)
-
-
-def _unusable(gpus: tuple[Gpu, ...]) -> Row | None:
-    """The row about the first GPU on which PyTorch cannot compute; None if it can on all."""
-    from bimact.kernels import failed_computation, missing_kernels
-
-    for index, gpu in enumerate(gpus):
-        if problem := missing_kernels(index):
-            return Row("GPUs", State.BROKEN, "Unusable", f"no kernels for {gpu.name}", problem)
-        if problem := failed_computation(index):
-            advice = "see in `nvidia-smi` whether another process holds the GPU; restart the machine if none does"
-            return Row("GPUs", State.BROKEN, "Unusable", f"cuda:{index}: {problem}", advice)
-    return None
-
-
-def _counted(gpus: tuple[Gpu, ...], driver: Driver) -> str:
-    names = ", ".join(f"{count}x {name}" for name, count in Counter(gpu.name for gpu in gpus).items())
-    hidden = len(driver.gpus) - len(gpus)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return f"{names}; CUDA_VISIBLE_DEVICES='{visible}' hides {hidden} more" if visible and hidden > 0 else names
 
 
 # Simulation, tracking, the machine --------------------------------------------------------------------
 
 
 def _simulation() -> Iterator[Row]:
-    """The simulation's packages in a Python of its own, then a picture in one more: either may end its process."""
+    """The simulation's packages in one process, then rendering in another: either may crash."""
     if missing := [name for name in _SIMULATION if importlib.util.find_spec(name) is None]:
         advice = "only to record and roll out: pip install --editable '.[sim]' in the project's root"
         yield Row("Simulation", State.WITHOUT, "None", f"not installed: {', '.join(missing)}", advice)
@@ -260,14 +248,14 @@ def _simulation() -> Iterator[Row]:
     if opengl_works():
         yield Row("OpenGL", State.READY, "Ready", f"headless, MUJOCO_GL={os.environ.get('MUJOCO_GL', 'glfw')}")
     else:
-        yield Row("OpenGL", State.WITHOUT, "None", "MuJoCo cannot draw", str(missing_opengl()))
+        yield Row("OpenGL", State.WITHOUT, "None", "MuJoCo cannot render", str(missing_opengl()))
 
 
 def wandb_login() -> str | None:
-    """Where Weights & Biases finds its key, without asking its server.
+    """Where Weights & Biases finds its API key, without a request to its server.
 
     Returns:
-        The environment variable or the file; None if nobody is logged in.
+        The environment variable or the file; None without a login.
     """
     if os.environ.get("WANDB_API_KEY"):
         return "WANDB_API_KEY"

@@ -1,4 +1,4 @@
-"""What a user did wrong, in one sentence."""
+"""Errors of users, and text from elsewhere in messages."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """A wrong input, told in one clear sentence that says what to do.
+    """A wrong input, described in one clear sentence that says what to do.
 
     The command line prints the sentence without a traceback and exits with status 2.
     """
 
 
 def in_words(error: BaseException, most: int = 300) -> str:
-    """What a library's error says, as a part of a sentence: one line, nothing that steers a terminal, not too long."""
+    """A library's error message as part of a sentence: one line of printable characters, at most so many."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(error))
     return " ".join(text.split())[:most]
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of a library's error message, at most so many characters; the type's name if it is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def printable(text: str) -> str:
-    """A text for a terminal: names in a stranger's file must not steer it."""
+    """A text for a terminal: names in an untrusted file must not contain control sequences."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 

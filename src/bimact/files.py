@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all: write beside, flush to disk, rename."""
+"""Files that appear complete or not at all: write next to the target, flush to disk, rename."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,16 +24,16 @@ _LARGEST_POINTER = 1024  # bytes
 
 
 def expand_home(path: str | os.PathLike[str]) -> str:
-    """`~/x` → x in the user's home folder; any other path, and that of an unknown user, stays as it is."""
+    """`~/x` → x in the user's home directory; any other path, and that of an unknown user, is unchanged."""
     return os.path.expanduser(path)  # noqa: PTH111
 
 
 @contextmanager
 def writing_to(folder: str | Path) -> Iterator[None]:
-    """Tells of a folder that cannot be written, or a full disk, in one sentence.
+    """Turn errors of a folder that cannot be written, or a full disk, into one sentence.
 
     Raises:
-        UserError: in the place of an `OSError`.
+        UserError: instead of an `OSError`.
     """
     try:
         yield
@@ -45,10 +46,10 @@ def writing_to(folder: str | Path) -> Iterator[None]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """See that files can be written in a folder, which need not exist yet; nothing is left behind.
+    """Check that files can be written in a folder, which need not exist yet; nothing is left behind.
 
     Raises:
-        UserError: if the place cannot be written or its disk is full, or something other than a folder is there.
+        UserError: if it cannot be written, its disk is full, or it is something other than a folder.
     """
     folder = Path(folder)
     with writing_to(folder):
@@ -57,13 +58,13 @@ def check_writable(folder: str | Path) -> None:
         nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
         if not nearest.is_dir():
             raise UserError(f"cannot write to {folder.absolute()}: {nearest} is not a folder: choose another place")
-        # Not in `folder` itself if it is missing: another process may be about to make it.
+        # Not in `folder` itself if it is missing: another process may be about to create it.
         with tempfile.TemporaryDirectory(prefix=".bimact-", dir=nearest) as probe:
             write_bytes(Path(probe) / "probe", bytes(1 << 16))
 
 
 def flush_to_disk(path: Path) -> None:
-    """Ask the system to put a file's or a folder's content on the disk."""
+    """Flush a file's or a folder's content to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -75,7 +76,7 @@ def flush_to_disk(path: Path) -> None:
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a binary file that takes the name `path` only when the block ends without an error.
 
-    A reader, or a process that is killed in mid-write, sees the old file or the new one, never a part.
+    A reader, or a process that is killed while writing, sees the old file or the new one, never a part.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,14 +87,42 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; give the usual permissions.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only their owner can read
         temporary.replace(path)
         flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Create a folder that takes the name `target` only when the block ends without an error.
+
+    Raises:
+        UserError: if the disk is full or cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp creates folders that only their owner can read
+        temporary.rename(target)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch's writer hides it
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"cannot write {target}: {cause.strerror or cause}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -110,12 +139,12 @@ def write_json(path: str | Path, content: Any, default: Callable[[Any], Any] | N
 
 
 def lock_file(path: Path) -> BinaryIO | None:
-    """Take a file's lock, which the system takes back when the handle is closed or this process ends.
+    """Take a file's lock, which the system releases when the handle is closed or this process ends.
 
-    It is this process's alone: a loader's process that outlives a killed training does not keep it.
+    Child processes do not inherit it: a data loading process that outlives a killed training does not hold it.
 
     Returns:
-        the handle; None if another process has the lock. Where the file system has no locks, nobody has.
+        the handle; None if another process holds the lock. On a file system without locks, nobody does.
     """
     file = path.open("ab")
     if fcntl is not None:
@@ -130,12 +159,12 @@ def lock_file(path: Path) -> BinaryIO | None:
 
 
 def refuse_pointer(path: Path, shown: Path | None = None) -> None:
-    """A clone without git-lfs has small text files in the place of large ones.
+    """Refuse the small text files that a clone without git-lfs has instead of large files.
 
     Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md.
 
     Args:
-        shown: what the message calls the file, if not by its path.
+        shown: the file's name in the message, if not its path.
 
     Raises:
         UserError: if the file is such a pointer.
@@ -145,7 +174,7 @@ def refuse_pointer(path: Path, shown: Path | None = None) -> None:
             return
         with path.open("rb") as file:
             is_pointer = file.read(len(_POINTER)) == _POINTER
-    except OSError:  # whoever reads it is told
+    except OSError:  # reading it will report the error
         return
     if is_pointer:
         raise UserError(

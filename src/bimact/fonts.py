@@ -1,4 +1,4 @@
-"""Names in plots: in any script that this machine has a font for, and no longer than their place."""
+"""Names in plots: in any script that this machine has a font for, shortened to the space they have."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import unicodedata
 
 from matplotlib import font_manager
 
-# What matplotlib brings along comes first. It has Latin, Greek, Cyrillic, Arabic and Hebrew letters. For each
-# character that it lacks, matplotlib takes the first of these that has it.
+# Matplotlib's own font comes first. It has Latin, Greek, Cyrillic, Arabic and Hebrew letters. For each character that
+# it lacks, matplotlib takes the first of these that has it.
 _OWN = "DejaVu Sans"
 _FAMILIES = (
     *(f"Noto Sans CJK {region}" for region in ("SC", "JP", "KR", "TC", "HK")),
@@ -20,16 +20,16 @@ _FAMILIES = (
     *("Microsoft YaHei", "Microsoft JhengHei", "Yu Gothic", "Meiryo", "MS Gothic", "Malgun Gothic", "Gulim"),
     *("SimHei", "SimSun", "Droid Sans Fallback", "Arial Unicode MS", "Unifont"),
 )
-ABSENT = "□"  # in the place of a character that no font has
-_is_told = False
+ABSENT = "□"  # replaces a character that no font has
+_is_reported = False
 
 
 @functools.cache
 def families() -> tuple[str, ...]:
-    """The fonts of plots, as `font.family` takes them: those of a list that are installed."""
+    """The fonts of plots, for `font.family`: those of a list that are installed."""
     manager = font_manager.fontManager
     if not {font.name for font in manager.ttflist} & set(_FAMILIES):
-        # What matplotlib knows is what was installed when it was used first: a font that came later is looked for.
+        # Matplotlib knows the fonts that were installed when it was first used: look for later ones.
         known = {font.fname for font in manager.ttflist}
         for path in sorted(set(font_manager.findSystemFonts()) - known):
             try:
@@ -42,20 +42,20 @@ def families() -> tuple[str, ...]:
 
 @functools.cache
 def _characters() -> frozenset[int]:
-    """All that the fonts of plots have."""
+    """The characters that the fonts of plots have."""
     files = [font_manager.findfont(font_manager.FontProperties(family=[name])) for name in families()]
     return frozenset().union(*(font_manager.get_font(file).get_charmap() for file in files))
 
 
 def drawable(text: str) -> str:
-    """A text for a picture of pixels: a character that no font here has becomes an empty box, which is told once.
+    """A text for a pixel image: a character without a font becomes an empty box, which is reported once.
 
-    An SVG needs none of it, since the fonts of the browser that shows it count.
+    An SVG does not need this, since it is drawn with the fonts of the browser.
     """
-    global _is_told
+    global _is_reported
     absent = [letter for letter in dict.fromkeys(text) if letter.isprintable() and ord(letter) not in _characters()]
-    if absent and not _is_told:
-        _is_told = True
+    if absent and not _is_reported:
+        _is_reported = True
         is_wide = any(unicodedata.east_asian_width(letter) == "W" for letter in absent)
         advice = "; `apt-get install fonts-noto-cjk` brings Chinese, Japanese and Korean ones" if is_wide else ""
         print(
@@ -66,7 +66,7 @@ def drawable(text: str) -> str:
 
 
 def shorten(text: str, head: int, tail: int) -> str:
-    """A text that is too wide without its middle. Widths are those of Latin letters, of which a Chinese one has two.
+    """A text that is too wide, without its middle. Widths are in Latin letters; a Chinese one counts twice.
 
     Args:
         text: such as a joint's name.

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says of this machine's GPUs, without PyTorch."""
+"""What the NVIDIA driver reports about this machine's GPUs, without PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits")
-_TIMEOUT = 30.0  # seconds: a GPU that hangs lets nvidia-smi wait for ever
+_TIMEOUT = 30.0  # seconds: nvidia-smi waits forever for a GPU that hangs
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
 _NVIDIA_VENDOR, _DISPLAY_CLASS = "0x10de", "0x03"
 
@@ -28,7 +28,7 @@ _LAST_MAJOR = 12  # of Blackwell
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: memory in GiB if the driver tells it, compute capability as (major, minor)."""
+    """One GPU: memory in GiB if the driver reports it, compute capability as (major, minor)."""
 
     name: str
     memory: float | None
@@ -36,7 +36,7 @@ class Gpu:
 
     @property
     def architecture(self) -> str:
-        """`12.0 (Blackwell)`; the number alone for one that came later."""
+        """`12.0 (Blackwell)`; only the number for a later one."""
         number = "{}.{}".format(*self.capability)
         if not (5, 0) <= self.capability < (_LAST_MAJOR + 1, 0):
             return number
@@ -45,7 +45,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver's version (None without a working driver), all its GPUs, and what is wrong with it."""
+    """The driver's version (None without a working driver), all its GPUs, and its fault."""
 
     version: str | None
     gpus: tuple[Gpu, ...] = ()
@@ -58,7 +58,7 @@ class Driver:
 
 
 def query_driver() -> Driver:
-    """Ask `nvidia-smi`; CUDA_VISIBLE_DEVICES hides nothing from it."""
+    """Ask `nvidia-smi`, which ignores CUDA_VISIBLE_DEVICES."""
     if shutil.which("nvidia-smi") is None:
         return Driver(None)
     try:
@@ -69,14 +69,13 @@ def query_driver() -> Driver:
     if answer.returncode != 0:
         said = lines or answer.stderr.split("\n")
         return Driver(None, problem=f"nvidia-smi fails: {said[0].strip() or f'status {answer.returncode}'}")
-    rows = [[field.strip() for field in line.split(",")] for line in lines]
-    return Driver(rows[0][3] if rows else None, tuple(_gpu(*row[:3]) for row in rows))
-
-
-def _gpu(name: str, mebibytes: str, capability: str) -> Gpu:
-    major, _, minor = capability.partition(".")
-    memory = float(mebibytes) / 1024 if mebibytes.isdigit() else None  # [N/A] where CPU and GPU share it
-    return Gpu(name, memory, (int(major), int(minor)))
+    gpus, version = [], None
+    for line in lines:
+        name, mebibytes, capability, version = (field.strip() for field in line.split(","))
+        major, _, minor = capability.partition(".")
+        memory = float(mebibytes) / 1024 if mebibytes.isdigit() else None  # [N/A] where CPU and GPU share it
+        gpus.append(Gpu(name, memory, (int(major), int(minor))))
+    return Driver(version, tuple(gpus))
 
 
 def has_nvidia_card() -> bool:

@@ -1,4 +1,4 @@
-"""The headless OpenGL that MuJoCo draws with: chosen, tried, and explained where it is missing."""
+"""The headless OpenGL that MuJoCo renders with: selection, test, and messages where it is missing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco
 
 
 def choose_backend() -> str:
-    """Name the OpenGL platform, before MuJoCo is imported, where the user has not: EGL on Linux.
+    """Select the OpenGL platform before MuJoCo is imported, unless the user has: EGL on Linux.
 
     Returns:
         `egl`, `osmesa` or `glfw`.
 
     Raises:
-        UserError: if MuJoCo was imported already, in a way that needs a screen where there is none (it would
+        UserError: if MuJoCo was already imported with a platform that needs a screen, and there is none (it would
             end the process).
     """
     if sys.platform.startswith("linux") and "MUJOCO_GL" not in os.environ:
@@ -36,13 +36,13 @@ def choose_backend() -> str:
     backend = os.environ.get("MUJOCO_GL", "glfw")
     if backend in ("egl", "osmesa"):
         os.environ["PYOPENGL_PLATFORM"] = backend  # PyOpenGL has to load the same library as MuJoCo
-    # Our worker processes fill the cores already; Mesa's own threads would compete with them.
+    # The worker processes use all cores already; Mesa's own threads would compete with them.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     return backend
 
 
 def missing_opengl() -> UserError:
-    """The one sentence for each of the ways in which a missing OpenGL shows itself."""
+    """The error for all symptoms of a missing OpenGL."""
     return UserError(
         f"no headless OpenGL for MuJoCo (MUJOCO_GL={choose_backend()}): on Debian or Ubuntu run "
         f"`sudo {INSTALL_COMMAND}`, elsewhere install Mesa's EGL; only the simulation needs it"
@@ -51,7 +51,7 @@ def missing_opengl() -> UserError:
 
 @contextmanager
 def explain_missing_opengl() -> Iterator[None]:
-    """Around MuJoCo's import and around making a context: opaque errors become `missing_opengl`."""
+    """Around MuJoCo's import and the creation of a context: obscure errors become `missing_opengl`."""
     choose_backend()
     try:
         yield
@@ -64,7 +64,7 @@ def explain_missing_opengl() -> Iterator[None]:
 
 
 def opengl_works() -> bool:
-    """Try to make a context, in a process of its own: a library that failed to load stays failed."""
+    """Try to create a context in a child process: a library that failed to load cannot be loaded again."""
     choose_backend()
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # no modules of the current folder
     probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, check=False, env=environment)

@@ -1,4 +1,4 @@
-"""Progress bars for all long work: live on a terminal, a line now and then where output is piped."""
+"""Progress bars for long operations: live on a terminal, an occasional line where output is piped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressBar:
-    """Counts steps of a piece of work."""
+    """Counts the steps of an operation."""
 
     def __init__(self, title: str, total: int, done: int, live: Progress | None) -> None:
         self.title = title
@@ -33,7 +33,7 @@ class ProgressBar:
         self._began = self._last_line = time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Some more is done; `note` is shown behind the bar."""
+        """Add finished steps; `note` is shown after the bar."""
         self.done += count
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self.done, note=note)
@@ -48,7 +48,7 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[ProgressBar]:
-    """A progress bar with the time left, for a block of code that calls `advance`."""
+    """A progress bar with the remaining time, for a block that calls `advance`."""
     console = Console()
     if not console.is_terminal:
         yield ProgressBar(title, total, done, None)

@@ -1,4 +1,4 @@
-"""Tensors by name in a file of torch or safetensors, whoever saved it. Nothing in a file is run."""
+"""Tensors by name in an untrusted file of torch or safetensors. No code in a file is run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from torch import Tensor
 from bimact.errors import UserError, in_words
 from bimact.files import refuse_pointer
 
-INDEX = ".index.json"  # how the name of a sharded file's index ends, as Hugging Face's libraries write it
+INDEX = ".index.json"  # suffix of a sharded file's index, as Hugging Face's libraries write it
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 _OF_OPTIMIZERS = re.compile(r"(^|_)(optims?|optimizers?|(lr_)?schedulers?|scaler)(_|$)", re.IGNORECASE)
 _LARGEST_INDEX = 50_000_000  # bytes
-_DAMAGE = (  # what the readers of torch and zipfile raise on a foreign, damaged or hostile file
+_DAMAGE = (  # raised by torch and zipfile for a foreign, damaged or malicious file
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     struct.error,
@@ -41,7 +41,7 @@ _DAMAGE = (  # what the readers of torch and zipfile raise on a foreign, damaged
 
 
 class _Ignored:
-    """Stands in for what many a checkpoint holds beside its weights, and does nothing with what the file gives it."""
+    """Replaces objects that many checkpoints hold besides weights, and ignores their content."""
 
     def __new__(cls, *arguments: Any) -> _Ignored:
         return super().__new__(cls)
@@ -61,8 +61,8 @@ class _Ignored:
     extend = append
 
 
-# Settings and figures, in the names that pickles of NumPy 1 and 2, Python 3.13 and its predecessors, OmegaConf 2 and
-# Lightning use. What is not listed here, and is none of PyTorch's own parts of a tensor, is refused.
+# Settings and numbers, by the names in pickles of NumPy 1 and 2, Python up to 3.13, OmegaConf 2 and Lightning. Anything
+# that is neither listed here nor one of PyTorch's own parts of a tensor is refused.
 _IGNORED = (
     *("numpy.dtype", "numpy.ndarray"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
@@ -83,7 +83,7 @@ _SAFE_GLOBALS: list[Any] = [
 
 
 def read_content(path: Path) -> Any:
-    """What a file of torch or safetensors holds, on the CPU: mostly a dictionary with tensors, at any depth.
+    """The content of a file of torch or safetensors, on the CPU: usually nested dictionaries with tensors.
 
     Args:
         path: the file, or the index of a sharded one (`model.safetensors.index.json`).
@@ -94,7 +94,14 @@ def read_content(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"weights file not found: {path.absolute()}")
     if path.name.endswith(INDEX):
-        return _read_shards(path)
+        weight_map, tensors = _weight_map(path), {}
+        for file in sorted(set(weight_map.values())):
+            content = _read_one(path.with_name(file))
+            for name in (name for name, its_file in weight_map.items() if its_file == file):
+                if not (isinstance(content, Mapping) and isinstance(content.get(name), Tensor)):
+                    raise UserError(f"{path.with_name(file)} has no tensor {ascii(name)[:80]}, which {path} names")
+                tensors[name] = content[name]
+        return tensors
     shard = _SHARD.fullmatch(path.name)
     if shard:
         index = path.with_name(f"{shard[1]}{shard[3]}{INDEX}")
@@ -103,7 +110,7 @@ def read_content(path: Path) -> Any:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all that a sharded one's index names."""
+    """Size in bytes of a file, or of all files in the index of a sharded one."""
     files = set(_weight_map(path).values()) if path.name.endswith(INDEX) else {path.name}
     return sum(path.with_name(name).stat().st_size for name in files)
 
@@ -114,58 +121,51 @@ def _read_one(path: Path) -> Any:
         head = file.read(9)
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty: copy it again from where it came from")
-    # The content decides, since files are renamed: torch's begin with a zip's or a pickle's first byte, safetensors'
-    # with the length of a JSON object.
+    # By content, since files are renamed: torch's begin with the first bytes of a zip or a pickle, safetensors' with
+    # the length of a JSON object.
     is_torch = head.startswith((b"PK", b"\x80"))
     is_safetensors = head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
     if is_safetensors or (path.suffix == ".safetensors" and not is_torch):
-        return _read_safetensors(path)
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError, LookupError) as error:
+            raise UserError(f"{path} is not a readable safetensors file: {in_words(error, 200)}") from None
     return _read_torch(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, LookupError) as error:
-        raise UserError(f"{path} is no readable safetensors file: {in_words(error, 200)}") from None
 
 
 def _read_torch(path: Path) -> Any:
     try:
-        if _is_torchscript(path):
+        names: list[str] = []
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
             raise UserError(
                 f"{path} is a TorchScript archive, which is a program: if you trust it, save its weights "
                 "alone, by torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), and name that file"
             )
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE_GLOBALS):
             warnings.simplefilter("ignore", UserWarning)  # of storages in old files
-            with path.open("rb") as file:  # by its name torch would take some files for safetensors
+            with path.open("rb") as file:  # by name, torch would take some files for safetensors
                 return torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named is None:
-            raise UserError(f"{path} is no file of weights that torch can read, or it is damaged") from error
+            raise UserError(f"{path} is not a file of weights that torch can read, or it is damaged") from error
         raise UserError(
             f"{path} holds more than weights ({named[1]}), and a file that is loaded must not run code: save "
             "the state dict alone, by torch.save(model.state_dict(), FILE), and name that file"
         ) from error
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor → file, as an index says; the files are those of its folder.
+    """Tensor → file in the index's folder.
 
     Raises:
-        UserError: if it cannot be read, or names anything outside of the folder.
+        UserError: if the index cannot be read, or names anything outside of its folder.
     """
     refuse_pointer(index)
     try:
@@ -174,62 +174,51 @@ def _weight_map(index: Path) -> dict[str, str]:
         content = None
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} is no index of sharded weights: it has no weight_map")
+        raise UserError(f"{index} is not an index of sharded weights: it has no weight_map")
     folder = index.parent.resolve()
     places = [folder]
     for parent in folder.parents:
-        if parent.name == "snapshots":  # of Hugging Face's cache, where all files are links to the blobs beside
+        if parent.name == "snapshots":  # of Hugging Face's cache, where all files are links to blobs
             places.append(parent.parent / "blobs")
     for name in set(map(str, weight_map.values())):
         try:
             real = (folder / name).resolve()
             is_there = real.is_file()
-        except (OSError, RuntimeError, ValueError):  # a loop of links, or no possible name
+        except (OSError, RuntimeError, ValueError):  # a loop of links, or an invalid name
             real, is_there = Path("/"), False
         if Path(name).name != name or real.parent not in places:
-            raise UserError(f"{index} names {ascii(name)[:80]}, which is no file of its folder: do not trust it")
+            raise UserError(f"{index} names {ascii(name)[:80]}, which is not a file of its folder: do not trust it")
         if not is_there:
             raise UserError(f"{index} names {ascii(name)[:80]}, which is missing: copy it there too")
     return {name: str(file) for name, file in weight_map.items()}
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    weight_map = _weight_map(index)
-    tensors = {}
-    for file in sorted(set(weight_map.values())):
-        content = _read_one(index.with_name(file))
-        for name, of in weight_map.items():
-            if of == file:
-                if not (isinstance(content, Mapping) and isinstance(content.get(name), Tensor)):
-                    raise UserError(f"{index.with_name(file)} has no tensor {ascii(name)[:80]}, which {index} names")
-                tensors[name] = content[name]
-    return tensors
-
-
 def state_dicts(content: Any) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    """All that could be a state dict in a file's content: the keys that lead there → the tensors by name.
+    """All possible state dicts in a file's content: path of keys → tensors by name.
 
-    Optimizers' states are left out.
+    Optimizer states are left out.
     """
-    return dict(_state_dicts(content, (), set()))
+    found: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    seen: set[int] = set()
 
+    def search(content: Any, keys: tuple[str, ...]) -> None:
+        if not isinstance(content, Mapping) or id(content) in seen or len(keys) > 4:
+            return
+        seen.add(id(content))  # a dictionary in a file may contain itself
+        named = {name: value for name, value in content.items() if isinstance(name, str)}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        if tensors:
+            found[keys] = tensors
+        for name, value in named.items():
+            if not _OF_OPTIMIZERS.search(name):
+                search(value, (*keys, name))
 
-def _state_dicts(
-    content: Any, keys: tuple[str, ...], seen: set[int]
-) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    if not isinstance(content, Mapping) or id(content) in seen or len(keys) > 4:
-        return
-    seen.add(id(content))  # a file can hold a dictionary that holds itself
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if tensors:
-        yield keys, tensors
-    for name, value in content.items():
-        if isinstance(name, str) and not _OF_OPTIMIZERS.search(name):
-            yield from _state_dicts(value, (*keys, name), seen)
+    search(content, ())
+    return found
 
 
 def in_short(names: Iterator[str] | list[str], most: int = 3) -> str:
-    """The first few of a file's names for a message: 'a', 'b', 'c' and 12 more."""
+    """The first few names in a file, for a message: 'a', 'b', 'c' and 12 more."""
     names = list(names)
     few = ", ".join(ascii(name)[:80] for name in names[:most])
     return f"{few} and {len(names) - most} more" if len(names) > most else few

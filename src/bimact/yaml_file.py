@@ -1,7 +1,7 @@
-"""A YAML file as its author wrote it: each value with its own text and its line.
+"""A YAML file as its author wrote it: each value with its text and its line.
 
-YAML 1.1 makes a number of `007` and `2024_10_05`, and a truth value of `yes`. Which of them is meant as text, the file
-cannot tell: whoever reads it knows, and takes `Written.text` there.
+YAML 1.1 reads `007` and `2024_10_05` as numbers, and `yes` as a boolean. The file does not say which of them are meant
+as text; the reader, who knows, uses `Written.text` there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ try:
 except ImportError:  # PyYAML without its C library
     from yaml import SafeLoader as _BaseLoader
 
-_MOST_VALUES = 10_000  # in a file, with what its aliases stand for
+_MOST_VALUES = 10_000  # in a file, with aliases resolved
 _MERGE, _VALUE, _TEXT = (f"tag:yaml.org,2002:{name}" for name in ("merge", "value", "str"))
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -32,10 +32,10 @@ class Written:
     """A value in a YAML file.
 
     Attributes:
-        value: as YAML has it: None, a truth value, a number, text, a list of `Written`, or a dict of them by name.
+        value: in YAML: None, a boolean, a number, text, a list of `Written`, or a dict of them by name.
         text: of a single value, as it was written, without quotes; empty for a list or a dict.
-        line: where it is, or the key that it belongs to, from 1.
-        count: how many values it consists of.
+        line: of the value, or of its key, from 1.
+        count: number of values that it consists of.
     """
 
     value: Any
@@ -45,13 +45,13 @@ class Written:
 
     @property
     def kind(self) -> str:
-        """What it is, as a part of a sentence."""
+        """Its type, as part of a sentence."""
         if isinstance(self.value, (list, dict)):
             return "a list" if isinstance(self.value, list) else "a group of keys"
         return "a single value"
 
     def plain(self) -> Any:
-        """The value without lines, as another YAML reader gives it."""
+        """The value without lines, as from another YAML reader."""
         if isinstance(self.value, list):
             return [item.plain() for item in self.value]
         if isinstance(self.value, dict):
@@ -59,7 +59,7 @@ class Written:
         return self.value
 
 
-class _Loader(_BaseLoader):
+class _Loader(_BaseLoader):  # type: ignore[misc]  # PyYAML has no types
     """YAML 1.1 as OmegaConf reads it: 1e-6 is a number, a date is text."""
 
 
@@ -73,17 +73,17 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path, what: str) -> Written | None:
-    """Read a YAML file; nothing in it is run.
+    """Read a YAML file; no code in it is run.
 
     Args:
         path: of the file.
-        what: it is, for messages, such as "config file".
+        what: kind of file, for messages, such as "config file".
 
     Returns:
         its content; None if there is none.
 
     Raises:
-        UserError: if it cannot be read, with the line that is at fault.
+        UserError: if it cannot be read, with the line of the fault.
     """
     refuse_pointer(path)
     try:
@@ -104,10 +104,10 @@ def read_yaml(path: Path, what: str) -> Written | None:
 
 
 def parse_yaml(text: str, where: str) -> Written | None:
-    """The content of a YAML text, of which `where` says in messages what it is.
+    """The content of a YAML text, which messages call `where`.
 
     Raises:
-        UserError: if it is not YAML, names a key twice, or has tags that stand for more than plain values.
+        UserError: if it is not YAML, has a key twice, or has tags for more than plain values.
     """
     loader = None
     try:
@@ -117,7 +117,7 @@ def parse_yaml(text: str, where: str) -> Written | None:
     except yaml.YAMLError as error:
         raise UserError(_fault(error, text, where)) from None
     except RecursionError:
-        raise UserError(f"{where} cannot be read: its lists and keys lie too deep in each other") from None
+        raise UserError(f"{where} cannot be read: its lists and keys are nested too deeply") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -125,11 +125,11 @@ def parse_yaml(text: str, where: str) -> Written | None:
 
 def _fault(error: yaml.YAMLError, text: str, where: str) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if mark is None:  # of a character that no YAML may hold
+    if mark is None:  # a character that YAML does not allow
         found = yaml.reader.Reader.NON_PRINTABLE.search(text)
         line = text.count("\n", 0, found.start() if found else 0) + 1
         character = f"the character {found[0]!a}" if found else in_words(error)
-        return f"{where}, line {line}: {character} cannot stand in YAML: remove it"
+        return f"{where}, line {line}: {character} is not allowed in YAML: remove it"
     lines = text.splitlines() or [""]
     line = lines[min(mark.line, len(lines) - 1)]
     if "\t" in line[: len(line) - len(line.lstrip())]:
@@ -140,17 +140,17 @@ def _fault(error: yaml.YAMLError, text: str, where: str) -> str:
     number = min(mark.line, len(lines) - 1) + 1
     return (
         f"{where}, line {number}: this cannot be read as YAML ({in_words(Exception(problem))}); text that holds "
-        ": # , [ ] { } & * ! | > % @ or quotes has to stand in quotes"
+        ": # , [ ] { } & * ! | > % @ or quotes has to be in quotes"
     )
 
 
 class _Reader:
-    """Makes `Written` of a file's nodes; an alias stands for the very object that its anchor has made."""
+    """Builds `Written` from nodes; an alias gives the same object as its anchor."""
 
     def __init__(self, loader: Any, where: str) -> None:
         self._loader = loader
         self._where = where
-        self._made: dict[int, Written | None] = {}  # None: it is being made
+        self._made: dict[int, Written | None] = {}  # None: in progress
 
     def read(self, node: yaml.Node) -> Written:
         if id(node) in self._made:
@@ -167,7 +167,7 @@ class _Reader:
         else:
             written = self._single(node)
         if written.count > _MOST_VALUES:
-            raise self._refused(node, f"with its aliases it stands for more than {_MOST_VALUES} values: shorten it")
+            raise self._refused(node, f"with its aliases resolved it has more than {_MOST_VALUES} values: shorten it")
         self._made[id(node)] = written
         return written
 
@@ -185,7 +185,7 @@ class _Reader:
         return Written(value, node.value, _line(node))
 
     def _group(self, node: yaml.MappingNode) -> Written:
-        """A dict; what `<<` brings along counts where the group has no such key of its own."""
+        """A dict; keys of the group override those merged by `<<`."""
         own: dict[str, Written] = {}
         merged: dict[str, Written] = {}
         for key, value in node.value:

@@ -13,7 +13,7 @@ from demonstrations import Demonstrations, clean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bimact.check.checks import checks
+from bimact.check.dataset import checks
 from bimact.check.kinds import INFO, KINDS, READING, WARNING
 
 Place = tuple[str, "int | None", "int | None"]  # code, episode, step
@@ -319,12 +319,12 @@ FAULTS: dict[str, tuple[Fault, list[Place]]] = {
     "one state late": (one_state_late, [("odd-lag", 4, None)]),
     "one action late": (one_action_late, [("odd-lag", 1, None)]),
     "state not arriving": (state_not_arriving, [("frozen-state", 1, 40), ("jump", 1, 65)]),
-    "robot stands still": (robot_stands_still, [("still-episode", 5, None)]),
+    "robot does not move": (robot_stands_still, [("still-episode", 5, None)]),
     "rest at first": (lambda demos: rest(demos, 2, 40, 0), [("idle-head", 2, 0)]),
     "rest at last": (lambda demos: rest(demos, 2, 40, -1), [("idle-tail", 2, 112)]),
-    "no steps a second": (fps_not_told, [("no-fps", None, None)]),
-    "other steps a second": (other_fps, [("wrong-fps", None, None)]),
-    "one with other steps a second": (one_other_fps, [("wrong-fps", 3, None)]),
+    "no fps": (fps_not_told, [("no-fps", None, None)]),
+    "another fps": (other_fps, [("wrong-fps", None, None)]),
+    "one with another fps": (one_other_fps, [("wrong-fps", 3, None)]),
     "time goes back": (time_goes_back, [("unordered-timestamps", 2, 31)]),
     "time is NaN": (time_is_nan, [("unordered-timestamps", 2, 30)]),
     "steps lost": (steps_lost, [("dropped-steps", 2, 50)]),
@@ -428,11 +428,11 @@ def test_slow_cameras_are_warnings_from_half_on() -> None:
             r"episode_3\.bin, step 50 \(the first of 2\): action\[4\] \(left_e\) goes from -0\.\d+ to 1\.\d+ within "
             r"one step, usually by at most 0\.0\d+",
         ),
-        ("one state late", r"episode_4\.bin: the state follows the action by 12 steps, usually by 2"),
-        ("action too late", r"the actions follow the states by 3 steps: they should lead them"),
+        ("one state late", r"episode_4\.bin: the state lags behind the action by 12 steps, usually by 2"),
+        ("action too late", r"the actions lag behind the states by 3 steps: they should lead them"),
         (
             "every third image",
-            r"camera 'wrist' repeats its last image in 67% of the steps: about (10|9\.\d+) new images a second, not 30",
+            r"camera 'wrist' repeats its last image in 67% of the steps: about (10|9\.\d+) fps, not 30",
         ),
         ("black camera", r"all 6 episodes: camera 'front' is black at all steps"),
         ("steps lost", r"episode_2\.bin, step 50: 23\d ms after the step before; about 6 steps are missing in all"),

@@ -73,7 +73,8 @@ def converted(source: Source, target: Path, to: str, *, task: str | None = None,
 def notes_of(source: Source, target: Path, to: str, **options: Any) -> str:
     """What a conversion would say."""
     content = Content.of(options.pop("selection", Selection()).applied_to(source))
-    return "\n".join(prepare_conversion(content, target, to, Options(**options)).writer.notes())
+    writer = prepare_conversion(content, target, to, Options(**options)).writer
+    return "\n".join([*(f"left out: {what}" for what in writer.left_out()), *writer.notes()])
 
 
 def images_of(source: Source, camera: str, episode: int) -> np.ndarray:

@@ -30,7 +30,7 @@ def test_it_says_what_it_reads_writes_and_leaves_out(
     assert "Content: 4 episodes, 38 steps\nCameras: left 16x24, right 16x24\nColumns: state 14, action 14\n" in said
     assert "State:   state 14\nAction:  action 14\n" in said
     assert " needed, " in said
-    assert "Note: 4 episodes have no task in words: name it by --task\n" in said
+    assert "Note: 4 episodes have no task description: pass one by --task\n" in said
     assert f"Written: {tmp_path / 'lerobot'}, 4 episodes, 38 steps, " in said
     assert said.endswith("Train on it: bimact train --dataset_dir lerobot\n")
 
@@ -78,7 +78,7 @@ def test_lerobot_asks_for_a_rate_that_is_missing(tmp_path: Path, capsys: pytest.
     dataset = write_dataset(tmp_path / "dataset", [3])
     (dataset / "metadata.json").unlink()
     assert run(dataset, tmp_path / "out", "--to", "lerobot") == 2
-    assert "say so by --fps N" in capsys.readouterr().err
+    assert "pass --fps N" in capsys.readouterr().err
     assert run(dataset, tmp_path / "out", "--to", "lerobot", "--fps", 30) == 0
     assert json.loads((tmp_path / "out" / "meta" / "info.json").read_text())["fps"] == 30
 

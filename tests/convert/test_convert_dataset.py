@@ -200,7 +200,7 @@ def test_the_next_run_removes_what_a_killed_one_has_left(
     process.communicate(timeout=60)
     assert names_in(tmp_path) == [".out.converting", "source"]
     converted(source, tmp_path / "out", "aloha_hdf5")
-    assert "removing what an interrupted conversion has left, and starting anew" in capsys.readouterr().out
+    assert "removing the files of an interrupted conversion, and starting again" in capsys.readouterr().out
     assert names_in(tmp_path) == ["out", "source"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["episode_0.hdf5"]
     with h5py.File(tmp_path / "out" / "episode_0.hdf5") as file:
@@ -208,7 +208,7 @@ def test_the_next_run_removes_what_a_killed_one_has_left(
 
 
 def test_parts_of_long_episodes_are_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_STEPS_OF_A_PART", 4)
+    monkeypatch.setattr(writer, "_STEPS_PER_SPAN", 4)
     content = Content.of(Selection().applied_to(smooth_source(tmp_path, (9, 4))))
-    parts = GuideWriter(content, Options()).parts()
+    parts = GuideWriter(content, Options()).spans()
     assert [(part.episode, part.first, part.end) for part in parts] == [(0, 0, 4), (0, 4, 8), (0, 8, 9), (1, 0, 4)]

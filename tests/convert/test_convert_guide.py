@@ -40,7 +40,7 @@ def test_arrays_are_equal(source: SmoothSource, folder: Path) -> None:
 
 
 def test_a_long_episode_is_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_STEPS_OF_A_PART", 3)
+    monkeypatch.setattr(writer, "_STEPS_PER_SPAN", 3)
     source = smooth_source(tmp_path / "source")
     folder = converted(source, tmp_path / "out", "guide")
     observations = np.load(folder / "observations.npy", allow_pickle=False)
@@ -70,7 +70,7 @@ def test_what_has_no_place_is_told(tmp_path: Path) -> None:
     columns = {"qpos": Column(2, dtype="float64"), "action": Column(2), "qvel": Column(2)}
     notes = notes_of(smooth_source(tmp_path / "source", columns=columns), tmp_path / "out", "guide")
     assert "left out: qvel, for which the format has no place" in notes
-    assert "rounded to float32, the format's type: state (float64)" in notes
+    assert "rounded to float32, the format's dtype: state (float64)" in notes
     assert "action" not in notes
 
 

@@ -175,7 +175,7 @@ def test_episodes_follow_each_other_in_a_video(folder: Path) -> None:
 
 
 def test_a_long_episode_is_encoded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_STEPS_OF_A_PART", 4)
+    monkeypatch.setattr(writer, "_STEPS_PER_SPAN", 4)
     source = smooth_source(tmp_path / "source", (11, 4, 9))
     folder = converted(source, tmp_path / "out", "lerobot")
     whole = smooth_source(tmp_path / "source", (11, 4, 9))
@@ -257,7 +257,7 @@ def test_a_dataset_without_cameras_has_no_videos(tmp_path: Path) -> None:
 
 
 def test_files_stay_below_their_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_DATA_MB": 0, "_VIDEO_MB": 0, "_FILES_OF_A_CHUNK": 2, "_EPISODES_OF_A_TABLE": 1}.items():
+    for name, value in {"_DATA_MB": 0, "_VIDEO_MB": 0, "_FILES_PER_CHUNK": 2, "_EPISODES_PER_TABLE": 1}.items():
         monkeypatch.setattr(lerobot_v30, name, value)
     source = smooth_source(tmp_path / "source")
     folder = converted(source, tmp_path / "out", "lerobot")
@@ -279,7 +279,7 @@ def test_files_stay_below_their_limits(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_episodes_fill_files_up_to_the_limit() -> None:
     megabyte = 1 << 20
-    assert list(lerobot_v30._filled([megabyte, megabyte, megabyte - 1, 9 * megabyte, 5], 3)) == [[0, 1, 2], [3], [4]]
+    assert list(lerobot_v30._files([megabyte, megabyte, megabyte - 1, 9 * megabyte, 5], 3)) == [[0, 1, 2], [3], [4]]
 
 
 def test_no_parts_are_left(folder: Path) -> None:
@@ -321,7 +321,7 @@ def test_tasks_are_an_index_for_pandas(tmp_path: Path) -> None:
 def test_episodes_without_a_task_are_told(tmp_path: Path) -> None:
     source = smooth_source(tmp_path / "source", (2, 3))
     bare = dataclasses.replace(source, episodes=tuple(dataclasses.replace(e, task=None) for e in source.episodes))
-    assert "2 episodes have no task in words: name it by --task" in notes_of(bare, tmp_path / "out", "lerobot")
+    assert "2 episodes have no task description: pass one by --task" in notes_of(bare, tmp_path / "out", "lerobot")
 
 
 def test_robot_type_is_kept(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_robot_type_is_kept(tmp_path: Path) -> None:
 
 def test_a_source_without_steps_a_second_is_refused(tmp_path: Path) -> None:
     source = smooth_source(tmp_path / "source", [2], fps=None)
-    with pytest.raises(UserError, match=r"does not tell how many steps a second .* --fps N"):
+    with pytest.raises(UserError, match=r"has no fps.*: pass --fps N"):
         converted(source, tmp_path / "out", "lerobot")
     folder = converted(source, tmp_path / "out", "lerobot", selection=Selection(fps=25))
     assert info_of(folder)["fps"] == 25

@@ -90,9 +90,9 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     loop["model"] = loop
     torch.save(loop, tmp_path / "loop.pt")
     for name, words in {
-        "text.pt": "is no file of weights that torch can read",
+        "text.pt": "is not a file of weights that torch can read",
         "empty.pt": "is empty",
-        "text.safetensors": "is no readable safetensors file",
+        "text.safetensors": "is not a readable safetensors file",
         "no_tensors.pt": "holds no state dict",
         "list.pt": "holds no state dict",
         "loop.pt": "holds no state dict",

@@ -24,9 +24,9 @@ from foreign_policies import (
 )
 from safetensors.torch import load_file, save_file
 
-from bimact.exchange.assembly import Converted
-from bimact.exchange.convert import Source, convert, read
-from bimact.exchange.lerobot_writer import write_lerobot
+from bimact.interop.assembly import Converted
+from bimact.interop.convert import PolicyFiles, convert, read
+from bimact.interop.lerobot_writer import write_lerobot
 from bimact.policy.act import ActPolicy
 
 PYTHON = os.environ.get("BIMACT_LEROBOT_PYTHON")
@@ -77,8 +77,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lerobot(folder, tasks)
     again = []
     for name in MADE:
-        convert(Source(folder / name), folder / f"{name}-run")
-        convert(Source(folder / f"{name}-run"), folder / f"{name}-again")
+        convert(PolicyFiles(folder / name), folder / f"{name}-run")
+        convert(PolicyFiles(folder / f"{name}-run"), folder / f"{name}-again")
         case = folder / f"{name}.case"
         again.append({"do": "predict", "folder": folder / f"{name}-again", "case": case, "out": folder / f"{name}.out"})
     lerobot(folder, again)
@@ -88,7 +88,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", MADE)
 def test_lerobots_policy_becomes_ours(made: Path, name: str) -> None:
     expected = load_file(made / f"{name}.case")["chunk"]
-    found = predicted(read(Source(made / f"{name}-run")).policy, made / f"{name}.case")
+    found = predicted(read(PolicyFiles(made / f"{name}-run")).policy, made / f"{name}.case")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -124,5 +124,5 @@ def test_the_layout_of_early_2025_means_what_lerobots_migration_takes_it_for(tmp
     lerobot(tmp_path, [{"do": "migrate", "folder": old, "out": new}, predict])
     expected = load_file(tmp_path / "out")["chunk"]
     for folder in (old, new):
-        found = predicted(read(Source(folder)).policy, tmp_path / "case")
+        found = predicted(read(PolicyFiles(folder)).policy, tmp_path / "case")
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -142,7 +142,7 @@ def test_nested_and_dotted_names_are_settings() -> None:
 def test_unknown_names_have_a_neighbour() -> None:
     with pytest.raises(UserError, match="no setting is named 'batchsize'; did you mean 'batch_size'"):
         check_name("batchsize")
-    with pytest.raises(UserError, match="each trial gets a folder of its own"):
+    with pytest.raises(UserError, match="each trial has its own folder"):
         check_name("output_dir")
     check_name("encoder.freeze")
 

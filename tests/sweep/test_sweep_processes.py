@@ -84,7 +84,8 @@ def test_ctrl_c_saves_the_running_trials(tmp_path: Path, dataset: Path) -> None:
     assert sweep.returncode == 130, output
     assert "interrupted: 2 running trials will be saved" in output
     assert (
-        f"To go on: bimact sweep sweep.yaml --dataset_dir {dataset} --config config.yaml --trials 5 --jobs 2" in output
+        f"To continue: bimact sweep sweep.yaml --dataset_dir {dataset} --config config.yaml --trials 5 --jobs 2"
+        in output
     )
     assert all((run / "checkpoint" / "act-train-last.pth").exists() for run in runs)
     assert [trial.state for trial in trials_in(runs[0].parent)] == [TrialState.WAITING] * 2

@@ -141,7 +141,7 @@ def test_few_trials_say_so(tmp_path: Path) -> None:
     add_trials(study, 5, by_lr)
     write_report(plan, study.trials())
     assert importances(plan.sweep, study.trials()) == {}
-    assert "cannot be told from fewer than 12 trials that were finished or pruned; there are 5" in text_of(plan)
+    assert "cannot be estimated from fewer than 12 trials that were finished or pruned; there are 5" in text_of(plan)
     assert "Trials 5 of 20 5 finished" in text_of(plan)
 
 

@@ -106,7 +106,7 @@ def test_a_failed_trial_is_shown_and_the_sweep_goes_on(
 def test_no_trial_at_all(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUICK_LOGS", "another_loss")
     plan = make_plan(tmp_path, dataset, trials=1)
-    with pytest.raises(UserError, match="none of the trials has come to a val_loss; see .*/s/trial-"):
+    with pytest.raises(UserError, match="no trial has logged val_loss; see .*/s/trial-"):
         run_sweep(plan)
     assert trials_in(plan.folder)[0].user_attrs["error"] == "it has logged no val_loss"
     assert "No trial has finished yet" in (plan.folder / "report.html").read_text()
@@ -115,7 +115,7 @@ def test_no_trial_at_all(tmp_path: Path, dataset: Path, monkeypatch: pytest.Monk
 def test_a_killed_training_says_by_what() -> None:
     assert Outcome(-9, "step 3").reason == "it was ended by SIGKILL (out of memory?), its last line: step 3"
     assert Outcome(-11, "").reason == "it was ended by SIGSEGV"
-    assert Outcome(1, "").reason == "it ended with status 1 and said nothing"
+    assert Outcome(1, "").reason == "it ended with status 1 and printed nothing"
 
 
 def good_then_bad(folder: Path, dataset: Path, **changes: Any) -> SweepPlan:
@@ -184,8 +184,8 @@ def test_when_the_time_is_up_trials_are_saved_and_go_on_later(
     settings = {"num_epochs": "20"}
     run_sweep(make_plan(tmp_path, dataset, settings, trials=1, timeout=0.5 / 60, command="bimact sweep x"))
     output = capsys.readouterr().out
-    assert "the time is up: 1 running trial will be saved" in output and "interrupted, will go on" in output
-    assert output.splitlines()[-1] == "To go on: bimact sweep x"
+    assert "the time is up: 1 running trial will be saved" in output and "interrupted, will continue" in output
+    assert output.splitlines()[-1] == "To continue: bimact sweep x"
     (waiting,) = trials_in(tmp_path / "s")
     assert waiting.state == TrialState.WAITING
     monkeypatch.setenv("QUICK_EPOCH", "0.001")
@@ -242,10 +242,10 @@ def test_what_cannot_work_is_told_at_once(tmp_path: Path, dataset: Path, monkeyp
             make_plan(tmp_path, dataset, settings, **{"trials": 1, **changes})
         return str(error.value)
 
-    assert "which there is none of with val_split 0" in fails({"val_split": "0"})
+    assert "which does not exist with val_split 0" in fails({"val_split": "0"})
     split = {"lr": LR, "val_split": {"values": [0, 0.1]}}
-    assert "which there is none of with val_split 0" in fails(parameters=split)
-    assert "random has no end of its own: say how many trials by --trials 20" in fails(trials=None)
+    assert "which does not exist with val_split 0" in fails(parameters=split)
+    assert "random never ends: pass a number of trials, such as --trials 20" in fails(trials=None)
     assert "--trials is 0, it has to be at least 1" in fails(trials=0)
     assert "--jobs is 0" in fails(jobs=0)
     assert "'lr' is a parameter of" in fails({"lr": "1e-5"})

@@ -85,7 +85,7 @@ def test_strangers_files(tmp_path: Path) -> None:
     assert not target.exists()
     path = save_checkpoint(Run(tmp_path), 1, WEIGHTS, {})
     (tmp_path / "short.pth").write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"short.pth is no file of weights that torch can read, or it is damaged"):
+    with pytest.raises(UserError, match=r"short.pth is not a file of weights that torch can read, or it is damaged"):
         load_weights(tmp_path / "short.pth")
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds no policy of ACT: it holds no state dict but a list"):

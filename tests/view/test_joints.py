@@ -7,7 +7,7 @@ import dataclasses
 from numbered_source import JOINTS, numbered_source
 
 from bimact.data.source import Column, Source
-from bimact.view.joints import joints_of
+from bimact.view.content import joints_of
 
 
 def source(state: Column, action: Column) -> Source:

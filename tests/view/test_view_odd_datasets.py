@@ -78,7 +78,7 @@ def test_what_a_dataset_does_not_tell_is_said(page: Page, tmp_path: Path) -> Non
         page.open(f"{server.address}#step=7")
         page.wait_for_frames(7, 0)
         assert page.times() == [7.5 / 50] and len(page.frames()) == 1
-        assert "steps a second are not told: 50 assumed" in page.text("#facts")
+        assert "unknown fps: 50 assumed" in page.text("#facts")
         titles = page.evaluate("[...document.querySelectorAll('.plot b')].map(title => title.textContent)")
         assert titles == [*(f"state {n}" for n in range(14)), *(f"action {n}" for n in range(3))]
 

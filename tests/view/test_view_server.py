@@ -21,10 +21,9 @@ from viewing import command, served
 
 from bimact.cli import main
 from bimact.errors import UserError
-from bimact.view import clip_store
-from bimact.view.background import Background
-from bimact.view.clip_store import ClipStore
-from bimact.view.server import ViewServer
+from bimact.view import clips
+from bimact.view.clips import ClipStore
+from bimact.view.server import Background, ViewServer
 
 CAMERAS = ("top", 'a b/"c"')
 SOURCE = numbered_source([30, 12], cameras=CAMERAS, fps=29.97, image_size=(121, 225))
@@ -220,7 +219,7 @@ def test_a_port_in_use_is_a_sentence(server: ViewServer, tmp_path: Path) -> None
 
 
 def test_what_nobody_wants_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_store, "_SECONDS_UNTIL_UNWANTED", 0.05)
+    monkeypatch.setattr(clips, "_SECONDS_UNTIL_CANCELLED", 0.05)
     store = ClipStore(numbered_source([16_000] * 4 + [5]), tmp_path)
     for episode in range(4):
         store.progress(episode)
@@ -233,7 +232,7 @@ def test_what_nobody_wants_is_not_made(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_old_videos_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_store, "_MOST_CLIPS", 2)
+    monkeypatch.setattr(clips, "_MOST_CLIPS", 2)
     store = ClipStore(numbered_source([3] * 3, cameras=("top",)), tmp_path)
     for episode in range(3):
         assert store.path(episode, "top").exists()
@@ -273,9 +272,9 @@ def test_a_selection_is_shown(dataset: Path) -> None:
     ("options", "sentence"),
     [
         (["--episode", "4"], "--episode is 4, {} has episodes 0 to 3"),
-        (["--export", "{}/metadata.json"], "{}/metadata.json is there already: choose another name, or remove it"),
+        (["--export", "{}/metadata.json"], "{}/metadata.json exists already: choose another name, or remove it"),
         (["--rerun", "{}/metadata.json"], "{}/metadata.json is there already"),
-        (["--export", "{}/none/page.html"], "there is no folder {}/none: make it first"),
+        (["--export", "{}/none/page.html"], "there is no folder {}/none: create it first"),
         (["--export", "{}/page.html", "--export_width", "0"], "--export_width is 0, it has to be 16 or more pixels"),
         (["--port", "70000"], "--port is 70000"),
         (["--cameras", "middle"], "has no camera 'middle'; it has left, right"),

@@ -19,8 +19,7 @@ from numbered_source import JOINTS, READ_STEP, NumberedSource, numbered_source
 
 from bimact.check.findings import Finding
 from bimact.data.source import Source
-from bimact.view.background import Background
-from bimact.view.server import ViewServer
+from bimact.view.server import Background, ViewServer
 
 _KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35, "PageUp": 33, "PageDown": 34}
 _KEYS |= {"Escape": 27, "Tab": 9, "Enter": 13}

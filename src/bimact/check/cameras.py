@@ -7,17 +7,16 @@ from itertools import chain, combinations
 
 import numpy as np
 
-from bimact.check.facts import Facts
+from bimact.check.facts import Cut, Facts
 from bimact.check.findings import Finding
-from bimact.check.frames import Cut
 from bimact.check.images import blank_images
 
-_LIKE_ANOTHER = 0.5  # distance to what an image is taken for, as a share of the distance to what it should be
-_FAR = 8.0  # grey levels of distance to what it should be, below which nothing is told
-_FEWEST_EPISODES = 3  # that say what is usual
-_ODD = 6.0  # times the usual distance: of views that differ by chance, none in thousands is so far off
-_ODD_LEVELS = 25.0  # grey levels: another place of the camera, or another light
-_CLOSE_CUTS = 1  # steps by which two cameras may change at different times
+_LIKE_ANOTHER = 0.5  # distance to the supposed image, relative to the distance to the expected one
+_FAR = 8.0  # grey levels of distance to the expected image, below which nothing is reported
+_FEWEST_EPISODES = 3  # that define a usual view
+_ODD = 6.0  # times the median distance: none of thousands of ordinary views is that far off
+_ODD_LEVELS = 25.0  # grey levels: another position of the camera, or other lighting
+_CLOSE_CUTS = 1  # steps between the changes of two cameras
 
 _FAR_COLORS = 3.0  # grey levels between red and blue, as _FAR
 
@@ -40,13 +39,13 @@ def same_cameras(facts: Facts) -> Iterator[Finding]:
 
 
 def swapped_cameras(facts: Facts) -> Iterator[Finding]:
-    """Two cameras that have changed places: in whole episodes, or from some step on."""
+    """Two cameras that are swapped: in whole episodes, or from some step on."""
     for one, other in combinations(facts.frames, 2):
         usual = _usual(facts, one), _usual(facts, other)
         for episode, (first, second) in enumerate(zip(facts.frames[one], facts.frames[other])):
             if first is None or second is None:
                 continue
-            text = f"cameras '{one}' and '{other}' have changed places"
+            text = f"cameras '{one}' and '{other}' are swapped"
             step = _swap_between(first.cuts, second.cuts)
             if step is not None:
                 text += " from here on"
@@ -56,7 +55,7 @@ def swapped_cameras(facts: Facts) -> Iterator[Finding]:
 
 
 def _swap_between(cuts: tuple[Cut, ...], others: tuple[Cut, ...]) -> int | None:
-    """The step at which two cameras both change into what the other one was."""
+    """The step at which two cameras both change to the view of the other one."""
     for cut in cuts:
         for other in others:
             is_at_once = abs(cut.step - other.step) <= _CLOSE_CUTS
@@ -66,7 +65,7 @@ def _swap_between(cuts: tuple[Cut, ...], others: tuple[Cut, ...]) -> int | None:
 
 
 def _is_swapped(images: tuple[np.ndarray, np.ndarray], usual: tuple[np.ndarray | None, np.ndarray | None]) -> bool:
-    """Whether each of two images is like what the other one usually is."""
+    """Whether each of two images resembles the usual view of the other camera."""
     one, other = usual
     if one is None or other is None:
         return False
@@ -76,7 +75,7 @@ def _is_swapped(images: tuple[np.ndarray, np.ndarray], usual: tuple[np.ndarray |
 
 
 def changed_images(facts: Facts) -> Iterator[Finding]:
-    """Episodes whose images are like the others' once they are turned, mirrored, or their colours exchanged."""
+    """Episodes whose images resemble the others' when rotated, mirrored, or with red and blue swapped."""
     for camera, of_episodes in facts.frames.items():
         usual = _usual(facts, camera)
         for episode, frames in enumerate(of_episodes):
@@ -84,33 +83,29 @@ def changed_images(facts: Facts) -> Iterator[Finding]:
                 continue
             words = _change(frames.average, usual)
             if words is not None:
-                text = f"the images of camera '{camera}' are {words}, beside the other episodes'"
+                text = f"the images of camera '{camera}' are {words}, compared with other episodes"
                 yield facts.finding("changed-image", text, episode=episode, camera=camera)
 
 
 def _change(image: np.ndarray, usual: np.ndarray) -> str | None:
-    """In what an image (H, W, 3) differs from the usual one that could be undone."""
+    """How an image (H, W, 3) was changed from the usual one, if it was."""
     straight = _distance(image, usual)
     changed = {words: _distance(change(image), usual) for words, change in _CHANGES.items()}
     words = min(changed, key=lambda words: changed[words])
     if straight > _FAR and changed[words] < _LIKE_ANOTHER * straight:
         return words
-    # Most scenes are nearly grey: only the difference of red and blue shows that they were exchanged.
-    colors, usual_colors = _red_minus_blue(image), _red_minus_blue(usual)
+    # Most scenes are nearly grey: only the difference of red and blue shows a swap.
+    colors, usual_colors = (of[:, :, 0].astype(np.float32) - of[:, :, 2] for of in (image, usual))
     straight = _distance(colors, usual_colors)
     if straight > _FAR_COLORS and _distance(-colors, usual_colors) < _LIKE_ANOTHER * straight:
-        return "with red and blue exchanged"
+        return "with red and blue swapped"
     return None
 
 
-def _red_minus_blue(image: np.ndarray) -> np.ndarray:
-    return image[:, :, 0].astype(np.float32) - image[:, :, 2]
-
-
 def odd_views(facts: Facts) -> Iterator[Finding]:
-    """Views that differ for no reason that is told already."""
+    """Unusual views that no other finding explains."""
     others = chain(blank_images(facts), swapped_cameras(facts), changed_images(facts))
-    told = {finding.episode for finding in others if finding.step is None or finding.code == "swapped-cameras"}
+    explained = {finding.episode for finding in others if finding.step is None or finding.code == "swapped-cameras"}
     for camera, of_episodes in facts.frames.items():
         usual = _usual(facts, camera)
         if usual is None:
@@ -118,13 +113,13 @@ def odd_views(facts: Facts) -> Iterator[Finding]:
         distances = {n: _distance(frames.average, usual) for n, frames in enumerate(of_episodes) if frames is not None}
         least = max(_ODD_LEVELS, _ODD * float(np.median(list(distances.values()))))
         for episode, distance in distances.items():
-            if distance > least and episode not in told:
-                text = f"camera '{camera}' sees another view than in the other episodes"
+            if distance > least and episode not in explained:
+                text = f"the view of camera '{camera}' differs from the other episodes"
                 yield facts.finding("odd-view", text, episode=episode, camera=camera)
 
 
 def _usual(facts: Facts, camera: str) -> np.ndarray | None:
-    """(12, 16, 3) the median of all episodes' average images; None: there are too few episodes."""
+    """(12, 16, 3) median of all episodes' average images; None: too few episodes."""
     averages = [frames.average for frames in facts.frames[camera] if frames is not None]
     return np.median(averages, axis=0) if len(averages) >= _FEWEST_EPISODES else None
 

@@ -1,19 +1,21 @@
-"""Looks through a dataset for all that is wrong with it, before training on it costs a night."""
+"""Finds the faults of a dataset before a training run is spent on it; the list of all checks."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from bimact.check.checks import checks
-from bimact.check.facts import Vectors
+from bimact.check import cameras, episodes, motion, values
+from bimact.check import images as image_checks
+from bimact.check.facts import Facts, Vectors
 from bimact.check.findings import DatasetReport, Finding, Findings, Summary, in_order
 from bimact.check.guide_files import FILES_OF_PARTS, Parts, inspect_guide_npy
 from bimact.check.kinds import ERROR, KINDS, READING, WARNING
 from bimact.check.scan import NO_FILES, Files, scan
-from bimact.check.values import nonfinite_value
 from bimact.config import Config
 from bimact.data.cache_places import CACHE
 from bimact.data.formats.guide_npy import LENGTHS, is_guide_npy
@@ -25,8 +27,55 @@ from bimact.data.unread_files import unread_files
 from bimact.errors import UserError
 from bimact.progress import progress_bar
 
+Check: TypeAlias = Callable[[Facts], Iterator[Finding]]
+
+_OF_IMAGES: dict[Check, tuple[str, ...]] = {
+    image_checks.blank_images: ("blank-image",),
+    image_checks.frozen_cameras: ("frozen-camera",),
+    image_checks.slow_cameras: ("slow-camera",),
+    image_checks.glitches: ("image-glitch",),
+    cameras.same_cameras: ("same-camera",),
+    cameras.swapped_cameras: ("swapped-cameras",),
+    cameras.changed_images: ("changed-image",),
+    cameras.odd_views: ("odd-view",),
+    episodes.color_order: ("color-order",),
+}
+
+_OF_VECTORS: dict[Check, tuple[str, ...]] = {
+    episodes.settings: ("config-mismatch", "action-size"),
+    episodes.short_episodes: ("short-episode",),
+    episodes.types: ("dtype",),
+    values.nonfinite: ("nan",),
+    values.far_values: ("far-value",),
+    values.jumps: ("jump", "wrapped-angle"),
+    values.constant: ("constant",),
+    values.frozen_dimensions: ("frozen-dimension",),
+    values.still_grippers: ("still-gripper",),
+    values.saturated: ("saturated",),
+    values.out_of_reach: ("out-of-reach",),
+    values.unit_mismatch: ("unit-mismatch",),
+    motion.copied_states: ("copied-state",),
+    motion.delays: ("late-action", "long-lag", "odd-lag"),
+    motion.frozen_states: ("frozen-state",),
+    motion.still_episodes: ("still-episode",),
+    motion.idle_ends: ("idle-head", "idle-tail"),
+    motion.no_fps: ("no-fps",),
+    motion.wrong_fps: ("wrong-fps",),
+    motion.uneven_timestamps: ("unordered-timestamps", "dropped-steps", "irregular-timestamps"),
+    episodes.duplicates: ("duplicate-episode",),
+    episodes.odd_lengths: ("odd-length",),
+    episodes.dominant_episodes: ("dominant-episode",),
+    episodes.tasks: ("missing-task", "no-task", "several-tasks"),
+}
+
+
 _BLOCK_ROWS = 1 << 16
-_OF_SKIPPED = ("unreadable", "nan")  # what an episode is skipped for
+_SKIPPED = ("unreadable", "nan")  # what --skip_unreadable skips an episode for
+
+
+def checks(*, images: bool) -> dict[Check, tuple[str, ...]]:
+    """Each check with the codes that it can find; without the checks of images, if these were not read."""
+    return {**_OF_VECTORS, **_OF_IMAGES} if images else dict(_OF_VECTORS)
 
 
 def check_dataset(
@@ -37,51 +86,73 @@ def check_dataset(
     selection: Selection | None = None,
     images: bool = True,
 ) -> DatasetReport:
-    """Look through a whole dataset for everything that is wrong with it, or may be. Nothing of it is changed.
+    """Find everything in a dataset that is wrong, or may be. The dataset is not changed.
 
     Args:
         path: as `open_source` takes it.
-        config: the training's settings, which the dataset has to fit; None: the defaults.
+        config: settings of the training, which the dataset has to fit; None: the defaults.
         cache_dir: where downloads go.
-        selection: the part to look at; what it leaves open is as the config says. None: all.
+        selection: the part to check; unset fields are those of the config. None: all.
         images: False: leave out the images, which take most of the time.
 
     Raises:
-        UserError: if there is no dataset, or it has no such part.
+        UserError: if there is no dataset, or it lacks the selected part.
     """
     local = local_copy(str(path), None if cache_dir is None else Path(cache_dir)) or Path(path)
     local = local.absolute()
+    files = [local] if local.is_file() else (file for file in local.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files if CACHE not in file.relative_to(local).parts)
     findings = Findings(local)
+    source: Source | None = None
+    names, apart = NO_FILES, True
     if local.exists() and is_guide_npy(local):
+        names, apart = FILES_OF_PARTS, False
         parts = inspect_guide_npy(local, findings)
-        source: Source | None = None if findings.has_errors else parts.as_source(local)
-        for note in () if source is None else unread_files(source)[1]:
-            findings.add("read-otherwise", "", note)
-        files, apart = FILES_OF_PARTS, False
-        if source is None:
+        if not findings.has_errors:
+            source = parts.as_source(local)
+            for note in unread_files(source)[1]:
+                findings.add("read-otherwise", "", note)
+        else:
             for episode in np.flatnonzero(parts.lengths == 0).tolist() if parts.lengths is not None else ():
                 sentence = f"{LENGTHS}: episode {episode} has 0 steps; leave empty episodes out"
                 findings.add("unreadable", LENGTHS, sentence, episode=episode)
-            _note_nonfinite(parts, findings)
+            _find_nonfinite(parts, findings)
     else:
-        source, files, apart = _opened(local, path, cache_dir, findings), NO_FILES, True
-    if source is None:
-        return DatasetReport(local, in_order(findings.found), None, _size_on_disk(local), tuple(sorted(READING)))
-    selected = _selected(source, selection, config, findings)
-    _note_unused(selected, findings)
-    if not selected.episodes:
-        return DatasetReport(local, in_order(findings.found), None, _size_on_disk(local), tuple(sorted(READING)))
-    found = examine(selected, images=images, apart=apart, config=config, files=files)
-    if selected.selection.skip_unreadable:
-        findings.found[:], found = ([_as_skipped(finding) for finding in of] for of in (findings.found, found))
-    looked_for = {*READING, *(code for codes in checks(images=images).values() for code in codes)}
-    return DatasetReport(
-        path=local,
-        findings=in_order([*findings.found, *found]),
-        summary=_summary(selected),
-        size=_size_on_disk(local),
-        looked_for=tuple(code for code in KINDS if code in looked_for),
+        try:
+            source = open_source(local if local.exists() else path, cache_dir=cache_dir)
+        except UserError as error:
+            if not local.exists():
+                raise
+            findings.add("unreadable", "", str(error))
+
+    selected: SelectedSource | None = None
+    if source is not None:
+        selected = _select(source, selection or Selection(), config, findings)
+        _find_unused(selected, findings)
+    if selected is None or not selected.episodes:
+        return DatasetReport(local, in_order(findings.found), None, size, tuple(sorted(READING)))
+
+    found = findings.found + examine(selected, images=images, apart=apart, config=config, files=names)
+    if selected.selection.skip_unreadable:  # then an unusable episode is not an error
+        found = [
+            dataclasses.replace(finding, severity=WARNING)
+            if finding.code in _SKIPPED and finding.episode_name is not None and finding.severity is ERROR
+            else finding
+            for finding in found
+        ]
+    used = (*selected.state.keys, *selected.action.keys)
+    summary = Summary(
+        format=selected.format,
+        lengths=selected.lengths,
+        cameras={name: (camera.height, camera.width) for name, camera in selected.cameras.items()},
+        state=tuple(selected.state.parts),
+        action=tuple(selected.action.parts),
+        unused={key: column.size for key, column in selected.whole.columns.items() if key not in used},
+        fps=selected.fps,
+        tasks=tuple(dict.fromkeys(episode.task for episode in selected.episodes if episode.task)),
     )
+    looked_for = {*READING, *(code for codes in checks(images=images).values() for code in codes)}
+    return DatasetReport(local, in_order(found), summary, size, tuple(code for code in KINDS if code in looked_for))
 
 
 def examine(
@@ -92,47 +163,33 @@ def examine(
     config: Config | None = None,
     files: Files = NO_FILES,
 ) -> list[Finding]:
-    """Read a source and put it to all checks.
+    """Read a source and run all checks on it.
 
     Args:
         images: False: leave out the images.
-        apart: False: read in this process, for a reader that guards itself.
-        config: the training's settings.
-        files: how findings name the parts of the dataset.
+        apart: False: read in this process, for a reader with its own protection.
+        config: settings of the training.
+        files: names of the files for findings.
     """
     facts, problems = scan(source, images=images, apart=apart, config=config, files=files)
     return problems + [finding for check in checks(images=images) for finding in check(facts)]
 
 
-def _opened(local: Path, path: str | Path, cache_dir: str | Path | None, findings: Findings) -> Source | None:
-    """A source in any format but the guide's; None: it cannot be opened, which is a finding."""
-    try:
-        return open_source(local if local.exists() else path, cache_dir=cache_dir)
-    except UserError as error:
-        if not local.exists():
-            raise
-        findings.add("unreadable", "", str(error))
-        return None
-
-
-def _selected(
-    source: Source, selection: Selection | None, config: Config | None, findings: Findings
-) -> SelectedSource:  # fmt: skip
-    """The part to look at; what the config asks for and the dataset does not have is a finding."""
-    chosen = selection or Selection()
+def _select(source: Source, selection: Selection, config: Config | None, findings: Findings) -> SelectedSource:
+    """The part to check; what the config asks for and the dataset does not have is a finding."""
     if config is not None:
-        given = {name: value for name, value in dataclasses.asdict(chosen).items() if value not in (None, False)}
+        given = {name: value for name, value in dataclasses.asdict(selection).items() if value not in (None, False)}
         try:
             return dataclasses.replace(Selection.of(config), **given).applied_to(source)
         except UserError as error:
-            part = chosen.applied_to(source)  # what the command line asks for has to be there
+            part = selection.applied_to(source)  # what the command line asks for has to exist
             findings.add("config-mismatch", "", f"{error}, but the config asks for it")
             return part
-    return chosen.applied_to(source)
+    return selection.applied_to(source)
 
 
-def _note_unused(source: SelectedSource, findings: Findings) -> None:
-    """What training would leave out, skip or read otherwise."""
+def _find_unused(source: SelectedSource, findings: Findings) -> None:
+    """What training would leave out, skip or read differently."""
     for episode in source.unusable:
         code = "missing-episode" if episode.is_missing else "unreadable"
         sentence = episode.sentence.replace(f"{source.path}/", "")
@@ -150,31 +207,8 @@ def _note_unused(source: SelectedSource, findings: Findings) -> None:
         findings.add("read-otherwise", "", note)
 
 
-def _as_skipped(finding: Finding) -> Finding:
-    """What makes an episode unusable is no error where such episodes are skipped."""
-    is_skipped = finding.code in _OF_SKIPPED and finding.episode_name is not None
-    return dataclasses.replace(finding, severity=WARNING) if is_skipped and finding.severity is ERROR else finding
-
-
-def _summary(source: SelectedSource) -> Summary:
-    return Summary(
-        format=source.format,
-        lengths=source.lengths,
-        cameras={name: (camera.height, camera.width) for name, camera in source.cameras.items()},
-        state=tuple(source.state.parts),
-        action=tuple(source.action.parts),
-        unused={
-            key: column.size
-            for key, column in source.whole.columns.items()
-            if key not in (*source.state.keys, *source.action.keys)
-        },
-        fps=source.fps,
-        tasks=tuple(dict.fromkeys(episode.task for episode in source.episodes if episode.task)),
-    )
-
-
-def _note_nonfinite(parts: Parts, findings: Findings) -> None:
-    """Name each episode with a state or action that is NaN or infinite, in a dataset that is not whole."""
+def _find_nonfinite(parts: Parts, findings: Findings) -> None:
+    """Name each episode with NaN or Inf in its state or action, in a dataset that cannot be opened."""
     both = (
         (Vectors("state", (), file=FILES_OF_PARTS.state), parts.state),
         (Vectors("action", (), file=FILES_OF_PARTS.action), parts.actions),
@@ -184,14 +218,8 @@ def _note_nonfinite(parts: Parts, findings: Findings) -> None:
         for vectors, rows in sources:
             problems: dict[int, str] = {}
             for begin in range(0, len(rows), _BLOCK_ROWS):
-                values = rows[begin : begin + _BLOCK_ROWS]
-                for row in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
-                    problems[begin + row] = nonfinite_value(values[row], vectors)
-                progress.advance(len(values))
+                block = rows[begin : begin + _BLOCK_ROWS]
+                for row in np.flatnonzero(~np.isfinite(block).all(axis=1)).tolist():
+                    problems[begin + row] = values.nonfinite_value(block[row], vectors)
+                progress.advance(len(block))
             findings.add_steps("nan", vectors.file, problems)
-
-
-def _size_on_disk(path: Path) -> int:
-    """Bytes of a dataset without its converted copies."""
-    files = [path] if path.is_file() else (file for file in path.rglob("*") if file.is_file())
-    return sum(file.stat().st_size for file in files if CACHE not in file.relative_to(path).parts)

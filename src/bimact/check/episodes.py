@@ -1,4 +1,4 @@
-"""Checks of whole episodes: their lengths, copies, weight in the statistics, and what they are said to show."""
+"""Checks of whole episodes: lengths, duplicates, weight in the statistics, tasks; and of the settings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bimact.check.values import far_steps
 from bimact.config import Config
 
 _FEWEST_EPISODES = 5  # below, "usual" says nothing
-_TIMES_USUAL = 3.0  # as long, or as short; teleoperated demonstrations of one task differ by a factor of 2
+_TIMES_USUAL = 3.0  # longer or shorter; teleoperated demonstrations of one task differ by a factor of 2
 _OF_SPREAD = 5.0  # times the median deviation of lengths: where lengths vary widely, that is usual
-_DOMINANCE = 2.0  # by which an episode raises a standard deviation
+_DOMINANCE = 2.0  # factor by which an episode raises a standard deviation
 _USUAL_ACTION = 14  # two arms of six joints and a gripper
 
 
 def duplicates(facts: Facts) -> Iterator[Finding]:
-    """Episodes with the actions of another one, to the last bit, or with its images."""
+    """Episodes whose actions or images are identical to those of another one."""
     first_with: dict[tuple[str, int, bytes], int] = {}
     for episode, actions in enumerate(facts.action.parts):
         digests = {"actions": hashlib.blake2b(actions.tobytes()).digest()} if len(actions) else {}
@@ -32,7 +32,7 @@ def duplicates(facts: Facts) -> Iterator[Finding]:
             other = first_with.setdefault((what, len(actions), digest), episode)
             if other != episode:
                 file = facts.action.file if what == "actions" else ""
-                text = f"its {what} are those of {facts.episodes[other].name}, to the last bit"
+                text = f"its {what} are identical to those of {facts.episodes[other].name}"
                 yield facts.finding("duplicate-episode", text, episode=episode, file=file)
                 break
 
@@ -46,14 +46,14 @@ def odd_lengths(facts: Facts) -> Iterator[Finding]:
     least = max(np.log(_TIMES_USUAL), _OF_SPREAD * float(np.median(np.abs(logs - usual))))
     for episode in np.flatnonzero(np.abs(logs - usual) > least):
         text = f"has {lengths[episode]} steps, the median is {np.exp(usual):.0f}"
-        yield facts.finding("odd-length", text, episode=int(episode), file=facts.lengths_file)
+        yield facts.finding("odd-length", text, episode=int(episode), file=facts.lengths_file, is_predicate=True)
 
 
 def dominant_episodes(facts: Facts) -> Iterator[Finding]:
-    """Episodes without which a standard deviation would be half, though other episodes move there too."""
+    """Episodes without which a standard deviation would be half, in dimensions where most episodes move."""
     for vectors in facts.vectors:
         ratio = _ratio_of_deviations(vectors)
-        ratio[list(far_steps(vectors))] = 0  # told as such
+        ratio[list(far_steps(vectors))] = 0  # reported as such
         for episode in np.flatnonzero((ratio > _DOMINANCE).any(axis=1)):
             number = int(np.argmax(ratio[episode]))
             text = f"alone makes the standard deviation of {vectors.name(number)} {ratio[episode, number]:.1f} times"
@@ -61,18 +61,18 @@ def dominant_episodes(facts: Facts) -> Iterator[Finding]:
 
 
 def _ratio_of_deviations(vectors: Vectors) -> np.ndarray:
-    """(E, D) standard deviation of all steps, divided by that of all other episodes'; 0 where these hardly move."""
+    """(E, D) standard deviation of all steps, divided by that without the episode; 0 where most hardly move."""
     count = np.array([len(vectors.clean(episode)) for episode in range(len(vectors.parts))], dtype=np.float64)
     if (count > 0).sum() < _FEWEST_EPISODES:
         return np.zeros((len(count), vectors.size))
-    center = np.median(vectors.limits[0][count > 0], axis=0)  # sums of squares lose fewer digits around it
+    center = np.median(vectors.limits[0][count > 0], axis=0)  # around which sums of squares are accurate
     sums, squares = np.zeros((2, len(count), vectors.size))
     for episode in range(len(count)):
         part = vectors.clean(episode).astype(np.float64) - center
         sums[episode], squares[episode] = part.sum(axis=0), (part**2).sum(axis=0)
 
     def deviation(count: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> np.ndarray:
-        return np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0))
+        return np.asarray(np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)))
 
     rest = np.maximum(count.sum() - count, 1)[:, None]
     of_others = deviation(rest, sums.sum(axis=0) - sums, squares.sum(axis=0) - squares)
@@ -86,10 +86,10 @@ def tasks(facts: Facts) -> Iterator[Finding]:
     texts = [(episode.task or "").strip() for episode in facts.episodes]
     without = [number for number, text in enumerate(texts) if not text]
     if len(without) == len(texts):
-        yield facts.finding("no-task", "the dataset does not tell its task in words")
+        yield facts.finding("no-task", "the dataset has no task description")
         return
     for episode in without:
-        yield facts.finding("missing-task", "its task is not told, as that of other episodes is", episode=episode)
+        yield facts.finding("missing-task", "it has no task description, unlike other episodes", episode=episode)
     known = list(dict.fromkeys(filter(None, texts)))
     if len(known) > 1:
         shown = "; ".join(f"'{text[:60]}'" for text in known[:3]) + (" …" if len(known) > 3 else "")
@@ -99,13 +99,13 @@ def tasks(facts: Facts) -> Iterator[Finding]:
 def color_order(facts: Facts) -> Iterator[Finding]:
     if facts.color_order is not None and facts.frames:
         order = facts.color_order.upper()
-        yield facts.finding("color-order", f"the format does not tell how colours are stored; they are read as {order}")
+        yield facts.finding("color-order", f"the format does not specify the colour order; images are read as {order}")
 
 
 def types(facts: Facts) -> Iterator[Finding]:
     for vectors in facts.vectors:
         if vectors.dtype != "float32":
-            text = f"the {vectors.what} is of type {vectors.dtype}"
+            text = f"the {vectors.what} has dtype {vectors.dtype}"
             yield facts.finding("dtype", text, file=vectors.file)
 
 
@@ -113,7 +113,7 @@ def types(facts: Facts) -> Iterator[Finding]:
 
 
 def settings(facts: Facts) -> Iterator[Finding]:
-    """What the config asks for and the dataset does not have; without a config, what the guide's one lacks."""
+    """Sizes that differ from the config; without a config, from the guide's one."""
     size = facts.action.size
     if facts.config is None:
         if size != _USUAL_ACTION:

@@ -1,4 +1,4 @@
-"""The small facts about a dataset that all checks go by: vectors of all steps, and a few numbers of each image."""
+"""The compact facts about a dataset that checks use: vectors of all steps, and a few numbers for each image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Literal
 import numpy as np
 
 from bimact.check.findings import Finding, at_steps
-from bimact.check.frames import FrameFacts
 from bimact.check.kinds import KINDS, Severity
 from bimact.config import Config
 from bimact.data.source import SourceEpisode
 
-_SAMPLED_ROWS = 200_000  # that quantiles are taken of: their error is far below what thresholds allow
-_LEAST_SPAN = 1e-2  # STD_FLOOR of the normalisation: what moves less is taken for still by training too
-_CLOSENESS = 0.5  # correlation of actions with states above which an action is a posture, even if it comes late
+_SAMPLED_ROWS = 200_000  # for quantiles: their error is far below the tolerance of thresholds
+_LEAST_SPAN = 1e-2  # STD_FLOOR of the normalisation: a dimension with a smaller range counts as constant
+_CLOSENESS = 0.5  # correlation with states above which actions are joint positions, even if they lag
 GRIPPER_OF_ALOHA = (6, 13)
 _ALOHA_SIZE = 14
 
@@ -29,9 +28,9 @@ class Vectors:
     Attributes:
         what: "state" or "action".
         parts: of each episode (T, D) float32; no rows where they could not be read.
-        names: of the dimensions; None: not told.
+        names: of the dimensions; None: unknown.
         dtype: in the files.
-        file: the file that they are in, where the format has one for all.
+        file: where they are stored, if the format has one file for all.
     """
 
     what: Literal["state", "action"]
@@ -42,7 +41,7 @@ class Vectors:
 
     @property
     def size(self) -> int:
-        return self.parts[0].shape[1]
+        return int(self.parts[0].shape[1])
 
     def name(self, number: int) -> str:
         return f"{self.what}[{number}]" + (f" ({self.names[number]})" if self.names else "")
@@ -52,7 +51,7 @@ class Vectors:
         return names + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
 
     def clean(self, episode: int) -> np.ndarray:
-        """(T, D) with the last finite row in the place of those that are not; no rows if none is finite."""
+        """(T, D) with non-finite rows replaced by the last finite one; no rows if none is finite."""
         values = self.parts[episode]
         is_good = np.isfinite(values).all(axis=1)
         if is_good.all():
@@ -66,14 +65,15 @@ class Vectors:
     def _sample(self) -> np.ndarray:
         """(K, D) evenly chosen finite rows."""
         every = max(1, sum(len(part) for part in self.parts) // _SAMPLED_ROWS)
-        rows = np.concatenate([part[::every] for part in self.parts])
-        return rows[np.isfinite(rows).all(axis=1)]
+        rows: np.ndarray = np.concatenate([part[::every] for part in self.parts])
+        finite: np.ndarray = rows[np.isfinite(rows).all(axis=1)]
+        return finite
 
     @cached_property
     def span(self) -> np.ndarray:
-        """(D,) what a dimension usually ranges over: without its rarest hundredth at each end. Infinite: it is still.
+        """(D,) range between the 1% and the 99% quantile; infinite for a constant dimension.
 
-        Divided by it, movements of joints and grippers compare, and those of still dimensions are 0.
+        Divided by it, movements of joints and grippers are comparable, and those of constant dimensions are 0.
         """
         if len(self._sample) == 0:
             return np.full(self.size, np.inf)
@@ -82,23 +82,21 @@ class Vectors:
 
     @property
     def scale(self) -> np.ndarray:
-        """(D,) the span; where a dimension is still, the median of the others; infinite if all are still."""
+        """(D,) the span; for a constant dimension, the median of the others; infinite if all are constant."""
         moving = np.isfinite(self.span)
         return np.where(moving, self.span, np.median(self.span[moving]) if moving.any() else np.inf)
 
     @cached_property
     def usual_change(self) -> np.ndarray:
-        """(D,) what 99 of 100 steps do not exceed."""
-        changes = [np.abs(np.diff(values, axis=0)) for values in self._some_episodes() if len(values) > 1]
-        return np.quantile(np.concatenate(changes), 0.99, axis=0) if changes else np.zeros(self.size)
-
-    def _some_episodes(self) -> Iterator[np.ndarray]:
+        """(D,) 99% quantile of the change per step."""
         every = max(1, sum(len(part) for part in self.parts) // _SAMPLED_ROWS)
-        return (self.clean(episode) for episode in range(0, len(self.parts), every))
+        sampled = (self.clean(episode) for episode in range(0, len(self.parts), every))
+        changes = [np.abs(np.diff(values, axis=0)) for values in sampled if len(values) > 1]
+        return np.quantile(np.concatenate(changes), 0.99, axis=0) if changes else np.zeros(self.size)
 
     @cached_property
     def limits(self) -> np.ndarray:
-        """(2, E, D) least and largest value in each episode; NaN where an episode has no finite row."""
+        """(2, E, D) minimum and maximum of each episode; NaN where an episode has no finite row."""
         found = np.full((2, len(self.parts), self.size), np.nan)
         for episode in range(len(self.parts)):
             values = self.clean(episode)
@@ -108,7 +106,7 @@ class Vectors:
 
     @cached_property
     def range(self) -> tuple[np.ndarray, np.ndarray]:
-        """(D,) least and (D,) largest value of all; NaN if there is no finite row."""
+        """(D,) minimum and (D,) maximum of all; NaN if there is no finite row."""
         low, high = self.limits
         known = ~np.isnan(low[:, 0])
         if not known.any():
@@ -118,7 +116,7 @@ class Vectors:
     def dims_named(self, *words: str) -> np.ndarray:
         """(D,) bool: the dimensions with one of these words in their names.
 
-        Without names, the grippers of two arms of six joints are known by their places.
+        Without names, the grippers of two arms of six joints are identified by their indices.
         """
         if self.names is not None:
             return np.array([any(word in name.lower() for word in words) for name in self.names], dtype=bool)
@@ -129,17 +127,79 @@ class Vectors:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """All that checks know of a dataset.
+class Cut:
+    """A change from one image to the next.
 
     Attributes:
-        timestamps: of each episode (T,) seconds; None: the format keeps none.
-        frames: camera → of each episode; None: not looked at, or not to be read.
-        state_parts: the columns that make up the state, and their sizes.
-        action_keys: the columns that make up the action.
-        is_action_later_state: the user chose a later state as the action.
-        is_state_chosen: the user chose the state's columns.
-        config: the training's settings; None: not given.
+        step: of the second image.
+        before: the first image's thumbnail (12, 16, 3) uint8.
+        after: the second image's.
+    """
+
+    step: int
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True)
+class FrameFacts:
+    """One camera's images in one episode, T of them. Brightness is in grey levels from 0 to 255.
+
+    Attributes:
+        brightness: (T,) float16: mean.
+        spread: (T,) float16: standard deviation over the image, mean of the colours.
+        change: (T,) float16: mean absolute difference to the image before; 0 for the first.
+        change_over_two: (T,) float16: to the one before that; 0 for the first two.
+        is_repeat: (T,) bool: the image before, to the last bit.
+        average: (12, 16, 3) uint8: mean of all thumbnails.
+        cuts: the largest changes, in the order of steps.
+        digest: of all images.
+    """
+
+    brightness: np.ndarray
+    spread: np.ndarray
+    change: np.ndarray
+    change_over_two: np.ndarray
+    is_repeat: np.ndarray
+    average: np.ndarray
+    cuts: tuple[Cut, ...]
+    digest: bytes
+
+    def __len__(self) -> int:
+        return len(self.change)
+
+
+def pair_dimensions(
+    state_names: Sequence[str] | None, action_names: Sequence[str] | None, state_size: int, action_size: int
+) -> list[tuple[int, int]]:
+    """Dimensions of state and action that belong to one joint: of the same name, a name that occurs twice in order.
+
+    Where no names are known or none occurs in both, those of the same index, if state and action have the same size.
+    """
+    if state_names is None or action_names is None or not set(state_names) & set(action_names):
+        return [(number, number) for number in range(state_size)] if state_size == action_size else []
+    unpaired = dict(enumerate(action_names))
+    pairs = []
+    for number, name in enumerate(state_names):
+        match = next((other for other, its_name in unpaired.items() if its_name == name), None)
+        if match is not None:
+            del unpaired[match]
+            pairs.append((number, match))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that checks know about a dataset.
+
+    Attributes:
+        timestamps: of each episode (T,) seconds; None: the format has none.
+        frames: camera → of each episode; None: left out, or unreadable.
+        state_parts: the columns of the state, and their sizes.
+        action_keys: the columns of the action.
+        is_action_later_state: the user selected a later state as the action.
+        is_state_chosen: the user selected the state's columns.
+        config: the settings of the training; None: not given.
         lengths_file: the file that lengths are in, where the format has one.
     """
 
@@ -166,44 +226,32 @@ class Facts:
         return np.array([episode.length for episode in self.episodes])
 
     def steps_in(self, seconds: float, otherwise: int) -> int:
-        """Steps in some time, at least 1; `otherwise` where steps a second are not known."""
+        """Number of steps in some seconds, at least 1; `otherwise` where the fps is unknown."""
         return otherwise if self.fps is None else max(1, round(seconds * self.fps))
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        """(K, 2) dimensions of state and action that are one joint's: of the same name, or in the same place."""
-        state, action = self.state, self.action
-        if state.names is not None and action.names is not None:
-            places = {name: number for number, name in enumerate(state.names)}
-            both = [(places[name], number) for number, name in enumerate(action.names) if name in places]
-            if both:
-                return np.array(both)
-        same = range(state.size) if state.size == action.size else range(0)
-        return np.array([(number, number) for number in same]).reshape(-1, 2)
+        """(K, 2) dimensions of state and action that belong to one joint."""
+        found = pair_dimensions(self.state.names, self.action.names, self.state.size, self.action.size)
+        return np.array(found, dtype=int).reshape(-1, 2)
 
     @cached_property
-    def posture_pairs(self) -> np.ndarray:
-        """(K, 2) the pairs if actions are postures, which the state follows; (0, 2) if they are differences."""
+    def position_pairs(self) -> np.ndarray:
+        """(K, 2) the pairs if actions are joint positions, which the state follows; (0, 2) if they are relative."""
         chosen = self.pairs
         correlations = [value for pair in chosen if (value := self._closeness(*pair)) is not None]
         return chosen if correlations and np.median(correlations) > _CLOSENESS else chosen[:0]
 
     def _closeness(self, state: int, action: int) -> float | None:
-        """Correlation of two dimensions over all steps; None: one is still."""
+        """Correlation of two dimensions over all steps; None: one is constant."""
         if np.isinf(self.state.span[state]) or np.isinf(self.action.span[action]):
             return None
-        values = [
-            (its_state[:, state], its_action[:, action])
-            for its_state, its_action in (self.both(episode) for episode in self._sampled_episodes)
-        ]
+        sampled = range(0, len(self.episodes), max(1, len(self.episodes) // 200))
+        values = [(its_state[:, state], its_action[:, action]) for its_state, its_action in map(self.both, sampled)]
         joined = np.concatenate([np.stack(pair) for pair in values], axis=1, dtype=np.float64)  # (2, N)
         if joined.shape[1] < 3 or (np.ptp(joined, axis=1) == 0).any():
             return None
         return float(np.asarray(np.corrcoef(joined))[0, 1])
-
-    @property
-    def _sampled_episodes(self) -> range:
-        return range(0, len(self.episodes), max(1, len(self.episodes) // 200))
 
     def both(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
         """State and action of an episode, without NaN; no rows if one of them has none."""
@@ -221,19 +269,21 @@ class Facts:
         camera: str | None = None,
         file: str = "",
         severity: Severity | None = None,
+        is_predicate: bool = False,
     ) -> Finding:
-        """A finding whose sentence begins with its place.
+        """A finding whose sentence begins with its location.
 
         Args:
-            text: what is there. After a place, "has …" goes on with the sentence, all else stands behind a colon.
-            steps: of the episode, those that have the same, ascending.
+            text: what was found.
+            is_predicate: the text continues the location to a sentence; otherwise a colon separates them.
+            steps: the steps of the episode that it concerns, ascending.
         """
         name = None if episode is None else self.episodes[episode].name
         place = ", ".join(part for part in (file, name) if part)
         step, count = (int(steps[0]), len(steps)) if len(steps) else (None, 1)
         if step is not None:
             place = at_steps(place, step, count)
-        join = " " if text.startswith("has ") else ": "
+        join = " " if is_predicate else ": "
         sentence = f"{place}{join}{text}" if place else text
         kind = KINDS[code]
         return Finding(code, sentence, severity or kind.severity, file, episode, name, step, count, camera)
@@ -241,7 +291,7 @@ class Facts:
     def findings_of(
         self, code: str, episodes: Sequence[int], text: str, *, camera: str | None = None, file: str = ""
     ) -> Iterator[Finding]:
-        """A finding for each of some episodes that have the same; a single one if all have."""
+        """A finding for each of some episodes; a single one if it concerns all."""
         if len(episodes) == len(self.episodes) > 1:
             place = ", ".join(part for part in (file, f"all {len(self.episodes)} episodes") if part)
             yield self.finding(code, f"{place}: {text}", camera=camera)

@@ -1,4 +1,4 @@
-"""What a look through a dataset finds: sentences, each with the place that it speaks of."""
+"""Findings about a dataset: sentences with their location, and the report of all."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bimact.errors import UserError
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or may be.
+    """A fault, or a possible one.
 
     Attributes:
-        code: of its kind (`bimact.check.kinds`), which says what it does to training and what to do.
-        sentence: what is there; names file, episode and step.
-        file: the file that it is in, where the format has one file for each part.
-        episode: number in the dataset's order; None: it concerns the whole dataset or file.
-        episode_name: what the format calls the episode.
-        step: of the episode; the first of `count` steps that have the same.
-        count: steps of this episode.
+        code: of its kind (`bimact.check.kinds`), which has its effect on training and advice.
+        sentence: what was found; names file, episode and step.
+        file: where it is, if the format has one file for each part.
+        episode: index in the dataset; None: it concerns the whole dataset or file.
+        episode_name: the episode's name in the format.
+        step: of the episode; the first of `count` steps with the same fault.
+        count: number of such steps.
     """
 
     code: str
@@ -57,15 +57,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Summary:
-    """The facts of a dataset that could be opened.
+    """The facts about a dataset that could be opened.
 
     Attributes:
         lengths: (E,) steps of each episode.
         cameras: name → (height, width) in pixels.
-        state: the columns that make up the state, and their sizes.
-        action: those of the action.
+        state: the columns of the state, and their sizes.
+        action: the columns of the action, and their sizes.
         unused: other columns, and their sizes.
-        tasks: in words, each once.
+        tasks: all different task descriptions.
     """
 
     format: str
@@ -101,13 +101,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What is known of a dataset after a look through all of it.
+    """The result of checking a dataset.
 
     Attributes:
         findings: those of the whole dataset first, then by episode and step.
         summary: None: the dataset could not be opened.
         size: bytes on disk, without converted copies.
-        looked_for: codes of what was looked for.
+        looked_for: codes of all findings that were looked for.
     """
 
     path: Path
@@ -137,13 +137,13 @@ class DatasetReport:
         return self.summary is not None and not any(finding.code in READING for finding in self.errors)
 
     def exit_status(self, fail_on: Severity = WARNING) -> int:
-        """0: nothing is as bad as `fail_on`; 1: something is; 2: not all of the dataset could be read."""
+        """0: no finding is as severe as `fail_on`; 1: one is; 2: not all of the dataset could be read."""
         if not self.is_whole:
             return 2
         return int(any(finding.severity.rank <= fail_on.rank for finding in self.findings))
 
     def as_json(self) -> dict[str, Any]:
-        """All of it in JSON's types, as docs/checking.md describes it."""
+        """The report in JSON's types, as docs/checking.md describes it."""
         return {
             "dataset": str(self.path),
             "bytes": self.size,
@@ -156,21 +156,21 @@ class DatasetReport:
 
 
 def in_order(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Those of the whole dataset, then those of episodes, by episode and step."""
+    """Findings of the whole dataset, then those of episodes, by episode and step."""
 
-    def place(number: int | None) -> int:
-        return -1 if number is None else number
+    def key(finding: Finding) -> tuple[int, int]:
+        return (-1 if finding.episode is None else finding.episode, -1 if finding.step is None else finding.step)
 
-    return tuple(sorted(findings, key=lambda found: (place(found.episode), place(found.step))))
+    return tuple(sorted(findings, key=key))
 
 
 def at_steps(place: str, step: int, count: int) -> str:
-    """The place, and the first of some steps in it that have the same."""
+    """A location with the first of some steps."""
     return f"{place}, step {step}" + (f" (the first of {count})" if count > 1 else "")
 
 
 class Findings:
-    """Collects findings in files whose episodes lie one after the other.
+    """Collects findings in files in which all episodes are concatenated.
 
     Rows of the files become episodes and steps once `lengths` are known.
 
@@ -192,25 +192,25 @@ class Findings:
 
     @contextmanager
     def catching(self, code: str, file: str) -> Iterator[None]:
-        """Take a `UserError` of the block as a finding in a file, and go on after the block."""
+        """Turn a `UserError` of the block into a finding in a file, and continue after the block."""
         try:
             yield
         except UserError as error:
             self.add(code, file, str(error).replace(f"{self._folder}/", ""))
 
     def add_steps(self, code: str, file: str, problems: Mapping[int, str], *, heading: str = "") -> None:
-        """Add one finding for each episode that has some of these rows, in the words of the first of them.
+        """Add one finding for each episode with some of these rows, with the message of its first row.
 
         Args:
-            problems: row of the dataset → the end of a sentence that begins with the place.
-            heading: what comes before the place.
+            problems: row of the dataset → the predicate of a sentence that begins with the location.
+            heading: text before the location.
         """
         rows = np.array(sorted(problems), dtype=np.int64)
         of_row = np.searchsorted(np.cumsum(self.lengths), rows, side="right")
         for episode, first, count in zip(*np.unique(of_row, return_index=True, return_counts=True)):
             row, step = int(rows[first]), int(rows[first])
             number: int | None = None
-            where = f"{file}, step {row} of all"  # where it is beyond the last episode, or no lengths are known
+            where = f"{file}, step {row} of all"  # beyond the last episode, or with unknown lengths
             if episode < len(self.lengths):
                 number, step = int(episode), row - int(self.lengths[:episode].sum())
                 where = at_steps(f"{file}, episode {number}", step, int(count))

@@ -1,4 +1,4 @@
-"""A tolerant reading of the guide's dataset: the faults of each of its files, and what can be read in spite of them.
+"""A tolerant reader of the guide's dataset: the faults of each of its files, and what can be read in spite of them.
 
 `guide_npy` refuses a dataset at its first fault; both ask the same functions what a fault is. Nothing is written: the
 pickled forms of `observations.npy` are read where they are.
@@ -40,7 +40,7 @@ FILES_OF_PARTS = Files(lengths=LENGTHS, state=OBSERVATIONS, action=ACTIONS)
 class Parts:
     """What can be read of a dataset; None and empty: what cannot."""
 
-    lengths: np.ndarray | None = None  # (E,) int64 as they stand in the file
+    lengths: np.ndarray | None = None  # (E,) int64 as in the file
     state: Rows | None = None  # (N, S) float32; zeros at steps without a state of that size
     actions: Rows | None = None  # (N, A) float32
     images: Mapping[str, Rows] = field(default_factory=dict)  # camera → (N, H, W, 3) uint8

@@ -1,4 +1,4 @@
-"""A tolerant reading of `observations.npy` in each of its forms: every step that is not as it should be."""
+"""A tolerant reader of `observations.npy` in each of its forms: every faulty step."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def inspect_observations(path: Path, findings: Findings) -> ReadObservations:
 
 
 def note_conversion(file: str, what: str, dtype: np.dtype[Any], findings: Findings) -> None:
-    """Tell of numbers that training reads as another type."""
+    """Report numbers that training converts to another dtype."""
     if dtype != np.float32:
         sentence = f"{file} holds {what} of type {dtype}: training converts them to float32, so save them as that"
         findings.add("dtype", file, sentence)
 
 
-def _note_layout(fields: Fields, where: str, findings: Findings) -> None:
+def _find_layout_faults(fields: Fields, where: str, findings: Findings) -> None:
     for problem in layout_problems(fields):
         findings.add("wrong-format", OBSERVATIONS, str(invalid(where, problem)))
     if STATE in fields and is_good_state(*fields[STATE]):
@@ -93,7 +93,7 @@ def _inspect_records(path: Path, findings: Findings) -> ReadObservations:
     """A structured array: all steps have the same type."""
     records = open_records(path)
     fields = structured_fields(records.dtype, path)
-    _note_layout(fields, f"{OBSERVATIONS}: each observation", findings)
+    _find_layout_faults(fields, f"{OBSERVATIONS}: each observation", findings)
     forms, left_out = camera_forms(fields)
     return ReadObservations(
         len(records),
@@ -112,7 +112,7 @@ def _inspect_columns(content: dict[Any, Any], findings: Findings) -> ReadObserva
     where = f"the dictionary in {OBSERVATIONS}"
     arrays, no_arrays = column_arrays(content)
     fields = column_fields(arrays)
-    _note_layout(fields, where, findings)
+    _find_layout_faults(fields, where, findings)
     forms, left_out = camera_forms(fields)
     uneven: tuple[LeftOut, ...] = ()
     if STATE in arrays:
@@ -131,18 +131,18 @@ def _is_needed(name: Any) -> bool:
 
 
 def _as_float32(state: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # becomes inf, which is found as such
+    with np.errstate(over="ignore"):  # becomes Inf, which is found
         return state.astype(np.float32)
 
 
 # An array of dictionaries --------------------------------------------------------------------------
 
-# What one step holds of state and images: name, type and shape; or the name of its type if it is no dictionary.
+# What one step holds of state and images: name, type and shape; or the name of its type if it is not a dictionary.
 _Content: TypeAlias = "tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...] | str"
 
 
 def _inspect_dictionaries(observations: np.ndarray, findings: Findings) -> ReadObservations:
-    """An array of dictionaries, each of which may be otherwise: what most of them hold tells what is wrong with others.
+    """An array of dictionaries: those that differ from most of them are faulty.
 
     The conversion goes by most of them too.
     """
@@ -150,10 +150,10 @@ def _inspect_dictionaries(observations: np.ndarray, findings: Findings) -> ReadO
     usual = _usual_fields(rows_of)
     first = next((step for step in observations if isinstance(step, dict)), None)
     if first is not None:
-        # Of other fields only the names are told.
+        # Of other fields, only the names are reported.
         others = {name: (np.dtype(object), ()) for name in first if not _is_needed(name)}
         of = "each" if len(rows_of) == 1 else "the usual"
-        _note_layout({**usual, **others}, f"{OBSERVATIONS}: {of} observation", findings)
+        _find_layout_faults({**usual, **others}, f"{OBSERVATIONS}: {of} observation", findings)
     problems: dict[str, dict[int, str]] = defaultdict(dict)  # by their kind, then by row
     for content, rows in rows_of.items():
         for kind, problem in _deviations(content, usual):
@@ -217,14 +217,14 @@ def _deviations(content: _Content, usual: Fields) -> Iterator[tuple[str, str]]:
             yield f"no {name}", f"has no '{name}', which other steps have; save the same fields at each step"
         elif not _is_alike(name, fields[name], normal):
             found, expected = described(*fields[name]), described(*normal)
-            yield f"form of {name}", f"has '{name}' of {found}, other steps of {expected}; mend or remove the episode"
+            yield f"form of {name}", f"has '{name}' of {found}, other steps of {expected}; fix or remove the episode"
 
 
 _Form: TypeAlias = "tuple[np.dtype[Any], tuple[int, ...]]"
 
 
 def _is_alike(name: str, form: _Form, normal: _Form) -> bool:
-    """Whether a field is as usual. Where the usual one is itself at fault, that is told once and not for each step."""
+    """Whether a field is as usual. If the usual one is faulty, that is reported once and not for each step."""
     if name == STATE:
         return not is_good_state(*normal) or (is_good_state(*form) and form[1] == normal[1])
     return not is_good_image(*normal) or form == normal

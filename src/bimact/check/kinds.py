@@ -1,6 +1,6 @@
-"""All that a look through a dataset can tell: what it is called, how bad it is, what it does and what to do.
+"""All kinds of findings: code, severity, what is found, its effect on training, and advice.
 
-The one list from which the table on the terminal, `--help`'s codes and docs/checking.md are made.
+The one list behind the report on the terminal, the JSON and docs/checking.md.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from enum import Enum
 
 
 class Severity(Enum):
-    """How bad a finding is, the worst first."""
+    """Severity of a finding, the worst first."""
 
     ERROR = "error"  # training refuses the dataset, or fails
-    WARNING = "warning"  # training runs, and learns something that was probably not meant
-    INFO = "info"  # harmless as a rule, and worth knowing
+    WARNING = "warning"  # training runs, but probably learns something unintended
+    INFO = "info"  # usually harmless, but worth knowing
 
     @property
     def rank(self) -> int:
@@ -30,9 +30,9 @@ class Kind:
 
     Attributes:
         code: short words with hyphens.
-        severity: the usual one; a check may tell a milder or a graver case.
-        finds: what is looked for.
-        effect: what it does to training: a sentence.
+        severity: the default; a check may report a lower or a higher one.
+        finds: what is found.
+        effect: on training: a sentence.
         advice: what to do: a sentence.
     """
 
@@ -48,56 +48,56 @@ _FILES = (
         "unreadable",
         ERROR,
         "a file, an episode or a camera's images that cannot be read",
-        "Training stops where it meets it.",
+        "Training stops there.",
         "Copy or record it again, or remove the episode.",
     ),
     Kind(
         "length-mismatch",
         ERROR,
-        "files that disagree on how many steps there are",
+        "files that disagree on the number of steps",
         "It is unknown which action belongs to which observation.",
         "Write all files from the same recording.",
     ),
     Kind(
         "wrong-format",
         ERROR,
-        "fields that are missing, or have another shape or type than they need",
+        "fields that are missing, or have a wrong shape or dtype",
         "Training refuses the dataset.",
         "Save them as the format says.",
     ),
     Kind(
         "missing-episode",
         WARNING,
-        "episodes that the dataset lists and that cannot be used",
-        "Training goes on without them.",
-        "Copy what is missing again.",
+        "episodes that the dataset lists but that cannot be used",
+        "Training leaves them out.",
+        "Copy the missing files again.",
     ),
     Kind(
         "unread-image",
         WARNING,
-        "arrays that look like images, and are not read (an error if there is no camera without them)",
-        "Training goes on without these cameras.",
+        "arrays that look like images but are not read (an error if there is no other camera)",
+        "Training leaves these cameras out.",
         "Store them in a form that docs/formats.md names, or record them again.",
     ),
     Kind(
         "left-out",
         INFO,
-        "depth images, and columns that are not used for another reason than that others were chosen",
-        "Training goes on without them.",
-        "See that this was meant; --state_keys and --action_keys choose columns.",
+        "depth images, and columns that cannot be used",
+        "Training leaves them out.",
+        "Check that this is intended; --state_keys and --action_keys select columns.",
     ),
     Kind(
         "read-otherwise",
         INFO,
-        "what was guessed, or read otherwise than the files say",
-        "Training takes it as it is told here.",
+        "metadata that were guessed, or that contradict the files",
+        "Training uses what this finding says.",
         "Correct the metadata if it is wrong.",
     ),
     Kind(
         "matched-frames",
         INFO,
-        "frames of a video that were matched with steps in their order, since their times disagree",
-        "Training takes frame after frame; if the camera dropped some, images are shifted against the actions.",
+        "video frames that were matched with steps by their order, since their timestamps disagree",
+        "If the camera dropped frames, images are shifted against the actions.",
         "Look at the episode with `bimact view`: does the camera show what the joints do?",
     ),
     Kind(
@@ -110,9 +110,9 @@ _FILES = (
     Kind(
         "dtype",
         INFO,
-        "states and actions of another type than float32",
+        "states and actions of another dtype than float32",
         "Training converts them to float32.",
-        "Leave it, unless they are raw counts of an encoder instead of measurements.",
+        "Nothing to do, unless they are raw encoder counts instead of measurements.",
     ),
 )
 
@@ -122,20 +122,20 @@ _SETTINGS = (
         ERROR,
         "cameras or sizes that the config asks for and the dataset does not have",
         "Training refuses the dataset.",
-        "Change the setting, or choose other columns.",
+        "Change the setting, or select other columns.",
     ),
     Kind(
         "short-episode",
         INFO,
         "episodes shorter than a chunk",
-        "Every chunk of theirs is partly padding, which the loss leaves out.",
+        "All of their chunks contain padding, which the loss ignores.",
         "A smaller chunk_size has less padding.",
     ),
     Kind(
         "action-size",
         INFO,
         "actions of another size than 14 (two arms of six joints and a gripper)",
-        "A config for 14 values does not fit.",
+        "A config for 14 dimensions does not fit.",
         "Set action_dim to the dataset's size or to null.",
     ),
 )
@@ -144,71 +144,71 @@ _VALUES = (
     Kind(
         "nan",
         ERROR,
-        "states or actions that are NaN or infinite",
-        "Training refuses them: one such value makes all weights NaN.",
-        "Mend or remove the episodes.",
+        "states or actions with NaN or Inf",
+        "Training refuses them: a single one makes all weights NaN.",
+        "Fix or remove the episodes.",
     ),
     Kind(
         "far-value",
         WARNING,
-        "values more than 20 standard deviations from the usual ones",
-        "They stretch the normalisation: everything else becomes small beside them.",
-        "Look for a wrong unit or a bad reading; mend or remove the episodes.",
+        "values more than 20 standard deviations from the median",
+        "They dominate the normalisation statistics: all other values become small.",
+        "Look for a wrong unit or a sensor fault; fix or remove the episodes.",
     ),
     Kind(
         "jump",
         WARNING,
-        "a joint that goes a large part of its range within one step, as it does nowhere else",
-        "The policy learns to jump, which a robot cannot or should not follow.",
-        "Look at these steps with `bimact view`; mend the reading or remove the episode.",
+        "a joint that moves by a large part of its range within one step, as it does nowhere else",
+        "The policy learns jumps, which a robot cannot or should not follow.",
+        "Look at these steps with `bimact view`; fix the values or remove the episode.",
     ),
     Kind(
         "wrapped-angle",
         WARNING,
         "an angle that jumps by a full turn, from π to −π or from 360° to 0°",
-        "Two names of one posture: between them the policy answers with the mean, which is far from both.",
+        "Angle wrap-around: the policy predicts the mean of two equivalent angles, which is far from both.",
         "Unwrap the angle (numpy.unwrap) when recording or converting.",
     ),
     Kind(
         "constant",
         INFO,
         "dimensions that never change",
-        "They are learned in a moment and cost nothing.",
-        "See that this was meant; --state_dims and --action_dims leave them out.",
+        "No effect: they are trivial to predict.",
+        "Check that this is intended; --state_dims and --action_dims select dimensions.",
     ),
     Kind(
         "frozen-dimension",
         WARNING,
         "an action that never changes though its joint moves, or a joint that never moves though its action does",
         "The policy learns that this joint needs no command, or cannot see where it is.",
-        "See that the recorder reads it.",
+        "Check that the recorder reads it.",
     ),
     Kind(
         "still-gripper",
         WARNING,
-        "a gripper that does not move in some episode, and does in most others",
-        "The policy learns from a demonstration in which nothing was grasped.",
-        "Look at the episode with `bimact view`; remove it if the task was not done.",
+        "a gripper that does not move in an episode, but does in most others",
+        "The policy learns from a demonstration without a grasp.",
+        "Look at the episode with `bimact view`; remove it if the task failed.",
     ),
     Kind(
         "saturated",
         INFO,
-        "actions, but of grippers, that often stand at their very limit in the middle of a movement",
-        "What the operator wanted beyond the limit is lost.",
-        "See whether the teleoperation cuts commands off.",
+        "actions (except of grippers) that are often saturated at their limit during a movement",
+        "Commands beyond the limit are lost.",
+        "Check whether the teleoperation clips commands.",
     ),
     Kind(
         "out-of-reach",
         INFO,
-        "actions, but of grippers and hands, that ask for postures which the joint never gets to",
-        "The policy learns to ask for them too; a robot's driver may refuse.",
-        "See whether the joint is blocked, or has a narrower limit than the command.",
+        "actions (except of grippers and hands) far beyond the range that the joint reaches",
+        "The policy learns to command them too; a robot's driver may refuse.",
+        "Check whether the joint is blocked, or has a narrower limit than the command.",
     ),
     Kind(
         "unit-mismatch",
         WARNING,
         "actions in degrees and states in radians, or the reverse",
-        "Training normalises both on their own, so it does not mind; but what runs the policy has to know.",
+        "No effect on training, which normalises both separately; the robot's controller must know the units.",
         "Save both in the same unit.",
     ),
 )
@@ -217,58 +217,58 @@ _MOTION = (
     Kind(
         "copied-state",
         WARNING,
-        "a column of the state that is the action, of the same step or a few steps away (an error to the last bit)",
-        "The policy learns to copy the action from its input, or to ask for the state that it is in.",
-        "Leave the column out by --state_keys; record what was commanded. Naming it by --state_keys says it is meant.",
+        "a column of the state that equals the action of the same or a nearby step (an error if bit-identical)",
+        "The policy learns to copy the action from its input, or to command its current state.",
+        "Exclude the column by --state_keys, or record the commands. If it is intended, include it by --state_keys.",
     ),
     Kind(
         "late-action",
         WARNING,
-        "actions that follow the state instead of leading it",
-        "The policy learns to repeat what has already happened.",
-        "Move the actions earlier by that many steps; look for how the recorder orders its readings.",
+        "actions that lag behind the state instead of leading it",
+        "The policy learns to repeat past motion.",
+        "Shift the actions earlier by that many steps; check the order in which the recorder reads them.",
     ),
     Kind(
         "long-lag",
         INFO,
-        "states that follow their actions by more than half a second",
-        "A policy that runs without this delay moves otherwise than the demonstrations.",
-        "See whether actions and states have the same clock.",
+        "states that lag behind their actions by more than half a second",
+        "Without this delay, the policy moves differently from the demonstrations.",
+        "Check whether actions and states have the same clock.",
     ),
     Kind(
         "odd-lag",
         WARNING,
-        "an episode in which the delay between action and state is another than usual",
-        "Its actions teach other timing than the rest.",
-        "Look for steps that one of the two lacks; remove the episode.",
+        "an episode with an unusual delay between action and state",
+        "Its timing contradicts the other episodes.",
+        "Look for missing steps in either; remove the episode.",
     ),
     Kind(
         "frozen-state",
         WARNING,
-        "a state that stands still to the last digit while the actions move on",
-        "The policy learns to act blindly.",
-        "Look for readings that did not arrive; remove the episode.",
+        "a state that is frozen, bit by bit, while the actions change",
+        "The policy learns to act without its sensors.",
+        "Look for lost sensor messages; remove the episode.",
     ),
     Kind(
         "still-episode",
         WARNING,
         "an episode in which the robot hardly moves, though it does in others",
-        "The policy learns to stand still.",
+        "The policy learns not to move.",
         "Remove the episode.",
     ),
     Kind(
         "idle-head",
         INFO,
-        "an episode in which nothing moves at first (a warning from half of the episode on)",
-        "The policy may learn to wait, and never begin.",
-        "Cut the beginning off if it is not part of the task.",
+        "an episode that begins without motion (a warning from half of the episode on)",
+        "The policy may learn to wait forever.",
+        "Trim the beginning if it is not part of the task.",
     ),
     Kind(
         "idle-tail",
         INFO,
-        "an episode in which nothing moves at the end (a warning from half of the episode on)",
-        "Many of its steps teach to stand still.",
-        "Cut the end off if it is not part of the task.",
+        "an episode that ends without motion (a warning from half of the episode on)",
+        "Many of its steps teach not to move.",
+        "Trim the end if it is not part of the task.",
     ),
 )
 
@@ -276,37 +276,37 @@ _TIMING = (
     Kind(
         "no-fps",
         INFO,
-        "a dataset that does not tell its steps a second",
-        "Training counts in steps; but what runs the policy has to know.",
-        "Write it into the dataset's own field.",
+        "a dataset without fps",
+        "No effect on training; the robot's controller must know the control frequency.",
+        "Add it to the dataset's metadata.",
     ),
     Kind(
         "wrong-fps",
         WARNING,
-        "timestamps that tell another number of steps a second than the dataset does",
-        "A policy that runs at the number told moves too fast or too slowly.",
-        "Correct the number.",
+        "timestamps that contradict the dataset's fps",
+        "A policy that runs at the wrong frequency moves too fast or too slowly.",
+        "Correct the fps.",
     ),
     Kind(
         "unordered-timestamps",
         WARNING,
-        "timestamps that do not rise from step to step",
-        "Steps may be in the wrong order, or there twice.",
+        "timestamps that do not increase",
+        "Steps may be out of order or duplicated.",
         "Sort the steps, or remove the episode.",
     ),
     Kind(
         "dropped-steps",
         WARNING,
         "gaps in the timestamps",
-        "The robot seems to move faster there than it did.",
-        "Record again with a lighter load, or remove the episode.",
+        "The recorded motion is too fast there.",
+        "Record again with less load on the computer, or remove the episode.",
     ),
     Kind(
         "irregular-timestamps",
         WARNING,
-        "timestamps whose distance varies all along",
-        "Speeds are wrong: training takes all steps for equally long.",
-        "Resample the episode at equal times.",
+        "timestamps with irregular intervals",
+        "Velocities are wrong: training assumes equal intervals.",
+        "Resample the episode at equal intervals.",
     ),
 )
 
@@ -315,56 +315,56 @@ _IMAGES = (
         "blank-image",
         WARNING,
         "images that are black or of one colour",
-        "The policy learns to act blindly.",
-        "See that the camera was on and its lens free; leave it out by --cameras, or remove the episode.",
+        "The policy learns to act without its sensors.",
+        "Check that the camera was on and its lens free; exclude it by --cameras, or remove the episode.",
     ),
     Kind(
         "frozen-camera",
         WARNING,
-        "a camera that shows the same image again and again while the robot moves",
-        "What the policy sees does not belong to what it does.",
-        "See that the camera was running; leave it out by --cameras, or remove the episode.",
+        "a camera with frozen frames while the robot moves",
+        "Images and actions do not match.",
+        "Check that the camera was running; exclude it by --cameras, or remove the episode.",
     ),
     Kind(
         "slow-camera",
         INFO,
-        "a camera that has fewer new images a second than there are steps (a warning from half on)",
-        "The policy often sees what was one or more steps ago.",
-        "Leave it, or record at the camera's own rate; --fps resamples.",
+        "a camera with a lower frame rate than the dataset (a warning if half of its frames repeat)",
+        "The policy often sees images that are one or more steps old.",
+        "Nothing to do, or record at the camera's frame rate; --fps resamples.",
     ),
     Kind(
         "image-glitch",
         WARNING,
         "a single image that is unlike the one before and the one after",
-        "A wrong image for one step; many of them make the policy doubt its eyes.",
+        "A wrong image for one step; many of them degrade visual features.",
         "Look at it with `bimact view`: a damaged file, or another camera's image.",
     ),
     Kind(
         "same-camera",
         WARNING,
         "two cameras that show the same images",
-        "The policy lacks a view that it is meant to have, and pays for another one twice.",
-        "See which device is plugged in where; leave one out by --cameras.",
+        "The policy lacks one view and encodes the other one twice.",
+        "Check which device is connected where; exclude one by --cameras.",
     ),
     Kind(
         "swapped-cameras",
         WARNING,
-        "two cameras that change places, between episodes or in the middle of one",
+        "two cameras that are swapped, between episodes or within one",
         "The policy cannot tell which arm it sees.",
-        "Give cameras their names by serial number; exchange them in these episodes.",
+        "Identify cameras by serial number; swap them back in these episodes.",
     ),
     Kind(
         "changed-image",
         WARNING,
-        "an episode whose images are turned, mirrored, or have red and blue exchanged",
-        "The policy learns from scenes that it will never see.",
-        "Convert these episodes as the others were.",
+        "an episode whose images are rotated, mirrored, or have red and blue swapped",
+        "The policy learns from images that it will never see.",
+        "Convert these episodes in the same way as the others.",
     ),
     Kind(
         "odd-view",
         INFO,
-        "an episode in which a camera's view is far from the other episodes'",
-        "More variety, if the scene was meant to differ; a view that never comes again, if the camera was knocked.",
+        "an episode in which a camera's view differs strongly from the other episodes'",
+        "More variety, if the scene is different by design; a misleading view, if the camera was moved.",
         "Look at the episode with `bimact view`.",
     ),
 )
@@ -373,51 +373,51 @@ _EPISODES = (
     Kind(
         "duplicate-episode",
         WARNING,
-        "episodes that are there twice: the same actions, or the same images",
-        "It counts double, and a copy may be held out while its twin is trained on.",
+        "duplicated episodes: the same actions, or the same images",
+        "It counts twice, and may be in both the training and the validation set.",
         "Remove one of the two.",
     ),
     Kind(
         "odd-length",
         WARNING,
-        "an episode more than three times as long, or as short, as usual",
-        "Too short: it was probably broken off. Too long: it counts as much as several others.",
-        "Look at the episode with `bimact view`; cut or remove it.",
+        "an episode more than three times longer or shorter than the median",
+        "Too short: it was probably aborted. Too long: it counts as much as several others.",
+        "Look at the episode with `bimact view`; trim or remove it.",
     ),
     Kind(
         "dominant-episode",
         WARNING,
-        "an episode that alone doubles the standard deviation of some dimension",
-        "Normalised by it, the movements of all other episodes become small.",
-        "Look at the episode with `bimact view`; remove it if it is not what the task is.",
+        "an episode that alone doubles the standard deviation of a dimension",
+        "After normalisation, the movements of all other episodes are small.",
+        "Look at the episode with `bimact view`; remove it if it does not show the task.",
     ),
     Kind(
         "missing-task",
         WARNING,
-        "episodes that do not tell their task where others do",
-        "ACT takes no language, so it does not mind; but nobody can choose these episodes by their task.",
-        "Write the task down.",
+        "episodes without a task description where others have one",
+        "No effect, since ACT takes no language; but these episodes cannot be selected by task.",
+        "Add a task description.",
     ),
     Kind(
         "no-task",
         INFO,
-        "a dataset that does not tell its task in words",
-        "ACT takes no language, so it does not mind.",
-        "Write the task down for others who use the dataset.",
+        "a dataset without a task description",
+        "No effect, since ACT takes no language.",
+        "Add one for others who use the dataset.",
     ),
     Kind(
         "several-tasks",
         INFO,
         "a dataset of several tasks",
-        "ACT takes no language: it can do what the images tell, and mixes tasks up that look alike.",
-        "Train one policy for each task if scenes look alike.",
+        "ACT takes no language: it cannot distinguish tasks whose images look alike.",
+        "Train one policy per task if their scenes look alike.",
     ),
     Kind(
         "color-order",
         INFO,
-        "images of which the format leaves open whether they are RGB or BGR",
-        "Training does not mind; but the policy needs the same colours when it runs.",
-        "Look at an image with `bimact view`; --color_order exchanges red and blue.",
+        "images whose format does not specify RGB or BGR",
+        "No effect on training; the policy needs the same colour order on the robot.",
+        "Look at an image with `bimact view`; --color_order swaps red and blue.",
     ),
 )
 

@@ -1,16 +1,18 @@
-"""Reads a whole source once, in child processes, into the small facts that checks go by."""
+"""Reads a whole source once, in child processes, into the compact facts that checks use."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
-from bimact.check.facts import Facts, Vectors
+from bimact.check.facts import Cut, Facts, FrameFacts, Vectors
 from bimact.check.findings import Finding
-from bimact.check.frames import FrameFacts, look_through
 from bimact.check.kinds import ERROR, INFO
 from bimact.config import Config
 from bimact.data.selection import ACTION, STATE, SelectedSource
@@ -19,14 +21,16 @@ from bimact.data.workers import run_jobs
 from bimact.errors import UserError
 from bimact.progress import progress_bar
 
-_MOST_JOBS = 256  # of each kind: a job takes the whole source with it, which is large if there are many episodes
-_SECONDS_A_STEP = 1.0  # a child that is slower than this hangs
-_SECONDS_TO_START = 60.0
+THUMBNAIL = (12, 16)  # height and width: enough to tell scenes apart, 576 bytes
+_SAMPLED_PIXELS = (48, 64)  # rows and columns that brightness and change are measured on
+_CUTS = 3  # the largest changes of an episode, whose thumbnails are kept
+_MOST_JOBS = 256  # of each kind: each sends the whole source to a child process, which is large with many episodes
+_SECONDS_PER_STEP, _SECONDS_TO_START = 1.0, 60.0  # timeout of a child process
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of each part, where the format has one for all episodes; empty: it has not."""
+    """The file of each part, where the format has one for all episodes; empty: it has not."""
 
     lengths: str = ""
     state: str = ""
@@ -35,17 +39,11 @@ class Files:
 
 NO_FILES = Files()
 
-
-@dataclass(frozen=True)
-class _Vectors:
-    """State (T, S) and action (T, A) float32 of an episode, and its timestamps (T,) seconds."""
-
-    state: np.ndarray
-    action: np.ndarray
-    timestamps: np.ndarray | None
-
-
-_Job: TypeAlias = "tuple[SelectedSource, int, int, Any]"  # source, begin and end of the episodes, what of them
+# State (T, S) and action (T, A) float32 of an episode, and its timestamps (T,) in seconds.
+_EpisodeVectors: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray | None]"
+# Facts, why not all images could be read, how they were matched with steps if not by their timestamps.
+_EpisodeImages: TypeAlias = "tuple[FrameFacts | None, str | None, FramesNote | None]"
+_Job: TypeAlias = "tuple[SelectedSource, int, int, str | None]"  # source, begin and end of the episodes, camera
 
 
 def scan(
@@ -56,27 +54,57 @@ def scan(
     config: Config | None,
     files: Files,
 ) -> tuple[Facts, list[Finding]]:
-    """Read all that there is, as far as it can be read.
+    """Read everything that can be read.
 
     Args:
         images: False: leave out the images, which take most of the time.
-        apart: False: in this process, for a reader that guards itself.
+        apart: False: read in this process, for a reader with its own protection.
         config: the training's settings, which checks compare.
-        files: how findings name the parts of the dataset.
+        files: names of the files for findings.
 
     Returns:
-        the facts; and what could not be read.
+        the facts; and findings about what could not be read.
     """
     problems: list[Finding] = []
-    states, actions, timestamps = _read_all_vectors(source, apart, problems)
-    frames = _read_all_images(source, apart, problems) if images and source.cameras else {}
+
+    def add_unread(sentence: str, episode: int, camera: str | None = None) -> None:
+        sentence, name = sentence.replace(f"{source.path}/", ""), source.episodes[episode].name
+        problems.append(Finding("unreadable", sentence, ERROR, "", episode, name, camera=camera))
+
     state, action = source.columns[STATE], source.columns[ACTION]
+    empty = np.zeros((0, state.size), np.float32), np.zeros((0, action.size), np.float32), None
+    vectors: list[_EpisodeVectors] = [empty] * len(source.episodes)
+    with progress_bar("reading states and actions", source.num_steps) as progress:
+        for _, episode, read in _of_each_episode(_read_vectors, source, [None], apart):
+            if isinstance(read, UserError):
+                add_unread(str(read), episode)
+            else:
+                vectors[episode] = read
+            progress.advance(source.episodes[episode].length)
+    states, actions, timestamps = zip(*vectors)
+
+    cameras = list(source.cameras) if images else []
+    frames: dict[str, list[FrameFacts | None]] = {name: [None] * len(source.episodes) for name in cameras}
+    if cameras:
+        with progress_bar("looking through images", source.num_steps * len(frames)) as progress:
+            for camera, episode, result in _of_each_episode(_read_images, source, cameras, apart):
+                found, problem, note = (None, str(result), None) if isinstance(result, UserError) else result
+                frames[camera][episode] = found
+                if problem is not None:
+                    add_unread(problem, episode, camera)
+                if note is not None:
+                    name = source.episodes[episode].name
+                    off = "" if note.seconds is None else f" (up to {note.seconds:.2g} s apart)"
+                    sentence = f"{name}, camera '{camera}': {note.what}{off}"
+                    problems.append(Finding("matched-frames", sentence, INFO, "", episode, name, camera=camera))
+                progress.advance(source.episodes[episode].length)
+
     facts = Facts(
         episodes=source.episodes,
         state=Vectors("state", states, state.names, state.dtype, files.state),
         action=Vectors("action", actions, action.names, action.dtype, files.action),
         timestamps=timestamps,
-        frames=frames,
+        frames={camera: tuple(of_camera) for camera, of_camera in frames.items()},
         fps=source.fps,
         color_order=source.whole.color_order,
         state_parts=tuple(source.state.parts),
@@ -89,121 +117,125 @@ def scan(
     return facts, problems
 
 
-def _read_all_vectors(
-    source: SelectedSource, apart: bool, problems: list[Finding]
-) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], tuple[np.ndarray | None, ...]]:
-    state, action = (np.zeros((0, source.columns[name].size), np.float32) for name in (STATE, ACTION))
-    read = [_Vectors(state, action, timestamps=None)] * len(source.episodes)
-    with progress_bar("reading states and actions", source.num_steps) as progress:
-        for _, episode, part in _of_each_episode(_read_vectors, source, [None], apart):
-            if isinstance(part, UserError):
-                problems.append(_unread(source, str(part), episode))
+def _of_each_episode(
+    function: Callable[..., list[Any]], source: SelectedSource, cameras: Sequence[Any], apart: bool
+) -> Iterator[tuple[Any, int, Any]]:
+    """Call `function(source, begin, end, camera)`, which returns a list with an entry for each of these episodes.
+
+    Yields:
+        (camera, episode, entry) as they are done; a `UserError` instead of the entry if a child crashes or hangs.
+    """
+    total = len(source.episodes)
+    size = 1 + total // _MOST_JOBS
+    jobs: list[_Job] = [
+        (source, begin, min(begin + size, total), camera) for begin in range(0, total, size) for camera in cameras
+    ]
+    while jobs:
+        results: Iterator[tuple[int, Any]]
+        if apart:
+            longest = max(sum(episode.length for episode in source.episodes[begin:end]) for _, begin, end, _ in jobs)
+            timeout = _SECONDS_TO_START + _SECONDS_PER_STEP * longest
+            results = run_jobs(function, jobs, describe=_describe, timeout=timeout, goes_on=True)
+        else:
+            results = ((number, function(*job)) for number, job in enumerate(jobs))
+        again: list[_Job] = []
+        for number, result in results:
+            _, begin, end, camera = jobs[number]
+            if not isinstance(result, UserError):
+                yield from ((camera, episode, entry) for episode, entry in zip(range(begin, end), result))
+            elif end - begin > 1:  # in which of them did the child crash?
+                again += [(source, episode, episode + 1, camera) for episode in range(begin, end)]
             else:
-                read[episode] = part
-            progress.advance(source.episodes[episode].length)
-    return tuple(part.state for part in read), tuple(part.action for part in read), tuple(p.timestamps for p in read)
+                yield camera, begin, result
+        jobs = again
 
 
-def _read_all_images(
-    source: SelectedSource, apart: bool, problems: list[Finding]
-) -> dict[str, tuple[FrameFacts | None, ...]]:
-    frames: dict[str, list[FrameFacts | None]] = {name: [None] * len(source.episodes) for name in source.cameras}
-    with progress_bar("looking through images", source.num_steps * len(frames)) as progress:
-        for camera, episode, result in _of_each_episode(_read_images, source, list(frames), apart):
-            facts, problem, note = (None, str(result), None) if isinstance(result, UserError) else result
-            frames[camera][episode] = facts
-            if problem is not None:
-                problems.append(_unread(source, problem, episode, camera))
-            if note is not None:
-                name = source.episodes[episode].name
-                off = "" if note.seconds is None else f" (up to {note.seconds:.2g} s apart)"
-                sentence = f"{name}, camera '{camera}': {note.what}{off}"
-                problems.append(Finding("matched-frames", sentence, INFO, "", episode, name, camera=camera))
-            progress.advance(source.episodes[episode].length)
-    return {camera: tuple(of_camera) for camera, of_camera in frames.items()}
-
-
-def _unread(source: SelectedSource, sentence: str, episode: int, camera: str | None = None) -> Finding:
-    sentence = sentence.replace(f"{source.path}/", "")
-    return Finding("unreadable", sentence, ERROR, "", episode, source.episodes[episode].name, camera=camera)
+def _describe(source: SelectedSource, begin: int, end: int, camera: str | None) -> str:
+    return source.episodes[begin].name + (f", camera '{camera}'" if camera is not None else "")
 
 
 # In child processes --------------------------------------------------------------------------------
 
 
-def _of_each_episode(
-    function: Callable[..., list[Any]], source: SelectedSource, whats: Sequence[Any], apart: bool
-) -> Iterator[tuple[Any, int, Any]]:
-    """Call `function(source, begin, end, what)`, which gives a list with an entry for each of these episodes.
+def _read_vectors(source: SelectedSource, begin: int, end: int, _: None) -> list[_EpisodeVectors | UserError]:
+    found: list[_EpisodeVectors | UserError] = []
+    for episode in range(begin, end):
+        try:
+            columns = source.read_columns(episode, (STATE, ACTION))
+            timestamps = source.read_timestamps(episode)
+        except UserError as error:
+            found.append(UserError(str(error)))  # without its cause, which may be an object that cannot be pickled
+            continue
+        with np.errstate(over="ignore"):  # becomes Inf, which is found
+            state, action = (columns[key].astype(np.float32) for key in (STATE, ACTION))
+        found.append((state, action, None if timestamps is None else np.asarray(timestamps, np.float64)))
+    return found
 
-    Yields:
-        (what, episode, entry) as they are done; a `UserError` instead of the entry if a child crashes or hangs.
+
+def _read_images(source: SelectedSource, begin: int, end: int, camera: str) -> list[_EpisodeImages]:
+    found: list[_EpisodeImages] = []
+    for episode in range(begin, end):
+        name, length = source.episodes[episode].name, source.episodes[episode].length
+        try:
+            note = source.frames_note(episode, camera)
+        except UserError as error:
+            found.append((None, str(error), None))
+            continue
+        facts, problem = look_through(source.read_frames(episode, camera, range(length)))
+        if problem is None and (count := 0 if facts is None else len(facts)) != length:
+            problem = f"{name}: camera '{camera}' has {count} images, the dataset says {length} steps"
+        found.append((facts, problem, note))
+    return found
+
+
+def look_through(frames: Iterator[np.ndarray]) -> tuple[FrameFacts | None, str | None]:
+    """The facts about some images (H, W, 3) uint8, as far as they can be read.
+
+    Returns:
+        facts, None if there is no image; and why not all could be read, None if all could.
     """
-    total = len(source.episodes)
-    size = 1 + total // _MOST_JOBS
-    jobs: list[_Job] = [
-        (source, begin, min(begin + size, total), what) for begin in range(0, total, size) for what in whats
-    ]
-    while jobs:
-        again: list[_Job] = []
-        for job, result in _results(function, jobs, apart):
-            _, begin, end, what = job
-            if not isinstance(result, UserError):
-                yield from ((what, episode, entry) for episode, entry in zip(range(begin, end), result))
-            elif end - begin > 1:  # in which of them has the child crashed?
-                again += [(source, episode, episode + 1, what) for episode in range(begin, end)]
+    numbers: list[tuple[float, float, float, float, bool]] = []
+    thumbnails: list[np.ndarray] = []
+    digest = hashlib.blake2b(digest_size=8)
+    seen: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=2)  # the last two images, and pixels of them
+    problem = None
+    try:
+        for frame in frames:
+            height, width, _ = frame.shape
+            every = max(1, height // _SAMPLED_PIXELS[0]), max(1, width // _SAMPLED_PIXELS[1])
+            pixels = np.ascontiguousarray(frame[:: every[0], :: every[1]])
+
+            changes = [float(np.abs(pixels.astype(np.int16) - others).mean()) for _, others in reversed(seen)]
+            is_repeat = bool(seen) and changes[0] == 0 and np.array_equal(frame, seen[-1][0])
+            change, change_over_two = (*changes, 0.0, 0.0)[:2]
+
+            colors = pixels.reshape(-1, 3).astype(np.float32)
+            mean = colors.mean(axis=0)
+            variance = np.maximum((colors**2).mean(axis=0) - mean**2, 0)
+            brightness, spread = float(mean.mean()), float(np.sqrt(variance).mean())
+
+            numbers.append((brightness, spread, change, change_over_two, is_repeat))
+            if is_repeat:
+                thumbnails.append(thumbnails[-1])
             else:
-                yield what, begin, result
-        jobs = again
-
-
-def _results(function: Callable[..., list[Any]], jobs: Sequence[_Job], apart: bool) -> Iterator[tuple[_Job, Any]]:
-    """Each job and its result; a `UserError` instead of the result of a child that crashes or hangs."""
-    if not apart:
-        yield from ((job, function(*job)) for job in jobs)
-        return
-    longest = max(sum(episode.length for episode in source.episodes[begin:end]) for source, begin, end, _ in jobs)
-    timeout = _SECONDS_TO_START + _SECONDS_A_STEP * longest
-    for number, result in run_jobs(function, jobs, describe=_described, timeout=timeout, goes_on=True):
-        yield jobs[number], result
-
-
-def _described(source: SelectedSource, begin: int, end: int, camera: str | None) -> str:
-    return source.episodes[begin].name + (f", camera '{camera}'" if camera is not None else "")
-
-
-def _read_vectors(source: SelectedSource, begin: int, end: int, _: None) -> list[_Vectors | UserError]:
-    return [_vectors_of(source, episode) for episode in range(begin, end)]
-
-
-def _vectors_of(source: SelectedSource, episode: int) -> _Vectors | UserError:
-    try:
-        columns = source.read_columns(episode, (STATE, ACTION))
-        timestamps = source.read_timestamps(episode)
+                size = THUMBNAIL[1], THUMBNAIL[0]
+                thumbnails.append(np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX)))
+            digest.update(pixels.tobytes())
+            seen.append((frame, pixels))
     except UserError as error:
-        return UserError(str(error))  # without its cause, which may be an object that cannot be pickled
-    with np.errstate(over="ignore"):  # becomes inf, which is found as such
-        state, action = (columns[key].astype(np.float32) for key in (STATE, ACTION))
-    return _Vectors(state, action, None if timestamps is None else np.asarray(timestamps, np.float64))
-
-
-def _read_images(
-    source: SelectedSource, begin: int, end: int, camera: str
-) -> list[tuple[FrameFacts | None, str | None, FramesNote | None]]:
-    return [_images_of(source, episode, camera) for episode in range(begin, end)]
-
-
-def _images_of(
-    source: SelectedSource, episode: int, camera: str
-) -> tuple[FrameFacts | None, str | None, FramesNote | None]:
-    """(facts, why not all images could be read, how they were matched with steps if not by their times)."""
-    length = source.episodes[episode].length
-    try:
-        note = source.frames_note(episode, camera)
-    except UserError as error:
-        return None, str(error), None
-    facts, problem = look_through(source.read_frames(episode, camera, range(length)))
-    if problem is None and (count := 0 if facts is None else len(facts)) != length:
-        name = source.episodes[episode].name
-        problem = f"{name}: camera '{camera}' has {count} images, the dataset says {length} steps"
-    return facts, problem, note
+        problem = str(error)
+    if not numbers:
+        return None, problem
+    brightness_of, spread_of, change_of, change_over_two_of, is_repeat_of = np.array(numbers, dtype=np.float16).T
+    largest = np.sort(np.argsort(change_of[1:], kind="stable")[-_CUTS:] + 1)
+    facts = FrameFacts(
+        brightness=brightness_of,
+        spread=spread_of,
+        change=change_of,
+        change_over_two=change_over_two_of,
+        is_repeat=is_repeat_of.astype(bool),
+        average=np.mean(thumbnails, axis=0).round().astype(np.uint8),
+        cuts=tuple(Cut(int(step), thumbnails[step - 1], thumbnails[step]) for step in largest),
+        digest=digest.digest(),
+    )
+    return facts, problem

@@ -13,29 +13,29 @@ import numpy as np
 from bimact.check.facts import Facts, Vectors
 from bimact.check.findings import Finding
 
-_FAR = 20.0  # standard deviations from what is usual: twice what the widest real recordings have
-_SMALLEST_SPREAD = 1e-2  # what varies less, such as the joints of an arm at rest, has no usual range
-_WRONG_EPISODES = 0.1  # share of episodes that may be wrong without changing what counts as usual
+_FAR = 20.0  # standard deviations from the median: twice the maximum in real recordings
+_SMALLEST_SPREAD = 1e-2  # a smaller one, as of the joints of an arm at rest, defines no usual range
+_WRONG_EPISODES = 0.1  # share of episodes that may be wrong without an effect on the usual range
 
-_JUMP = 0.3  # of a joint's span in one step; at 30 steps a second no joint is that fast
-_TIMES_USUAL = 10.0  # and so many times what 99 of 100 steps have: a fast joint is fast more than once
-_USUAL_JUMPS = 0.2  # share of episodes from which on a jump is how this dimension moves
+_JUMP = 0.3  # of a joint's span in one step; at 30 Hz no joint is that fast
+_TIMES_USUAL = 10.0  # and relative to the 99% quantile: a fast joint is fast more than once
+_USUAL_JUMPS = 0.2  # share of episodes above which jumps are how this dimension moves
 _TURNS = (2 * np.pi, 360.0)
-_OF_A_TURN = 0.03  # how far from a full turn a wrap may be: what the joint moves in that step besides
+_OF_A_TURN = 0.03  # tolerance of a full turn: the joint moves in that step, too
 
 _NO_SAG = 0.2  # of the usual span of joints: a joint without a command sags by less
 
 _GRIPPER_MOVES = 0.1  # of its range
-_MOVES_IN_MOST = 0.8  # share of the episodes that makes a gripper's movement a part of the task
+_MOVES_IN_MOST = 0.8  # share of episodes above which a gripper's movement is part of the task
 _FEWEST_EPISODES = 5  # below, "most" says nothing
 
 _SATURATED = 0.1  # share of all steps
-_LEAST_RUN = 5  # steps at the limit that are no coincidence
-_BEYOND = 0.5  # of a joint's range: teleoperation, and arms that sag under their weight, lead the joint by up to 0.3
+_LEAST_RUN = 5  # consecutive steps at the limit that are not a coincidence
+_BEYOND = 0.5  # of a joint's range: with teleoperation or sagging arms, commands lead the joint by up to 0.3
 _OFTEN = 0.01  # share of all steps
 _DEGREES = 180 / np.pi
-_NEAR_DEGREES = 1.15  # factor by which the ratio of two ranges may differ from it
-ENDS = ("gripper", "hand", "finger", "thumb", "claw", "jaw")  # what holds things: it presses against them
+_NEAR_DEGREES = 1.15  # tolerance of the ratio of two ranges
+ENDS = ("gripper", "hand", "finger", "thumb", "claw", "jaw")  # end effectors press against what they hold
 
 
 def nonfinite(facts: Facts) -> Iterator[Finding]:
@@ -44,11 +44,11 @@ def nonfinite(facts: Facts) -> Iterator[Finding]:
             rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
             if len(rows):
                 text = nonfinite_value(values[rows[0]], vectors)
-                yield facts.finding("nan", text, episode=episode, steps=rows, file=vectors.file)
+                yield facts.finding("nan", text, episode=episode, steps=rows, file=vectors.file, is_predicate=True)
 
 
 def nonfinite_value(values: np.ndarray, vectors: Vectors) -> str:
-    """The end of a sentence about a vector (D,) with some value that is not finite."""
+    """The predicate of a sentence about a vector (D,) with a value that is not finite."""
     number = int(np.argmin(np.isfinite(values)))
     return f"has {values[number]} as {vectors.name(number)}"
 
@@ -56,22 +56,23 @@ def nonfinite_value(values: np.ndarray, vectors: Vectors) -> str:
 def far_values(facts: Facts) -> Iterator[Finding]:
     for vectors in facts.vectors:
         for episode, far in far_steps(vectors).items():
-            yield facts.finding("far-value", far.text, episode=episode, steps=far.steps, file=vectors.file)
+            text, steps = far.text, far.steps
+            yield facts.finding("far-value", text, episode=episode, steps=steps, file=vectors.file, is_predicate=True)
 
 
 @dataclass(frozen=True)
 class FarSteps:
-    """Steps of an episode that are far from what is usual, and what is told of them."""
+    """Steps of an episode with values far from the usual range, and the predicate of the message."""
 
     steps: np.ndarray
     text: str
 
 
 def far_steps(vectors: Vectors) -> dict[int, FarSteps]:
-    """Episode → its steps that are far from what is usual in most episodes.
+    """Episode → its steps with values far from the usual range.
 
-    The spread is that of all but the most deviant episodes: in the standard deviation of all, an episode in wrong
-    units would hide itself.
+    The spread excludes the most deviant episodes: an episode in wrong units would inflate the standard deviation of
+    all and so hide itself.
     """
     clean = {episode: values for episode in range(len(vectors.parts)) if len(values := vectors.clean(episode))}
     if not clean:
@@ -101,13 +102,13 @@ def far_steps(vectors: Vectors) -> dict[int, FarSteps]:
 
 class _Jump(NamedTuple):
     episode: int
-    step: int  # the one after it
+    step: int  # after the jump
     number: int  # of the dimension
     change: float
 
 
 def jumps(facts: Facts) -> Iterator[Finding]:
-    """Steps in which a joint goes far, as it does nowhere else, and full turns of an angle."""
+    """Steps in which a joint moves far, as it does nowhere else, and angle wrap-around."""
     for vectors in facts.vectors:
         found = list(_jumps(vectors))
         turning = {number for number in {jump.number for jump in found} if _turns(found, number)}
@@ -122,7 +123,7 @@ def jumps(facts: Facts) -> Iterator[Finding]:
                 steps = [jump.step for jump in found if jump.number == number and jump.episode == episode]
                 yield facts.finding("wrapped-angle", text, episode=episode, steps=steps, file=vectors.file)
         others = [jump for jump in found if jump.number not in turning]
-        yield from _told_jumps(facts, vectors, others)
+        yield from _reported_jumps(facts, vectors, others)
 
 
 def _jumps(vectors: Vectors) -> Iterator[_Jump]:
@@ -132,7 +133,7 @@ def _jumps(vectors: Vectors) -> Iterator[_Jump]:
     for episode in range(len(vectors.parts)):
         change = np.diff(vectors.clean(episode), axis=0)
         is_jump = np.abs(change) > least
-        if episode in far and len(change):  # told as such, and so are the ways there and back
+        if episode in far and len(change):  # reported as such, with the steps to and from there
             is_jump[np.minimum(far[episode].steps, len(change) - 1)] = False
             is_jump[np.maximum(far[episode].steps - 1, 0)] = False
         for step, number in np.argwhere(is_jump).tolist():
@@ -145,14 +146,14 @@ def _turns(found: Sequence[_Jump], number: int) -> bool:
     return any(bool((np.abs(changes - turn) < _OF_A_TURN * turn).all()) for turn in _TURNS)
 
 
-def _told_jumps(facts: Facts, vectors: Vectors, found: Sequence[_Jump]) -> Iterator[Finding]:
-    """One finding for each episode; none of dimensions that jump in many episodes, since this is how they move."""
+def _reported_jumps(facts: Facts, vectors: Vectors, found: Sequence[_Jump]) -> Iterator[Finding]:
+    """One finding per episode; none for dimensions that jump in many episodes, since this is how they move."""
     episodes_of: dict[int, set[int]] = defaultdict(set)
     for jump in found:
         episodes_of[jump.number].add(jump.episode)
     most = max(1, _USUAL_JUMPS * len(facts.episodes))
-    told = [jump for jump in found if len(episodes_of[jump.number]) <= most]
-    for episode, of_episode in groupby(told, key=lambda jump: jump.episode):
+    reported = [jump for jump in found if len(episodes_of[jump.number]) <= most]
+    for episode, of_episode in groupby(reported, key=lambda jump: jump.episode):
         its = list(of_episode)
         steps = sorted({jump.step for jump in its})
         at_first = [jump for jump in its if jump.step == steps[0]]
@@ -171,13 +172,13 @@ def _told_jumps(facts: Facts, vectors: Vectors, found: Sequence[_Jump]) -> Itera
 
 
 def constant(facts: Facts) -> Iterator[Finding]:
-    """Dimensions that never change, unless the joint moves nevertheless."""
+    """Dimensions that never change, without those of `frozen_dimensions`."""
     for still, vectors in enumerate(facts.vectors):
         if sum(len(part) for part in vectors.parts) < 2:
             continue
-        told = {numbers[still] for numbers in _one_sided(facts, still)}
+        one_sided = {numbers[still] for numbers in _one_sided(facts, still)}
         low, high = vectors.range
-        numbers = np.array([number for number in np.flatnonzero(low == high).tolist() if number not in told])
+        numbers = np.array([number for number in np.flatnonzero(low == high).tolist() if number not in one_sided])
         if len(numbers):
             verb = "has" if len(numbers) == 1 else "have"
             text = f"{vectors.listed(numbers)} {verb} the same value at every step"
@@ -193,7 +194,7 @@ def frozen_dimensions(facts: Facts) -> Iterator[Finding]:
 
 
 def _one_sided(facts: Facts, still: int) -> list[tuple[int, int]]:
-    """Joints whose state (`still` is 0) or action (1) never changes while the other moves as much as joints do."""
+    """Joints whose state (`still` is 0) or action (1) never changes while the other one moves as joints do."""
     low, high = facts.vectors[still].range
     spans = facts.vectors[1 - still].span
     moving = spans[np.isfinite(spans)]
@@ -209,7 +210,7 @@ def _one_sided(facts: Facts, still: int) -> list[tuple[int, int]]:
 
 
 def still_grippers(facts: Facts) -> Iterator[Finding]:
-    """Grippers that do not move in an episode, as they do in most; but not where nothing else moves either."""
+    """Grippers that do not move in an episode, unlike in most; unless nothing else moves either."""
     still: dict[int, list[str]] = defaultdict(list)
     for vectors in facts.vectors:
         low, high = vectors.limits
@@ -226,9 +227,9 @@ def still_grippers(facts: Facts) -> Iterator[Finding]:
 
 
 def saturated(facts: Facts) -> Iterator[Finding]:
-    """Actions that stand at their limit between two movements, in more than one place.
+    """Actions that are at their limit between two movements, more than once.
 
-    Rest at an episode's beginning and end does not count: arms often rest at a limit.
+    The beginning and the end of an episode do not count: arms often rest at a limit.
     """
     action = facts.action
     total = sum(len(part) for part in action.parts)
@@ -240,7 +241,7 @@ def saturated(facts: Facts) -> Iterator[Finding]:
                 runs[number] += 1
         is_hit = (steps > _SATURATED * total) & (runs > 1) & ~action.dims_named(*ENDS) & np.isfinite(action.span)
         for number in np.flatnonzero(is_hit).tolist():
-            text = f"stands at its {side} value {limit[number]:.4g} in {steps[number] / total:.0%} of all steps"
+            text = f"is at its {side} value {limit[number]:.4g} in {steps[number] / total:.0%} of all steps"
             yield facts.finding("saturated", f"{action.name(number)} {text}", file=action.file)
 
 
@@ -255,12 +256,12 @@ def _inner_runs(is_at: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def out_of_reach(facts: Facts) -> Iterator[Finding]:
-    """Commands far beyond what the joint's state ever gets to."""
-    if len(facts.posture_pairs) == 0:
+    """Commands far beyond the range of the joint's state."""
+    if len(facts.position_pairs) == 0:
         return
     low, high = facts.state.range
     is_end = facts.action.dims_named(*ENDS)
-    for of_state, of_action in facts.posture_pairs:
+    for of_state, of_action in facts.position_pairs:
         margin = _BEYOND * (high - low)[of_state]
         if is_end[of_action] or not margin > _BEYOND * _SMALLEST_SPREAD or np.isinf(facts.action.span[of_action]):
             continue
@@ -268,15 +269,15 @@ def out_of_reach(facts: Facts) -> Iterator[Finding]:
         is_beyond = (values < low[of_state] - margin) | (values > high[of_state] + margin)
         if is_beyond.mean() > _OFTEN and not _is_in_degrees(facts, of_state, of_action):
             text = (
-                f"{facts.action.name(of_action)} asks for {values.min():.3g} to {values.max():.3g}, "
-                f"{facts.state.name(of_state)} gets to {low[of_state]:.3g} to {high[of_state]:.3g}"
+                f"{facts.action.name(of_action)} ranges from {values.min():.3g} to {values.max():.3g}, "
+                f"{facts.state.name(of_state)} only from {low[of_state]:.3g} to {high[of_state]:.3g}"
             )
             yield facts.finding("out-of-reach", text, file=facts.action.file)
 
 
 def unit_mismatch(facts: Facts) -> Iterator[Finding]:
     """Ranges of most joints whose ratio is 57.3."""
-    pairs = [pair for pair in facts.posture_pairs if np.isfinite(facts.state.span[pair[0]])]
+    pairs = [pair for pair in facts.position_pairs if np.isfinite(facts.state.span[pair[0]])]
     hits = [pair for pair in pairs if _is_in_degrees(facts, *pair)]
     if len(hits) > len(pairs) / 2:
         of_state, of_action = hits[0]

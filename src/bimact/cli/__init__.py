@@ -1,4 +1,4 @@
-"""The roof: the `bimact` command. Each of its commands is a file here, which reads its options and calls the rest."""
+"""The `bimact` command. Each of its commands is a module here that parses options and calls the other packages."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bimact import __version__
 from bimact.cli import cache, check, convert, convert_checkpoint, doctor, evaluate, record, report, sweep, train, view
 from bimact.errors import UserError, printable
 
-# In the order of `bimact --help`. What a command needs is imported when it runs: `--help` answers at once, and
-# recording needs no PyTorch.
+# In the order of `bimact --help`. A command imports what it needs when it runs: `--help` is fast, and recording needs
+# no PyTorch.
 _COMMANDS = (record, check, view, convert, train, sweep, evaluate, report, convert_checkpoint, cache, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The `bimact` command: runs what is asked for and exits (0 done, 2 wrong input, 130 interrupted)."""
+    """Run a `bimact` command and exit (0 done, 2 wrong input, 130 interrupted)."""
     for name in ("matplotlib", "matplotlib.font_manager"):
-        logging.getLogger(name).addFilter(_is_no_news_of_caches)
+        logging.getLogger(name).addFilter(_is_not_about_caches)
     parser, commands = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(given)
@@ -37,39 +37,35 @@ def train_main() -> NoReturn:
     main(["train", *sys.argv[1:]])
 
 
-def _is_no_news_of_caches(record: logging.LogRecord) -> bool:
-    """Where a home folder cannot be written, as in many a container, matplotlib takes a temporary one, and says so."""
+def _is_not_about_caches(record: logging.LogRecord) -> bool:
+    """Without a writable home directory, as in many containers, matplotlib logs that it uses a temporary cache."""
     news = ("mkdir -p failed for path", "Matplotlib created a temporary cache", "Matplotlib is building the font cache")
     return not str(record.msg).startswith(news)
 
 
 def _run_command(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends as Ctrl-C does
+    """Run a command; returns its exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends a command as Ctrl-C does
     try:
-        return _status_of(command, options)
+        try:
+            command(options)
+        except UserError as error:
+            if options.debug:
+                raise
+            print(f"{options.command}{_rank()}: {printable(str(error))}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"interrupted{_rank()}", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left to do may be cut short
-
-
-def _status_of(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Run a command; a user's error is told, and may be interrupted like all else."""
-    try:
-        command(options)
-    except UserError as error:
-        if options.debug:
-            raise
-        print(f"{options.command}{_rank()}: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the rest may be interrupted
 
 
 def _rank() -> str:
-    """Which process of a data-parallel training speaks, if it is not the main one."""
+    """The rank of a process of a distributed training, if it is not the main process."""
     rank = os.environ.get("RANK", "0")
     return "" if rank == "0" else f" (process {rank})"
 

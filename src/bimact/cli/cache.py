@@ -1,4 +1,4 @@
-"""`bimact cache`: what lies on the disk and can be made again."""
+"""`bimact cache`: files on disk that can be recreated."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "cache",
         allow_abbrev=False,
         help="list or remove converted copies, encoded images and downloads",
-        description="List what was put on the disk to make training fast: converted copies of datasets, the tokens "
-        "that frozen encoders make of images, downloads. All of it is made again when it is needed.",
+        description="List what is stored on disk to speed up training: converted copies of datasets, features of "
+        "frozen encoders, downloads. All of it is recreated when it is needed.",
     )
     parser.add_argument(
-        "dataset_dir", metavar="DATASET", nargs="?", type=expand_home, help="of this dataset alone: a folder or file"
+        "dataset_dir", metavar="DATASET", nargs="?", type=expand_home, help="only of this dataset: a folder or file"
     )
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--list", action="store_true", help="show what there is (this is the default)")
+    action.add_argument("--list", action="store_true", help="list it (default)")
     action.add_argument("--clear", action="store_true", help="remove it")
     parser.set_defaults(run=_cache)
     return parser

@@ -16,16 +16,16 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "check",
         allow_abbrev=False,
-        help="look through a dataset for everything that is wrong with it",
-        description="Look through a whole dataset, in any format that can be trained on, for what is wrong with it, "
-        "or may be. Nothing of it is changed. docs/checking.md lists what is looked for. Exit status: 0 nothing worse "
-        "than infos; 1 errors or warnings; 2 not all of the dataset could be read.",
+        help="find everything that is wrong with a dataset",
+        description="Find everything that is wrong with a dataset, or may be, in any format that can be trained on. "
+        "The dataset is not changed. docs/checking.md lists what is looked for. Exit status: 0 nothing worse than "
+        "infos; 1 errors or warnings; 2 not all of the dataset could be read.",
     )
     parser.add_argument(
         "dataset_dir", metavar="DATASET", type=expand_home, help="the demonstrations: a folder or file, hub name or URL"
     )
     parser.add_argument(
-        "--config", type=expand_home, help="YAML: the settings that the dataset has to fit, such as action_dim"
+        "--config", type=expand_home, help="YAML with settings that the dataset has to fit, such as action_dim"
     )
     parser.add_argument("--cache_dir", type=expand_home, help="where downloads go")
     parser.add_argument("--no_images", action="store_true", help="leave out the images, which take most of the time")
@@ -33,7 +33,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--fail_on",
         choices=("error", "warning"),
         default="warning",
-        help="what makes the exit status 1 (default: warning)",
+        help="lowest severity for exit status 1 (default: warning)",
     )
     parser.add_argument("--json", action="store_true", help="print all findings as JSON, and progress on stderr")
     add_selection(parser)

@@ -13,21 +13,21 @@ from bimact.errors import printable
 from bimact.files import expand_home
 
 if TYPE_CHECKING:
-    from bimact.convert.dataset import Conversion
+    from bimact.convert.dataset import PlannedConversion
 
 _EPILOG = """\
 what is kept:
-  State, action and other columns are kept to the last bit, images as follows.
+  State, action and other columns are kept bit for bit, images as follows.
 
-  lerobot                AV1 videos as LeRobot makes them: close to the source's images, not equal
+  lerobot                AV1 videos as LeRobot encodes them: close to the source's images, not equal
   lerobot --lossless     PNG images in the tables: equal, at ten to twenty times the size
   aloha_hdf5             equal
   aloha_hdf5 --compress  JPEG images as ACT++ stores them: close, not equal
-  guide                  equal; has no place for other columns, and rounds float64 to float32
+  guide                  equal; other columns are left out, and float64 is rounded to float32
   zarr                   equal
 
-DST appears when it is whole. A conversion that is interrupted starts anew; what a killed one leaves, a hidden folder
-beside DST, is removed by the next run of the same command.
+DST appears when it is complete. An interrupted conversion starts again; the hidden folder next to DST that a killed
+one leaves is removed by the next run of the same command.
 """
 
 
@@ -44,7 +44,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "source", metavar="SRC", type=expand_home, help="the demonstrations: a folder, a file, or a name on the hub"
     )
     parser.add_argument(
-        "target", metavar="DST", type=expand_home, help="the folder to make; there must be none, or an empty one"
+        "target", metavar="DST", type=expand_home, help="the folder to create; must not exist, or be empty"
     )
     parser.add_argument(
         "--to",
@@ -52,11 +52,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         choices=("lerobot", "aloha_hdf5", "guide", "zarr"),
         help="LeRobotDataset v3.0, ALOHA's HDF5 files, the training guide's .npy files, Diffusion Policy's buffer",
     )
-    parser.add_argument("--task", metavar="TEXT", help="what is done, for episodes whose files do not tell")
-    parser.add_argument("--codec", choices=("av1", "h264", "hevc"), help="lerobot: of the videos (default: av1)")
+    parser.add_argument("--task", metavar="TEXT", help="task description for episodes that have none")
+    parser.add_argument("--codec", choices=("av1", "h264", "hevc"), help="lerobot: video codec (default: av1)")
     parser.add_argument("--lossless", action="store_true", help="lerobot: PNG images instead of videos")
     parser.add_argument("--compress", action="store_true", help="aloha_hdf5: JPEG images, as ACT++ stores them")
-    parser.add_argument("--workers", metavar="N", type=int, help="processes (default: one for each core)")
+    parser.add_argument("--workers", metavar="N", type=int, help="number of processes (default: one per core)")
     parser.add_argument("--cache_dir", metavar="DIR", type=expand_home, help="where downloads and converted copies go")
     add_selection(parser)
     parser.set_defaults(run=_convert)
@@ -68,7 +68,7 @@ def _convert(options: argparse.Namespace) -> None:
 
     from bimact.convert.content import Content
     from bimact.convert.dataset import check_target, prepare_conversion
-    from bimact.convert.writer import LEFT_OUT, Options
+    from bimact.convert.writer import Options
     from bimact.data.opening import open_source
     from bimact.data.reading import read_through
     from bimact.data.selection import Selection, damaged_error
@@ -79,28 +79,34 @@ def _convert(options: argparse.Namespace) -> None:
     check_target(source.path, options.target, options.to, written)
     chosen = (selection_of(options) or Selection()).applied_to(source)
     is_damaged = any(not episode.is_missing for episode in chosen.unusable)
-    # What is damaged is told together, or skipped: then all of the dataset is read before.
+    # All damaged episodes are reported together, or skipped: for that, the whole dataset is read first.
     faults, matched = read_through(chosen, decodes=is_damaged or chosen.selection.skip_unreadable)
     chosen = dataclasses.replace(chosen.without(faults), notes=(*chosen.notes, *matched))
     content = Content.of(chosen, options.task)
     conversion = prepare_conversion(content, options.target, options.to, written)
-    notes = _notes(conversion, options)
+    left_out = conversion.writer.left_out()
+    notes = [*chosen.notes, *(f"left out: {what}" for what in left_out), *conversion.writer.notes()]
+    if chosen.color_order is not None and "color_order" in chosen.metadata and options.color_order is None:
+        other = "rgb" if chosen.color_order == "bgr" else "bgr"
+        notes.append(
+            f"images are read as {chosen.color_order}, which the files leave open: if red and blue are swapped, "
+            f"convert with --color_order {other}"
+        )
     _print_facts(conversion)
     for note in notes:
         print(f"Note: {printable(note)}")
     try:
         size = conversion.run()
     except UserError as error:
-        faults, _ = read_through(chosen)  # this may not be the only one
+        faults, _ = read_through(chosen)  # there may be more than this one
         raise damaged_error(chosen, faults) if faults else error from None
     print(f"\nWritten: {conversion.target}, {_counted(content.lengths)}, {decimal(size)}")
-    for note in notes:
-        if note.startswith(LEFT_OUT):
-            print(printable(note.capitalize()))
+    for what in left_out:
+        print(printable(f"Left out: {what}"))
     print(f"Train on it: bimact train --dataset_dir {shlex.quote(options.target)}")
 
 
-def _print_facts(conversion: Conversion) -> None:
+def _print_facts(conversion: PlannedConversion) -> None:
     from rich.filesize import decimal
 
     from bimact.data.summary import left_out_lines, unusable_lines
@@ -128,21 +134,3 @@ def _print_facts(conversion: Conversion) -> None:
 
 def _counted(lengths: Sequence[int]) -> str:
     return f"{len(lengths)} episode{'s' if len(lengths) > 1 else ''}, {sum(lengths)} steps"
-
-
-def _notes(conversion: Conversion, options: argparse.Namespace) -> list[str]:
-    """What differs from the source, and what is to be known of it."""
-    from bimact.convert.writer import LEFT_OUT
-
-    chosen = conversion.writer.content.chosen
-    notes = [*chosen.notes, *conversion.writer.notes()]
-    if conversion.writer.content.odd:
-        notes.append(f"{LEFT_OUT}{', '.join(conversion.writer.content.odd)}, not the same in all episodes")
-    is_guessed = chosen.color_order is not None and "color_order" in chosen.metadata
-    if is_guessed and options.color_order is None:
-        other = "rgb" if chosen.color_order == "bgr" else "bgr"
-        notes.append(
-            f"images are read as {chosen.color_order}, which the files leave open: if red and blue are swapped, "
-            f"convert with --color_order {other}"
-        )
-    return notes

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bimact.cli.arguments import Commands, image_size
 from bimact.files import check_writable, expand_home
-
-if TYPE_CHECKING:
-    from bimact.exchange.assembly import Converted
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "convert-checkpoint",
         allow_abbrev=False,
-        help="make a run of a LeRobot or original ACT policy, or a LeRobot policy of a run",
-        description="Convert a trained policy. What comes out predicts the same actions. SRC is the folder of a "
+        help="convert a LeRobot or original ACT policy to a run, or a run to a LeRobot policy",
+        description="Convert a trained policy. The result predicts the same actions. SRC is the folder of a "
         "LeRobot ACT policy, a checkpoint of the original ACT (policy_best.ckpt, or its folder), or a run of bimact. "
         "No code in any file is run, and nothing is overwritten.",
     )
@@ -27,12 +23,12 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--to", choices=("bimact", "lerobot"), help="what to write (default: lerobot of a run, else bimact)"
     )
-    parser.add_argument("--cameras", help="names for the cameras, as in top,left; the original ACT's have to be given")
+    parser.add_argument("--cameras", help="names of the cameras, as in top,left; required for the original ACT")
     parser.add_argument(
-        "--stats", type=_path, metavar="FILE", help="original ACT: dataset_stats.pkl (default: beside SRC)"
+        "--stats", type=_path, metavar="FILE", help="original ACT: dataset_stats.pkl (default: next to SRC)"
     )
-    parser.add_argument("--nheads", type=int, help="original ACT: heads of attention (default: 8)")
-    parser.add_argument("--image_size", help="of the cameras, height x width (original ACT: 480x640 is the default)")
+    parser.add_argument("--nheads", type=int, help="original ACT: number of attention heads (default: 8)")
+    parser.add_argument("--image_size", help="height x width of the cameras (default for the original ACT: 480x640)")
     parser.add_argument("--checkpoint", help="of a run: best, last or an epoch (default: best)")
     parser.set_defaults(run=_convert)
     return parser
@@ -43,10 +39,10 @@ def _path(text: str) -> Path:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from bimact.exchange.convert import Source, convert
+    from bimact.interop.convert import PolicyFiles, convert
 
     check_writable(options.target.parent)
-    source = Source(
+    source = PolicyFiles(
         options.source,
         cameras=None if options.cameras is None else options.cameras.split(","),
         stats=options.stats,
@@ -55,23 +51,18 @@ def _convert(options: argparse.Namespace) -> None:
         checkpoint=options.checkpoint,
     )
     converted = convert(source, options.target, options.to)
-    _print_facts(converted, options.source, options.target)
-    if (options.target / "model.safetensors").exists():
-        print(f"\nNext: give it to LeRobot's commands as --policy.path={options.target}")
-    else:
-        print(f"\nNext: bimact evaluate --run {options.target} --dataset_dir /path/to/your/dataset")
-
-
-def _print_facts(converted: Converted, source: Path, target: Path) -> None:
     policy, config = converted.policy, converted.policy.config
     size = "" if config.image_size is None else f", {config.image_size[0]}x{config.image_size[1]}"
     layers = f"{config.num_encoder_layers} encoder and {config.num_decoder_layers} decoder layers"
+    executed = "all are executed" if config.execute_steps is None else f"{config.execute_steps} are executed"
+    if config.temporal_ensemble:
+        executed = f"each is averaged with those of earlier chunks (m = {config.ensemble_coefficient:g})"
     facts = {
-        "From": f"{source} ({converted.origin})",
-        "To": str(target),
+        "From": f"{options.source} ({converted.origin})",
+        "To": str(options.target),
         "Cameras": ", ".join(policy.cameras) + size,
         "State and action": f"{config.state_dim} and {config.action_dim} numbers",
-        "Chunk": f"{config.chunk_size} steps, of which {_executed(converted)}",
+        "Chunk": f"{config.chunk_size} steps, of which {executed}",
         "Network": f"{config.encoder.model_name or 'resnet18'}, width {config.hidden_dim}, {layers}",
         "Parameters": f"{sum(parameter.numel() for parameter in policy.parameters()):,}",
     }
@@ -79,10 +70,7 @@ def _print_facts(converted: Converted, source: Path, target: Path) -> None:
         print(f"{name}: {value}")
     for note in converted.notes:
         print(f"Note: {note}")
-
-
-def _executed(converted: Converted) -> str:
-    config = converted.policy.config
-    if config.temporal_ensemble:
-        return f"each is averaged with those of earlier chunks (m = {config.ensemble_coefficient:g})"
-    return "all are executed" if config.execute_steps is None else f"{config.execute_steps} are executed"
+    if (options.target / "model.safetensors").exists():
+        print(f"\nNext: give it to LeRobot's commands as --policy.path={options.target}")
+    else:
+        print(f"\nNext: bimact evaluate --run {options.target} --dataset_dir /path/to/your/dataset")

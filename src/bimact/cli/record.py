@@ -13,8 +13,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "record",
         allow_abbrev=False,
         help="record scripted demonstrations in the simulation",
-        description="Record scripted demonstrations that succeed. The same command goes on with a recording "
-        "that was interrupted.",
+        description="Record successful scripted demonstrations. The same command resumes an interrupted recording.",
     )
     parser.add_argument("--task", required=True, help="transfer_cube or insertion")
     parser.add_argument("--output_dir", required=True, type=expand_home, help="the dataset's folder")
@@ -23,7 +22,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--image_size", default="240x320", help="height x width (default: 240x320)")
     parser.add_argument("--noise", type=float, default=0.0, help="on waypoints, in metres (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
-    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     parser.set_defaults(run=_record)
     return parser
 

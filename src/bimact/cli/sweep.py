@@ -1,4 +1,4 @@
-"""`bimact sweep`: search settings by many trainings, without an account."""
+"""`bimact sweep`: hyperparameter search by many trainings, without an account."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "sweep",
         allow_abbrev=False,
-        help="search settings: many trainings, bad ones ended early, one page on all",
-        description="Run a W&B sweep file with Optuna on this machine: each trial is a training of its own in "
-        "S/trial-NUMBER. The same command goes on with a sweep, and on several machines with one --storage they "
-        "share it. Further settings, as --num_epochs 20, go to each trial.",
+        help="hyperparameter search: many trainings, bad ones pruned, one report",
+        description="Run a W&B sweep file with Optuna on this machine: each trial is a training in S/trial-NUMBER. "
+        "The same command continues a sweep; machines with a common --storage share it. Further settings, such as "
+        "--num_epochs 20, apply to each trial.",
     )
     parser.add_argument("file", metavar="FILE", help="W&B's sweep file, such as configs/sweep.yaml")
     parser.add_argument("--dataset_dir", help="the demonstrations")
+    parser.add_argument("--trials", type=int, help="number of trials (default: all of a grid, or the file's run_cap)")
+    parser.add_argument("--config", help="YAML that each trial starts from (default: that of bimact train)")
     parser.add_argument(
-        "--trials", type=int, help="of the sweep in all (default: all of a grid, or the file's run_cap)"
+        "--output_dir", metavar="S", help="folder of the sweep (default: sweeps/NAME, by the file's name)"
     )
-    parser.add_argument("--config", help="YAML that each trial starts from (default: as bimact train)")
-    parser.add_argument(
-        "--output_dir", metavar="S", help="the sweep's folder (default: sweeps/NAME, by the file's name)"
-    )
-    parser.add_argument("--storage", metavar="URL", help="a database that machines share (default: S/study.db)")
-    parser.add_argument("--jobs", type=int, default=1, help="trials at once, each on a GPU of its own (default: 1)")
+    parser.add_argument("--storage", metavar="URL", help="database that machines share (default: S/study.db)")
+    parser.add_argument("--jobs", type=int, default=1, help="concurrent trials, each on its own GPU (default: 1)")
     parser.add_argument("--timeout", type=float, metavar="MINUTES", help="then save the running trials and end")
-    parser.add_argument("--no_pruning", action="store_true", help="let bad trials run to their end")
+    parser.add_argument("--no_pruning", action="store_true", help="let bad trials run to the end")
     parser.set_defaults(run=_sweep)
     return parser
 

@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from bimact.check.findings import Finding
     from bimact.data.source import Source
 
-_TO_A_VIEWER = ""  # what `--rerun` without a file stands for
+_VIEWER = ""  # value of `--rerun` without a file
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "view",
         allow_abbrev=False,
-        help="look at demonstrations: videos, joints, findings",
-        description="Look at demonstrations: the cameras in step with plots of state and action, what `bimact check` "
-        "finds, and how values are distributed. Serves a page to this machine's browsers until Ctrl-C.",
+        help="view demonstrations: videos, joints, findings",
+        description="View demonstrations: synchronised cameras and plots of state and action, the findings of `bimact "
+        "check`, and distributions of values. Serves a page to browsers on this machine until Ctrl-C.",
     )
     parser.add_argument(
         "dataset_dir", metavar="DATASET", type=expand_home, help="the demonstrations: a folder, a file, or a hub name"
     )
-    parser.add_argument("--episode", metavar="N", type=int, default=0, help="the one to begin with (default: 0)")
-    parser.add_argument("--port", metavar="P", type=int, default=0, help="of the page (default: a free one)")
+    parser.add_argument("--episode", metavar="N", type=int, default=0, help="the first one to show (default: 0)")
+    parser.add_argument("--port", metavar="P", type=int, default=0, help="port of the page (default: a free one)")
     opening = parser.add_mutually_exclusive_group()
     opening.add_argument("--open", dest="open", action="store_true", default=None, help="open a browser")
     opening.add_argument(
-        "--no_open", dest="open", action="store_false", help="do not (default: where there is a display)"
+        "--no_open", dest="open", action="store_false", help="do not (default: open one if there is a display)"
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -49,11 +49,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--rerun",
         metavar="FILE.rrd",
         nargs="?",
-        const=_TO_A_VIEWER,
-        help="open one episode in the Rerun viewer, or save it for that",
+        const=_VIEWER,
+        help="open one episode in the Rerun viewer, or save it for the viewer",
     )
     parser.add_argument(
-        "--export_width", metavar="PIXELS", type=int, default=640, help="of the videos, at most (default: 640)"
+        "--export_width", metavar="PIXELS", type=int, default=640, help="maximum width of the videos (default: 640)"
     )
     parser.add_argument("--cache_dir", metavar="DIR", type=expand_home, help="where downloads and converted copies go")
     add_selection(parser)
@@ -66,62 +66,50 @@ def _view(options: argparse.Namespace) -> None:
     from bimact.data.selection import Selection
     from bimact.data.summary import dataset_lines
 
-    for file in filter(None, (options.export, options.rerun)):
-        _refuse_existing(Path(file))
+    for file in map(Path, filter(None, (options.export, options.rerun))):
+        if file.exists():
+            raise UserError(f"{file} exists already: choose another name, or remove it")
+        if not file.absolute().parent.is_dir():
+            raise UserError(f"there is no folder {file.absolute().parent}: create it first")
     source = whole = open_source(options.dataset_dir, cache_dir=options.cache_dir)
     chosen = selection_of(options)
     if chosen is not None:
         source = chosen.applied_to(whole)
     try:
         lines = dataset_lines((chosen or Selection()).applied_to(whole))
-    except UserError as error:  # it can be looked at, though nothing tells what is state and what is action
+    except UserError as error:  # it can be viewed without knowing what is state and what is action
         lines = [str(error)]
     print("\n".join(lines), flush=True)
     if not 0 <= options.episode < len(source.episodes):
         raise UserError(f"--episode is {options.episode}, {source.path} has episodes 0 to {len(source.episodes) - 1}")
     if options.export is not None:
-        _export(source, options)
+        from rich.filesize import decimal
+
+        from bimact.view.export import export_page
+
+        if options.export_width < 16:
+            raise UserError(f"--export_width is {options.export_width}, it has to be 16 or more pixels")
+        path = Path(options.export)
+        export_page(source, options.episode, path, options.export_width)
+        print(f"{path}: {decimal(path.stat().st_size)}")
+    elif options.rerun == _VIEWER:
+        from bimact.view.rerun_log import show_in_rerun
+
+        show_in_rerun(source, options.episode)
     elif options.rerun is not None:
-        _rerun(source, options)
+        from bimact.view.rerun_log import save_rerun
+
+        save_rerun(source, options.episode, Path(options.rerun))
+        print(f"{options.rerun}: open it by `rerun {shlex.quote(options.rerun)}`")
     else:
         _serve(source, options)
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise UserError(f"{path} is there already: choose another name, or remove it")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {path.absolute().parent}: make it first")
-
-
-def _export(source: Source, options: argparse.Namespace) -> None:
-    from rich.filesize import decimal
-
-    from bimact.view.export import export_page
-
-    if options.export_width < 16:
-        raise UserError(f"--export_width is {options.export_width}, it has to be 16 or more pixels")
-    path = Path(options.export)
-    export_page(source, options.episode, path, options.export_width)
-    print(f"{path}: {decimal(path.stat().st_size)}")
-
-
-def _rerun(source: Source, options: argparse.Namespace) -> None:
-    from bimact.view.rerun_log import save_rerun, show_in_rerun
-
-    if options.rerun == _TO_A_VIEWER:
-        show_in_rerun(source, options.episode)
-        return
-    save_rerun(source, options.episode, Path(options.rerun))
-    print(f"{options.rerun}: open it by `rerun {shlex.quote(options.rerun)}`")
 
 
 def _serve(source: Source, options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from bimact.check.dataset import check_dataset
-    from bimact.view.background import Background
-    from bimact.view.server import ViewServer
+    from bimact.view.server import Background, ViewServer
 
     def findings() -> Sequence[Finding]:
         chosen = selection_of(options)
@@ -148,7 +136,7 @@ def _serve(source: Source, options: argparse.Namespace) -> None:
 
 
 def _has_display() -> bool:
-    """Whether there is a browser that a person at this terminal would see."""
+    """Whether a browser would be visible to the user of this terminal."""
     if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
         return False
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

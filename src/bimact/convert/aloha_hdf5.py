@@ -6,7 +6,7 @@ Source: record_sim_episodes.py and utils.py of ACT; compress_data.py and utils.p
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -14,20 +14,19 @@ import numpy as np
 from PIL import Image
 
 from bimact.convert.content import Content, short_names
-from bimact.convert.writer import Part, Writer
+from bimact.convert.writer import EpisodeSpan, Writer
 from bimact.data.selection import ACTION, STATE
-from bimact.data.source import Camera
 from bimact.progress import ProgressBar
 
 _QUALITY = 95  # of JPEG images, from 0 to 100
 _QVEL = "qvel"  # ACT's own loader needs it
-_BASE = "base_action"  # of Mobile ALOHA's wheels: ACT++ joins it to the action when it loads a file
+_BASE = "base_action"  # of Mobile ALOHA's wheels: ACT++ appends it to the action when it loads a file
 _BASE_NAMES = ("base_linear_velocity", "base_angular_velocity")
 _TAKEN = ("qpos", "images", ACTION)
 
 
 class AlohaWriter(Writer):
-    """Each process writes a whole episode, which is a file."""
+    """Each process writes complete episodes, a file each."""
 
     format = "ALOHA's episode_{i}.hdf5"
 
@@ -35,9 +34,12 @@ class AlohaWriter(Writer):
         self._extras()
         short_names(self.content.cameras)
 
+    def left_out(self) -> list[str]:
+        return [*self.names_left_out(), *super().left_out()]
+
     def notes(self) -> list[str]:
         content = self.content
-        notes = self.names_left_out()
+        notes = []
         if _QVEL not in self._extras().values():
             notes.append("the dataset has no joint velocities: /observations/qvel is zero, for ACT's own loader")
         if "sim" not in content.chosen.metadata:
@@ -62,88 +64,77 @@ class AlohaWriter(Writer):
         return columns + files + self.content.num_steps * pixels * 3
 
     def write(self, folder: Path, progress: ProgressBar) -> None:
-        jobs = [(self.content, part, self._extras(), self.options.compress, folder) for part in self.whole_episodes()]
-        self.run(_write_episode, jobs, progress=progress, images_a_step=len(self.content.cameras))
+        jobs = [(self.content, span, self._extras(), self.options.compress, folder) for span in self.whole_episodes()]
+        self.run(_write_episode, jobs, progress=progress, images_per_step=len(self.content.cameras))
 
     def _extras(self) -> dict[str, str]:
         return short_names(self.content.extras, _TAKEN)
 
 
-def _write_episode(content: Content, part: Part, extras: Mapping[str, str], compress: bool, folder: Path) -> None:
+def _write_episode(
+    content: Content, span: EpisodeSpan, extras: Mapping[str, str], compress: bool, folder: Path
+) -> None:
     """Write one episode's file.
 
     Args:
         extras: key → name of the columns besides state and action.
     """
-    vectors = content.vectors(part.episode)
+    vectors = content.vectors(span.episode)
+    # float32, or float64 where only that holds all values
+    state, action = (
+        v.astype(np.result_type(v.dtype, np.float32), copy=False) for v in (vectors[STATE], vectors[ACTION])
+    )
     cameras = dict(sorted(short_names(content.cameras).items(), key=lambda item: item[1]))
-    with h5py.File(folder / f"episode_{part.episode}.hdf5", "w", rdcc_nbytes=1 << 20) as file:
-        _write_attributes(file, content, part.episode, compress)
+    with h5py.File(folder / f"episode_{span.episode}.hdf5", "w", rdcc_nbytes=1 << 20) as file:
+        file.attrs["sim"] = bool(content.chosen.metadata.get("sim", True))
+        if compress:
+            file.attrs["compress"] = True
+            file.attrs["color_order"] = "bgr"  # for bimact's own reader; ACT++ has no other
+        if content.fps is not None:
+            file.attrs["fps"] = content.fps
+        if content.tasks[span.episode]:
+            file.attrs["task"] = content.tasks[span.episode]
+
+        # The velocities of Mobile ALOHA's wheels go back from the action to their own dataset.
+        names = content.columns[ACTION].names or ()
+        size = action.shape[1] - (len(_BASE_NAMES) if names[-2:] == _BASE_NAMES else 0)
+        file["action"] = action[:, :size]
+        if size < action.shape[1]:
+            file[_BASE] = action[:, size:]
+
         observations = file.create_group("observations")
-        observations["qpos"] = _as_float(vectors[STATE])
-        _write_action(file, content, _as_float(vectors[ACTION]))
+        observations["qpos"] = state
         for key, name in extras.items():
             (file if name == _BASE else observations)[name] = vectors[key]
         if _QVEL not in extras.values():
-            observations[_QVEL] = np.zeros(vectors[STATE].shape, np.float32)
+            observations[_QVEL] = np.zeros(state.shape, np.float32)
             observations[_QVEL].attrs["is_placeholder"] = True
+
         images = observations.create_group("images")
+        lengths = []
+        for key, name in cameras.items():
+            frames = content.frames(span.episode, key, span.steps)
+            if compress:
+                lengths.append(_write_jpegs(images, name, frames, len(span.steps)))
+            else:
+                shape = (content.cameras[key].height, content.cameras[key].width, 3)
+                dataset = images.create_dataset(name, (len(span.steps), *shape), np.uint8, chunks=(1, *shape))
+                for step, image in zip(span.steps, frames):
+                    dataset[step] = image
         if compress:
-            lengths = [_write_jpegs(images, name, content, part, key) for key, name in cameras.items()]
-            # ACT++ makes it with HDF5's own type; a row for each camera in the order of their names.
-            file["compress_len"] = np.array(lengths, np.float32).reshape(len(cameras), len(part.steps))
-        else:
-            for key, name in cameras.items():
-                _write_images(images, name, content, part, key)
+            # ACT++ writes it in HDF5's default type, with a row per camera in the order of their names.
+            file["compress_len"] = np.array(lengths, np.float32).reshape(len(cameras), len(span.steps))
 
 
-def _write_action(file: h5py.File, content: Content, action: np.ndarray) -> None:
-    """Write the action; the velocities of Mobile ALOHA's wheels in it go where they came from."""
-    names = content.columns[ACTION].names or ()
-    size = action.shape[1] - (len(_BASE_NAMES) if names[-2:] == _BASE_NAMES else 0)
-    file["action"] = action[:, :size]
-    if size < action.shape[1]:
-        file[_BASE] = action[:, size:]
-
-
-def _write_attributes(file: h5py.File, content: Content, episode: int, compress: bool) -> None:
-    file.attrs["sim"] = bool(content.chosen.metadata.get("sim", True))
-    if compress:
-        file.attrs["compress"] = True
-        file.attrs["color_order"] = "bgr"  # for bimact's own reader; ACT++ knows no other
-    if content.fps is not None:
-        file.attrs["fps"] = content.fps
-    if content.tasks[episode]:
-        file.attrs["task"] = content.tasks[episode]
-
-
-def _as_float(values: np.ndarray) -> np.ndarray:
-    """float32, or float64 where that alone holds all values."""
-    return values.astype(np.result_type(values.dtype, np.float32), copy=False)
-
-
-def _shape(camera: Camera) -> tuple[int, int, int]:
-    return camera.height, camera.width, 3
-
-
-def _write_images(images: h5py.Group, name: str, content: Content, part: Part, key: str) -> None:
-    shape = _shape(content.cameras[key])
-    dataset = images.create_dataset(name, (len(part.steps), *shape), np.uint8, chunks=(1, *shape))
-    for step, image in zip(part.steps, content.frames(part.episode, key, part.steps)):
-        dataset[step] = image
-
-
-def _write_jpegs(images: h5py.Group, name: str, content: Content, part: Part, key: str) -> list[int]:
-    """Write one camera's JPEG files as rows (T, bytes of the longest), padded with zeros; gives their lengths."""
+def _write_jpegs(images: h5py.Group, name: str, frames: Iterator[np.ndarray], steps: int) -> list[int]:
+    """Write a camera's JPEG files as rows (T, bytes of the longest), padded with zeros; returns their lengths."""
     lengths: list[int] = []
     dataset: h5py.Dataset | None = None
-    for step, image in zip(part.steps, content.frames(part.episode, key, part.steps)):
+    for step, image in zip(range(steps), frames):
         encoded = np.frombuffer(_jpeg(image), np.uint8)
         if dataset is None:
-            room = len(encoded) * 5 // 4
-            dataset = images.create_dataset(
-                name, (len(part.steps), room), np.uint8, chunks=(1, room), maxshape=(len(part.steps), None)
-            )
+            size = len(encoded) * 5 // 4
+            dataset = images.create_dataset(name, (steps, size), np.uint8, chunks=(1, size), maxshape=(steps, None))
         if len(encoded) > dataset.shape[1]:
             dataset.resize(len(encoded), axis=1)
         dataset[step, : len(encoded)] = encoded
@@ -154,7 +145,7 @@ def _write_jpegs(images: h5py.Group, name: str, content: Content, part: Part, ke
 
 
 def _jpeg(image: np.ndarray) -> bytes:
-    """A JPEG file of an image (H, W, 3) RGB as ACT++ makes it: cv2.imencode takes the first channel for blue."""
+    """An image (H, W, 3) RGB as ACT++ encodes it: cv2.imencode takes the first channel for blue."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image[..., ::-1])).save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""What a conversion writes: the chosen part of a dataset, and its columns besides state and action."""
+"""What a conversion writes: the selected part of a dataset, and its columns besides state and action."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bimact.data.selection import ACTION, STATE, SelectedSource, Vector
 from bimact.data.source import Camera, Column
 from bimact.errors import UserError
 
-# What formats put before the names of columns and cameras.
+# Prefixes of columns and cameras in several formats.
 _PREFIXES = ("observation.images.", "observation.", "observations/", "obs/")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What is written. It is small and picklable; quantities are in the robot's own units.
+    """What is written. Small and picklable; quantities are in the robot's own units.
 
     Attributes:
         chosen: the episodes and cameras, with the columns "state" and "action".
         extras: the other columns by the dataset's own keys, each as the column "state" of a source.
-        tasks: of each episode, in words; "" where nobody told.
-        odd: other columns, which are not the same in all episodes and are left out.
+        tasks: the task description of each episode; "" where there is none.
+        odd: other columns, which differ in size or type between episodes and are left out.
     """
 
     chosen: SelectedSource
@@ -34,11 +34,11 @@ class Content:
 
     @classmethod
     def of(cls, chosen: SelectedSource, task: str | None = None) -> Content:
-        """What is to be converted of a dataset.
+        """The content of a dataset to convert.
 
         Args:
-            chosen: the part of it.
-            task: of the episodes whose files tell none.
+            chosen: the selected part.
+            task: description for the episodes that have none.
 
         Raises:
             UserError: if episodes are damaged and not skipped, or none is left.
@@ -79,8 +79,8 @@ class Content:
 
     @property
     def starts(self) -> list[int]:
-        """The dataset's row in which each episode begins."""
-        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(int).tolist()
+        """The dataset's row at which each episode begins."""
+        return [0, *np.cumsum(self.lengths)[:-1].tolist()]
 
     @property
     def num_steps(self) -> int:
@@ -88,17 +88,17 @@ class Content:
 
     @property
     def column_bytes(self) -> int:
-        """Of all columns over all steps."""
+        """Size of all columns over all steps."""
         return self.num_steps * sum(column.size * np.dtype(column.dtype).itemsize for column in self.columns.values())
 
     def vectors(self, episode: int) -> dict[str, np.ndarray]:
-        """The columns of one episode: key → (T, size) in the type that the source tells."""
+        """The columns of one episode: key → (T, size) in the dtype that the source declares."""
         extras = {key: source.read_columns(episode, [STATE])[STATE] for key, source in self.extras.items()}
         vectors = {**self.chosen.read_columns(episode, [STATE, ACTION]), **extras}
         return {key: values.astype(self.columns[key].dtype, copy=False) for key, values in vectors.items()}
 
     def frames(self, episode: int, camera: str, steps: range) -> Iterator[np.ndarray]:
-        """Images (H, W, 3) uint8 RGB, one after the other.
+        """Images (H, W, 3) uint8 RGB, one at a time.
 
         Raises:
             UserError: if an image cannot be read, or there are fewer than the episode has steps.
@@ -111,15 +111,15 @@ class Content:
             raise UserError(f"{self.where(episode)}: camera '{camera}' ends at step {steps.start + count}")
 
     def where(self, episode: int) -> str:
-        """What a sentence about an episode begins with."""
+        """Dataset and episode, for the beginning of a message."""
         return f"{self.chosen.path}, {self.chosen.episodes[episode].name}"
 
 
 def short_names(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """Keys of one format → names for another one, which hold no "/" and stay apart.
+    """Keys of one format → unique names without "/" for another one.
 
     Args:
-        taken: names that are in use already.
+        taken: names already in use.
 
     Raises:
         UserError: if two of them would have the same name.

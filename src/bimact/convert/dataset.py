@@ -19,7 +19,7 @@ from bimact.errors import UserError
 from bimact.files import flush_to_disk, lock_file
 from bimact.progress import progress_bar
 
-# --to → module and class; imported when it is needed
+# --to → module and class, imported when needed
 FORMATS = {
     "lerobot": ("lerobot_v30", "LeRobotWriter"),
     "aloha_hdf5": ("aloha_hdf5", "AlohaWriter"),
@@ -32,13 +32,13 @@ _MANY_FILES = 1000
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """A conversion that can begin: the target is free, and there is room for it.
+class PlannedConversion:
+    """A conversion that has passed all checks: the target is free, and the disk has room for it.
 
     Attributes:
-        target: the folder that will be made.
-        needed: bytes on the disk, or about so many.
-        free: bytes that the disk has.
+        target: the folder that will be created.
+        needed: estimated size in bytes.
+        free: free bytes on the disk.
     """
 
     writer: Writer
@@ -47,13 +47,13 @@ class Conversion:
     free: int
 
     def run(self) -> int:
-        """Write the dataset; gives its size in bytes.
+        """Write the dataset; returns its size in bytes.
 
-        What is not finished is in a hidden folder beside the target, which is removed at the end of an interrupted
-        conversion, or by the next one to the same target if this one is killed.
+        Unfinished work is in a hidden folder next to the target, which is removed when a conversion is interrupted,
+        or by the next conversion to the same target if this one is killed.
 
         Raises:
-            UserError: if the source cannot be read or the target not be written.
+            UserError: if the source cannot be read or the target cannot be written.
         """
         cameras = len(self.writer.content.cameras)
         frames = self.writer.content.num_steps * max(1, cameras)
@@ -61,7 +61,13 @@ class Conversion:
             with _unfinished(self.target) as folder:
                 with progress_bar("writing images" if cameras else "writing steps", frames) as progress:
                     self.writer.write(folder, progress)
-                size = _flush(folder)
+                files = [path for path in folder.rglob("*") if path.is_file()]
+                if len(files) > _MANY_FILES and hasattr(os, "sync"):  # Windows has none
+                    os.sync()  # one by one would take minutes where each image is a file
+                else:
+                    for path in files:
+                        flush_to_disk(path)
+                size = sum(path.stat().st_size for path in files)
                 folder.rename(self.target)
                 flush_to_disk(self.target.parent)
         except OSError as error:
@@ -71,11 +77,11 @@ class Conversion:
         return size
 
 
-def prepare_conversion(content: Content, target: str | Path, to: str, options: Options) -> Conversion:
-    """See that a conversion can begin.
+def prepare_conversion(content: Content, target: str | Path, to: str, options: Options) -> PlannedConversion:
+    """Check everything that a conversion needs.
 
     Args:
-        target: the folder to make.
+        target: the folder to create.
         to: one of `FORMATS`.
 
     Raises:
@@ -92,20 +98,20 @@ def prepare_conversion(content: Content, target: str | Path, to: str, options: O
             f"the converted dataset needs about {decimal(needed)} and {place} has {decimal(free)} free: choose fewer "
             "--cameras or --max_episodes, or another disk"
         )
-    return Conversion(writer, target, needed, free)
+    return PlannedConversion(writer, target, needed, free)
 
 
 def check_target(source: Path, target: str | Path, to: str, options: Options) -> Path:
-    """See that a dataset may be written somewhere, before anything of its source is read.
+    """Check that a dataset may be written to a folder, before anything of its source is read.
 
     Args:
-        source: the dataset that is converted.
+        source: the dataset to convert.
 
     Returns:
         the absolute path of the target.
 
     Raises:
-        UserError: if the target is in use or cannot be made, or options contradict each other.
+        UserError: if the target is in use or cannot be created, or options contradict each other.
     """
     target = Path(target).expanduser().absolute()
     if target.resolve().is_relative_to(source.resolve()):
@@ -115,26 +121,22 @@ def check_target(source: Path, target: str | Path, to: str, options: Options) ->
     place = next(parent for parent in target.parents if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {target}: {place} is not a folder that may be written to")
-    _check_options(to, options)
-    return target
-
-
-def _check_options(to: str, options: Options) -> None:
-    belongs = {"codec": "lerobot", "lossless": "lerobot", "compress": "aloha_hdf5"}
-    for name, home in belongs.items():
-        if getattr(options, name) and to != home:
-            raise UserError(f"--{name} belongs to --to {home}, and this is --to {to}: leave it out")
+    formats = {"codec": "lerobot", "lossless": "lerobot", "compress": "aloha_hdf5"}
+    for name, of in formats.items():
+        if getattr(options, name) and to != of:
+            raise UserError(f"--{name} belongs to --to {of}, and this is --to {to}: leave it out")
     if options.codec not in (None, "av1", "h264", "hevc"):
         raise UserError(f"--codec is '{options.codec}', it has to be av1, h264 or hevc")
     if options.codec and options.lossless:
         raise UserError("--lossless writes no videos, so that --codec has no meaning: leave one of them out")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers is {options.workers}, it has to be at least 1")
+    return target
 
 
 @contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
-    """A folder beside the target for what is under way; what another conversion has left there is removed."""
+    """A folder next to the target for unfinished work; what an earlier conversion has left there is removed."""
     place = target.parent / f".{target.name}.converting"
     place.mkdir(parents=True, exist_ok=True)
     lock = lock_file(place / _LOCK)
@@ -143,24 +145,13 @@ def _unfinished(target: Path) -> Iterator[Path]:
     with lock:
         left = [entry for entry in place.iterdir() if entry.name != _LOCK]
         if left:
-            print(f"{target}: removing what an interrupted conversion has left, and starting anew")
+            print(f"{target}: removing the files of an interrupted conversion, and starting again")
         for entry in left:
             shutil.rmtree(entry)
-        # Another name each time: a process of the one that was killed may write on for a moment.
+        # A new name each time: a process of a killed conversion may still write for a moment.
         folder = place / uuid.uuid4().hex
         folder.mkdir()
         try:
             yield folder
         finally:
             shutil.rmtree(place, ignore_errors=True)
-
-
-def _flush(folder: Path) -> int:
-    """Put all files of a folder on the disk; gives their size in bytes."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    if len(files) > _MANY_FILES and hasattr(os, "sync"):  # Windows has none
-        os.sync()  # one after the other would take minutes where each image is a file
-    else:
-        for path in files:
-            flush_to_disk(path)
-    return sum(path.stat().st_size for path in files)

@@ -1,7 +1,7 @@
-"""Statistics as a LeRobotDataset keeps them: of each episode, and of the whole.
+"""Statistics as in a LeRobotDataset: of each episode, and of the whole dataset.
 
-Source: compute_stats.py of LeRobot: which images are sampled, how episodes are combined. Of sampled images each
-pixel value is counted, which gives the same numbers without keeping the images.
+Source: compute_stats.py of LeRobot: which images are sampled, how episodes are combined. The values of sampled pixels
+are counted, which gives the same statistics without keeping the images.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _LARGE, _REDUCED = 300, 150  # pixels: larger images are counted at about this s
 
 
 def vector_stats(values: np.ndarray) -> Stats:
-    """Of (T, D), each dimension's: arrays (D,), `count` (1,)."""
+    """Statistics of each dimension of (T, D): arrays (D,), `count` (1,)."""
     values = values.astype(np.int64) if values.dtype.kind == "b" else values
     exact = values.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # what is not finite stays so
+    with np.errstate(invalid="ignore"):  # NaN and Inf stay
         spread = {name: np.quantile(exact, share, axis=0) for name, share in QUANTILES.items()}
         return {
             "min": values.min(axis=0),
@@ -34,7 +34,7 @@ def vector_stats(values: np.ndarray) -> Stats:
 
 
 def sampled_steps(length: int) -> set[int]:
-    """Which images of an episode count."""
+    """The steps of an episode whose images are sampled."""
     count = max(min(_LEAST_SAMPLED, length), min(int(length**_POWER), _MOST_SAMPLED))
     return set(np.round(np.linspace(0, length - 1, count)).astype(int).tolist())
 
@@ -48,10 +48,11 @@ def pixel_counts(image: np.ndarray) -> np.ndarray:
 
 
 def image_stats(counts: np.ndarray, images: int) -> Stats:
-    """Of images in [0, 1], each channel's: arrays (3, 1, 1), `count` (1,).
+    """Statistics of each channel of images in [0, 1]: arrays (3, 1, 1), `count` (1,).
 
     Args:
-        counts: (3, 256) of all `images` that were sampled.
+        counts: (3, 256) how often each value occurs in all sampled images.
+        images: how many were sampled.
     """
     values = np.arange(256)
     total = counts.sum(axis=1)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-# What a LeRobotDataset has besides the columns of its user.
+# Columns that every LeRobotDataset has.
 BOOKKEEPING = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -26,7 +26,7 @@ BOOKKEEPING = {
 }
 Features = Mapping[str, Mapping[str, Any]]  # of meta/info.json
 
-_ROW_GROUP_BYTES = 64 << 20  # of images: no more of them are in memory
+_ROW_GROUP_BYTES = 64 << 20  # of images: the most that is held in memory
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
@@ -57,7 +57,7 @@ def write_rows(
 
     Args:
         vectors: (T, D) of all columns but the images'.
-        images: column → (H, W, 3) uint8 RGB, one after the other. They become PNG files in the table, which are
+        images: column → (H, W, 3) uint8 RGB, one at a time. They become PNG files in the table, which are
             divided into row groups; without images an episode is one row group.
     """
     steps = len(next(iter(vectors.values())))
@@ -89,7 +89,7 @@ def png_bytes(frames: Sequence[np.ndarray]) -> int:
 
 
 def join(parts: Iterable[Path], path: Path, schema: pa.Schema) -> None:
-    """Write tables one after the other, row group by row group, and remove their files."""
+    """Concatenate tables, row group by row group, and remove their files."""
     with _writer(path, schema) as writer:
         for part in parts:
             with pq.ParquetFile(part) as opened:
@@ -100,27 +100,15 @@ def join(parts: Iterable[Path], path: Path, schema: pa.Schema) -> None:
 
 def write_tasks(path: Path, tasks: Sequence[str]) -> None:
     """The table that pandas reads as a column `task_index` with the index `task`."""
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": pandas_type, "numpy_type": numpy_type, "metadata": None}
+        for name, pandas_type, numpy_type in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
+    ]
+    index = {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object"}
     described = {
         "index_columns": ["task"],
-        "column_indexes": [
-            {
-                "name": None,
-                "field_name": None,
-                "pandas_type": "unicode",
-                "numpy_type": "object",
-                "metadata": {"encoding": "UTF-8"},
-            }
-        ],
-        "columns": [
-            {
-                "name": name,
-                "field_name": name,
-                "pandas_type": pandas_type,
-                "numpy_type": numpy_type,
-                "metadata": None,
-            }
-            for name, pandas_type, numpy_type in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
-        ],
+        "column_indexes": [{**index, "metadata": {"encoding": "UTF-8"}}],
+        "columns": columns,
         "attributes": {},
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.0",
@@ -131,12 +119,9 @@ def write_tasks(path: Path, tasks: Sequence[str]) -> None:
 
 def write_episodes(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """The table of episodes; arrays in it become nested lists."""
-    columns = {key: [_plain(row[key]) for row in rows] for key in rows[0]}
+    values = {key: [row[key] for row in rows] for key in rows[0]}
+    columns = {key: [v.tolist() if isinstance(v, np.ndarray) else v for v in of_key] for key, of_key in values.items()}
     pq.write_table(pa.table(columns), path, compression="snappy")
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

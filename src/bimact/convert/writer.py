@@ -1,4 +1,4 @@
-"""What the writers of all formats share: parts of episodes that are written in child processes, side by side."""
+"""The base class of all writers: parts of episodes are written in parallel by child processes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from bimact.convert.content import Content
 from bimact.data.workers import run_apart, run_jobs
 from bimact.progress import ProgressBar
 
-LEFT_OUT = "left out: "  # what notes of what is not written begin with
-
-_STEPS_OF_A_PART = 1000  # at most: a long episode is written by several processes, and the progress bar moves
-_SECONDS, _SECONDS_A_FRAME = 300.0, 1.0  # after which a child is taken to hang
-_SAMPLED_FRAMES = 8  # whose encoded size tells that of all
+_STEPS_PER_SPAN = 1000  # at most: a long episode is written by several processes, and the progress bar moves
+_SECONDS, _SECONDS_PER_FRAME = 300.0, 1.0  # timeout of a child process
+_SAMPLED_FRAMES = 8  # whose encoded size is extrapolated to all
 
 
 @dataclass(frozen=True)
 class Options:
-    """How it is written.
+    """How the dataset is written.
 
     Attributes:
-        codec: "av1", "h264" or "hevc": of LeRobot's videos.
-        lossless: LeRobot's images are PNG files in its tables instead of videos.
-        compress: ALOHA's images are JPEG files.
-        workers: processes; None: one for each core.
+        codec: of LeRobot's videos: "av1", "h264" or "hevc"; None: AV1.
+        lossless: store LeRobot's images as PNG files in its tables instead of videos.
+        compress: store ALOHA's images as JPEG files.
+        workers: number of processes; None: one per core.
     """
 
     codec: str | None = None
@@ -38,8 +36,8 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The steps of an episode from `first` to the one before `end`."""
+class EpisodeSpan:
+    """The steps of an episode from `first` to `end` (exclusive)."""
 
     episode: int
     first: int
@@ -52,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Writer(ABC):
-    """Writes a content in one format.
+    """Writes a dataset in one format.
 
     Raises:
         UserError: if the format cannot hold it.
@@ -61,22 +59,27 @@ class Writer(ABC):
     content: Content
     options: Options
 
-    format: ClassVar[str]  # for people
+    format: ClassVar[str]  # its name in messages
 
     def __post_init__(self) -> None:
         self.check()
 
     @abstractmethod
     def check(self) -> None:
-        """See that the format can hold the content."""
+        """Check that the format can hold the content."""
 
     @abstractmethod
     def notes(self) -> list[str]:
-        """A sentence for all that differs from the source, or is to be known."""
+        """Sentences on what differs from the source, or is worth knowing."""
+
+    def left_out(self) -> list[str]:
+        """What is not written, each with the reason."""
+        odd = self.content.odd
+        return [f"{', '.join(odd)}, not the same in all episodes"] if odd else []
 
     @abstractmethod
     def bytes_needed(self) -> int:
-        """What the dataset takes on the disk; may be an estimate."""
+        """Size of the dataset on disk; may be an estimate."""
 
     @abstractmethod
     def write(self, folder: Path, progress: ProgressBar) -> None:
@@ -87,21 +90,19 @@ class Writer(ABC):
         """
 
     def names_left_out(self) -> list[str]:
-        """A note for formats that have no place for the names of dimensions."""
+        """The names of dimensions, for formats that have no place for them."""
         named = [key for key, column in self.content.columns.items() if column.names is not None]
-        if not named:
-            return []
-        return [f"{LEFT_OUT}the names of dimensions of {', '.join(named)}, for which the format has no place"]
+        return [f"the names of dimensions of {', '.join(named)}, for which the format has no place"] if named else []
 
-    def whole_episodes(self) -> list[Part]:
-        return [Part(episode, 0, length) for episode, length in enumerate(self.content.lengths)]
+    def whole_episodes(self) -> list[EpisodeSpan]:
+        return [EpisodeSpan(episode, 0, length) for episode, length in enumerate(self.content.lengths)]
 
-    def parts(self) -> list[Part]:
+    def spans(self) -> list[EpisodeSpan]:
         """The episodes, long ones divided."""
         return [
-            Part(whole.episode, first, min(whole.end, first + _STEPS_OF_A_PART))
+            EpisodeSpan(whole.episode, first, min(whole.end, first + _STEPS_PER_SPAN))
             for whole in self.whole_episodes()
-            for first in range(0, whole.end, _STEPS_OF_A_PART)
+            for first in range(0, whole.end, _STEPS_PER_SPAN)
         ]
 
     def run(
@@ -111,36 +112,36 @@ class Writer(ABC):
         take: Callable[[int, Any], None] | None = None,
         *,
         progress: ProgressBar | None = None,
-        images_a_step: int = 1,
+        images_per_step: int = 1,
     ) -> None:
-        """Call a function of (content, part, …) for each job in child processes.
+        """Call a function of (content, span, …) for each job in child processes.
 
         Args:
-            function: of a module's top level.
-            take: gets each job's number and result as they are done.
-            images_a_step: that each job writes; they move the progress bar.
+            function: a module-level function.
+            take: called with each job's number and result as they finish.
+            images_per_step: images that each job writes per step, for the progress bar.
         """
         longest = max((len(job[1].steps) for job in jobs), default=0)
         finished = run_jobs(
             function,
             jobs,
-            describe=lambda content, part, *_: content.where(part.episode),
-            timeout=_SECONDS + _SECONDS_A_FRAME * longest * max(1, images_a_step),
+            describe=lambda content, span, *_: content.where(span.episode),
+            timeout=_SECONDS + _SECONDS_PER_FRAME * longest * max(1, images_per_step),
             workers=self.options.workers,
         )
-        # Closed at once, so that no child writes on after an error or Ctrl-C.
+        # Closed at once, so that no child continues to write after an error or Ctrl-C.
         with closing(cast(Generator[tuple[int, Any], None, None], finished)):
             for number, result in finished:
                 if take is not None:
                     take(number, result)
                 if progress is not None:
-                    progress.advance(len(jobs[number][1].steps) * images_a_step)
+                    progress.advance(len(jobs[number][1].steps) * images_per_step)
 
     def image_bytes(self, cameras: Iterable[str], encode: Callable[..., int], *arguments: Any) -> int:
-        """An estimate of what all images of some cameras take, from some frames of each.
+        """An estimate of the encoded size of all images of some cameras, from a sample of each.
 
         Args:
-            encode: of a module's top level; (frames, *arguments) → the bytes that they take together.
+            encode: a module-level function: (images, *arguments) → their total size in bytes.
         """
         cameras = tuple(cameras)
         if not cameras:
@@ -154,7 +155,7 @@ class Writer(ABC):
 def _encode_sample(
     content: Content, cameras: Sequence[str], count: int, encode: Callable[..., int], arguments: tuple[Any, ...]
 ) -> int:
-    """What some images from the middle of the first episode take."""
+    """Encoded size of some images from the middle of the first episode."""
     first = (content.lengths[0] - count) // 2
     steps = range(first, first + count)
     return sum(encode(list(content.frames(0, camera, steps)), *arguments) for camera in cameras)

@@ -1,7 +1,7 @@
 """Writes diffusion_policy's replay buffer: `data/<key>` over all steps, `meta/episode_ends`, in zarr's format 2.
 
-The format is so small (a JSON file and compressed chunks for each array) that it is written here: zarr's versions
-differ in how they write it, and chunks of zeros alone, such as black images, they leave out.
+The format is small (a JSON file and compressed chunks for each array), so it is written here: versions of zarr differ
+in how they write it, and omit chunks that are all zeros, such as black images.
 
 Source: diffusion_policy/common/replay_buffer.py of Diffusion Policy;
 https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html.
@@ -18,7 +18,7 @@ import numcodecs
 import numpy as np
 
 from bimact.convert.content import Content, short_names
-from bimact.convert.writer import Part, Writer
+from bimact.convert.writer import EpisodeSpan, Writer
 from bimact.data.selection import ACTION, STATE
 from bimact.files import write_json
 from bimact.progress import ProgressBar
@@ -30,15 +30,18 @@ _CHUNK_BYTES = 2_000_000  # of vectors
 
 
 class ZarrWriter(Writer):
-    """A chunk is one image, so that processes do not meet in one; the vectors are written by the main process."""
+    """A chunk is one image, so that no two processes write to the same one; the main process writes the vectors."""
 
     format = "zarr replay buffer of Diffusion Policy"
 
     def check(self) -> None:
         self._cameras()
 
+    def left_out(self) -> list[str]:
+        return [*self.names_left_out(), *super().left_out()]
+
     def notes(self) -> list[str]:
-        return self.names_left_out()
+        return []
 
     def bytes_needed(self) -> int:
         images = self.image_bytes(self.content.cameras, _blosc_bytes)
@@ -52,19 +55,7 @@ class ZarrWriter(Writer):
         for group in (folder, folder / "data", folder / "meta"):
             write_json(group / ".zgroup", {"zarr_format": 2})
         _write_vectors(folder / "meta" / "episode_ends", np.cumsum(self.content.lengths, dtype=np.int64))
-        for name, values in self._vectors().items():
-            _write_vectors(folder / "data" / name, values)
-        jobs = []
-        for key, name in self._cameras().items():
-            camera = self.content.cameras[key]
-            shape = (self.content.num_steps, camera.height, camera.width, 3)
-            array = _Array(folder / "data" / name, shape, np.dtype(np.uint8), 1, _IMAGE_CODEC)
-            array.describe()
-            jobs += [(self.content, part, key, array) for part in self.parts()]
-        self.run(_write_images, jobs, progress=progress)
 
-    def _vectors(self) -> dict[str, np.ndarray]:
-        """All columns over all steps."""
         columns, starts, names = self.content.columns, self.content.starts, self._columns()
         vectors = {
             names[key]: np.empty((self.content.num_steps, column.size), column.dtype) for key, column in columns.items()
@@ -74,8 +65,18 @@ class ZarrWriter(Writer):
             for key, values in read.items():
                 vectors[names[key]][starts[episode] : starts[episode] + len(values)] = values
 
-        self.run(_read_vectors, [(self.content, part) for part in self.whole_episodes()], take)
-        return vectors
+        self.run(_read_vectors, [(self.content, span) for span in self.whole_episodes()], take)
+        for name, values in vectors.items():
+            _write_vectors(folder / "data" / name, values)
+
+        jobs = []
+        for key, name in self._cameras().items():
+            camera = self.content.cameras[key]
+            shape = (self.content.num_steps, camera.height, camera.width, 3)
+            array = _ZarrArray(folder / "data" / name, shape, np.dtype(np.uint8), 1, _IMAGE_CODEC)
+            array.write_description()
+            jobs += [(self.content, span, key, array) for span in self.spans()]
+        self.run(_write_images, jobs, progress=progress)
 
     def _columns(self) -> dict[str, str]:
         return {STATE: STATE, ACTION: ACTION, **short_names(self.content.extras, (STATE, ACTION))}
@@ -85,8 +86,8 @@ class ZarrWriter(Writer):
 
 
 @dataclass(frozen=True)
-class _Array:
-    """An array on the disk, whose chunks hold some rows each."""
+class _ZarrArray:
+    """An array on disk in chunks of some rows each."""
 
     path: Path
     shape: tuple[int, ...]
@@ -94,7 +95,7 @@ class _Array:
     rows: int
     codec: numcodecs.Blosc
 
-    def describe(self) -> None:
+    def write_description(self) -> None:
         described = {
             "zarr_format": 2,
             "shape": self.shape,
@@ -108,7 +109,7 @@ class _Array:
         write_json(self.path / ".zarray", described)
 
     def write_chunk(self, number: int, rows: np.ndarray) -> None:
-        """Write a chunk; the last one may have fewer rows, and is filled up."""
+        """Write a chunk; the last one may have fewer rows, and is padded."""
         missing = self.rows - len(rows)
         if missing:
             rows = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
@@ -119,19 +120,19 @@ class _Array:
 
 def _write_vectors(path: Path, values: np.ndarray) -> None:
     rows = min(len(values), max(1, _CHUNK_BYTES // values[:1].nbytes))
-    array = _Array(path, values.shape, values.dtype, rows, _VECTOR_CODEC)
-    array.describe()
+    array = _ZarrArray(path, values.shape, values.dtype, rows, _VECTOR_CODEC)
+    array.write_description()
     for number, first in enumerate(range(0, len(values), rows)):
         array.write_chunk(number, values[first : first + rows])
 
 
-def _read_vectors(content: Content, part: Part) -> dict[str, np.ndarray]:
-    return content.vectors(part.episode)
+def _read_vectors(content: Content, span: EpisodeSpan) -> dict[str, np.ndarray]:
+    return content.vectors(span.episode)
 
 
-def _write_images(content: Content, part: Part, camera: str, array: _Array) -> None:
-    first = content.starts[part.episode]
-    for step, image in zip(part.steps, content.frames(part.episode, camera, part.steps)):
+def _write_images(content: Content, span: EpisodeSpan, camera: str, array: _ZarrArray) -> None:
+    first = content.starts[span.episode]
+    for step, image in zip(span.steps, content.frames(span.episode, camera, span.steps)):
         array.write_chunk(first + step, image[None])
 
 

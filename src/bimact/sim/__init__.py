@@ -1,7 +1,7 @@
 """ALOHA tasks in MuJoCo: environments, scripted demonstrators, recording.
 
-Importing this room registers its environments; `gymnasium.make("bimact.sim:bimact/TransferCube-v0")` does
-both in one call.
+Importing this package registers its environments; `gymnasium.make("bimact.sim:bimact/TransferCube-v0")` does both in
+one call.
 """
 
 import gymnasium

@@ -1,4 +1,4 @@
-"""Several control steps as one: what the rollout of a policy that predicts chunks asks of an environment."""
+"""Several control steps per environment step, for rollouts of policies that predict chunks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ VIDEO_FPS = FPS // 2
 
 
 class ChunkedAloha(gymnasium.Env[Observation, np.ndarray]):
-    """Executes `execute_steps` actions a call and observes only the last `history` of them.
+    """Executes `execute_steps` actions per call and observes only the last `history` of them.
 
-    Rendering is what costs time in a rollout, so a camera image is drawn only if the policy will see it.
+    Rendering dominates the time of a rollout, so a camera image is rendered only if the policy will see it.
 
     Observation: as `AlohaEnv`'s, each entry with a first axis over `history` steps, oldest first; after a
     reset the first observation is repeated. Action: (execute_steps, 14). Reward: the highest one of the call;
     `info["final_reward"]` is that of its last step. A reset with the option `videos`, a mapping from seeds to
-    paths, films the episode if its seed is among them.
+    paths, records a video of the episode if its seed is among them.
 
     Args:
-        execute_steps: actions a call.
+        execute_steps: actions per call.
         history: observations that the policy sees.
         settings: of the `AlohaEnv`.
     """
@@ -55,7 +55,7 @@ class ChunkedAloha(gymnasium.Env[Observation, np.ndarray]):
         video = (options or {}).get("videos", {}).get(seed)
         if video is not None:
             self._video = VideoWriter(video, VIDEO_FPS)
-            self._film()
+            self._record_frame()
         return self._stacked(), info
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -63,7 +63,7 @@ class ChunkedAloha(gymnasium.Env[Observation, np.ndarray]):
         for number, target in enumerate(action):
             reward = self.env.advance(target)
             highest = max(highest, reward)
-            self._film()
+            self._record_frame()
             if self.env.truncated or number >= self.execute_steps - self.history:
                 self._frames.append(self.env.observe())
             if self.env.truncated:
@@ -72,7 +72,7 @@ class ChunkedAloha(gymnasium.Env[Observation, np.ndarray]):
         info = {"is_success": self.env.is_success, "final_reward": reward}
         return self._stacked(), highest, False, self.env.truncated, info
 
-    def _film(self) -> None:
+    def _record_frame(self) -> None:
         if self._video is not None and self.env.steps_done % (FPS // VIDEO_FPS) == 0:
             frame = self.env.render()
             assert frame is not None

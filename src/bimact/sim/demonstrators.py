@@ -1,7 +1,7 @@
 """Scripted demonstrators: waypoints of both grippers, and the joint-space actions that follow them.
 
-As in the ACT paper's simulated demonstrations, a gripper trajectory is first followed in a scene with
-end-effector control; the joint angles seen there become the actions of the joint-controlled robot.
+As in the ACT paper's simulated demonstrations, a gripper trajectory is first followed in a scene with end-effector
+control; the joint angles there become the actions of the joint-controlled robot.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ROLLED = _rotation((1.0, 0.0, 0.0), 90)  # fingers close from above and below, 
 
 @dataclass(frozen=True)
 class Waypoint:
-    """Where a gripper is at a step: position in metres, unit quaternion, opening from 0 to 1."""
+    """Pose of a gripper at a step: position in metres, unit quaternion, opening from 0 to 1."""
 
     step: int
     position: np.ndarray
@@ -75,7 +75,7 @@ def _transfer_cube(objects: np.ndarray) -> Waypoints:
 
 
 def _insertion(objects: np.ndarray) -> Waypoints:
-    """Both grippers pick up their object, meet in mid-air, and the peg goes into the socket."""
+    """Both grippers pick up their object and bring them together in mid-air, and the peg goes into the socket."""
     middle = np.array([0.0, 0.5, 0.15])
     raise_peg = np.array([0.0, 0.0, 0.00715])  # the two are grasped at heights that differ by this much
 
@@ -115,7 +115,7 @@ def demonstrate(task: Task, seed: int, *, noise: float = 0.0, scene: Scene | Non
         task: the task to do.
         seed: of the objects' poses (as in the environment's `reset`) and of the noise.
         noise: uniform noise on both grippers' positions at each step, up to this many metres.
-        scene: an end-effector scene of the task to work in; made anew where it is not given.
+        scene: an end-effector scene of the task; None: a new one.
 
     Returns:
         actions (400, 14) float64: absolute joint angles in radians and gripper openings from 0 to 1.
@@ -137,8 +137,8 @@ def demonstrate(task: Task, seed: int, *, noise: float = 0.0, scene: Scene | Non
     actions = np.empty((EPISODE_STEPS, 14))
     openings = np.zeros(2)
     for step in range(EPISODE_STEPS):
-        # The joints that the arms have reached are the target; the fingers' target is the command itself,
-        # since their position stops at what they hold and would not press on it.
+        # The joint positions that the arms have reached are the target; the fingers' target is the command itself,
+        # since their position stops at the object that they hold, without force.
         actions[step] = state_of(data)
         actions[step, [6, 13]] = openings
         data.mocap_pos[:] = poses[step, :, :3]

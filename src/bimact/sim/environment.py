@@ -26,17 +26,17 @@ Observation = dict[str, np.ndarray]
 class AlohaEnv(gymnasium.Env[Observation, np.ndarray]):
     """Two ViperX arms at a table, controlled by absolute joint targets at 50 Hz.
 
-    Observation: `image_<camera>` (height, width, 3) uint8 RGB for each camera asked for, and `state` (14,)
+    Observation: `image_<camera>` (height, width, 3) uint8 RGB for each selected camera, and `state` (14,)
     float32: for the left, then the right arm six joint angles in radians and the gripper's opening (0 closed,
     1 open). Action (14,) float32: targets in the same layout. Reward: the paper's stages, 0 to 4.
 
-    An episode lasts `episode_steps`, also after success, as in the paper's evaluation; `info["is_success"]`
-    says whether reward 4 was reached at this step or before. An environment with the same seed starts from
-    the same scene as gym-aloha's.
+    An episode lasts `episode_steps`, also after success, as in the paper's evaluation; `info["is_success"]` says
+    whether reward 4 was reached at this step or before. With the same seed, an episode starts from the same scene as
+    gym-aloha's.
 
     Args:
         task: `transfer_cube` or `insertion`.
-        cameras: what is rendered, out of `top, angle, left_pillar, right_pillar, left_wrist, right_wrist`.
+        cameras: to render, out of `top, angle, left_pillar, right_pillar, left_wrist, right_wrist`.
         image_size: height and width of the images in pixels.
         quality: `fast`, or `high` with shadows and multisampling.
         episode_steps: control steps until an episode is truncated.
@@ -89,7 +89,7 @@ class AlohaEnv(gymnasium.Env[Observation, np.ndarray]):
         entries: dict[str, spaces.Space[Any]] = {
             f"image_{camera}": spaces.Box(0, 255, (*self.image_size, 3), np.uint8) for camera in self.cameras
         }
-        # Joint limits are springs, which a collision can push an arm beyond: no finite bound would be true.
+        # Joint limits are springs, beyond which a collision can push an arm: no finite bound would be correct.
         entries["state"] = spaces.Box(-np.inf, np.inf, (14,), np.float32)
         return spaces.Dict(entries)
 
@@ -117,7 +117,7 @@ class AlohaEnv(gymnasium.Env[Observation, np.ndarray]):
         return float(reward)
 
     def observe(self) -> Observation:
-        """The observation of the present moment; only the cameras asked for are rendered."""
+        """The current observation; only the selected cameras are rendered."""
         observation = {f"image_{camera}": self._image(camera, self.image_size, self.quality) for camera in self.cameras}
         observation["state"] = state_of(self.scene.data).astype(np.float32)
         return observation
@@ -148,6 +148,6 @@ class AlohaEnv(gymnasium.Env[Observation, np.ndarray]):
         return renderer.render(self.scene.data, camera)
 
     def close(self) -> None:
-        """Free the OpenGL contexts; the environment can be used again and makes new ones."""
+        """Free the OpenGL contexts; the environment can still be used and creates new ones."""
         while self._renderers:
             self._renderers.popitem()[1].close()

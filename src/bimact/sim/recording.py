@@ -1,8 +1,8 @@
-"""Recording scripted demonstrations into a dataset, on all cores, so that an interruption costs little.
+"""Records scripted demonstrations into a dataset, on all cores; an interrupted recording is resumed.
 
-While a recording is under way its arrays are called `*.partial` and `recording.json` lists the episodes that
-are done; they get their final names when all are. An episode's content depends on the seed and its number
-alone, so the same seed writes the same bytes with any number of workers and interruptions.
+During a recording its arrays are called `*.partial` and `recording.json` lists the finished episodes; they get their
+final names when all are finished. An episode's content depends only on the seed and its number, so the same seed writes
+the same bytes with any number of workers and interruptions.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from bimact.sim.environment import AlohaEnv
 from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, FPS, JOINTS, Scene, find_task
 
 PARTIAL = ".partial"
-_NEXT_TRY = 10_000_000  # a failed demonstration is tried again with its seed moved by this much
+_NEXT_TRY = 10_000_000  # added to the seed of a failed demonstration to try again
 
 
 @dataclass(frozen=True)
 class RecordingSettings:
-    """What a recording's content depends on.
+    """The settings that the content of a recording depends on.
 
     Attributes:
         task: name of the simulated task.
@@ -74,13 +74,13 @@ class RecordingSettings:
         return observation_dtype(dict.fromkeys(self.cameras, self.image_size), len(JOINTS))
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in a JSON file: lists instead of tuples."""
+        """The settings in JSON's types: lists instead of tuples."""
         return dict(json.loads(json.dumps(asdict(self))))
 
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """An episode that is on disk: the seed that succeeded and how many before it failed."""
+    """A recorded episode: the seed that succeeded and the number of failed ones before."""
 
     number: int
     seed: int
@@ -88,15 +88,15 @@ class RecordedEpisode:
 
 
 def record(settings: RecordingSettings, output_dir: str | Path, workers: int | None = None) -> list[RecordedEpisode]:
-    """Record demonstrations that succeed, or go on with a recording that was interrupted.
+    """Record successful demonstrations, or resume an interrupted recording.
 
     Args:
         settings: what to record.
         output_dir: the dataset's folder.
-        workers: processes; None: one for each core.
+        workers: number of processes; None: one per core.
 
     Returns:
-        the episodes, in order. What is already complete is left as it is.
+        the episodes, in order. Finished episodes are kept.
 
     Raises:
         UserError: if the folder holds anything else or cannot be written, or the disk is too small.
@@ -126,7 +126,7 @@ def record(settings: RecordingSettings, output_dir: str | Path, workers: int | N
 
 
 def _is_complete(folder: Path, settings: RecordingSettings) -> bool:
-    """Whether the folder holds this very dataset; any other one is refused."""
+    """Whether the folder holds the dataset with these settings; any other one is refused."""
     if (folder / JOURNAL).exists() or not (folder / OBSERVATIONS).exists():
         return False
     found: dict[str, Any] = {}
@@ -160,7 +160,7 @@ def _refuse_other(folder: Path, found: dict[str, Any], settings: RecordingSettin
 
 
 def _allocate(folder: Path, settings: RecordingSettings) -> None:
-    """Make the arrays in their full size, so that a full disk shows itself before the work."""
+    """Create the arrays in full size, so that a full disk is detected first."""
     needed = settings.steps * (settings.dtype.itemsize + 4 * len(JOINTS))
     parent = next(place for place in (folder, *folder.resolve().parents) if place.exists())
     free = shutil.disk_usage(parent).free
@@ -183,7 +183,7 @@ def _write_journal(folder: Path, settings: RecordingSettings, done: dict[int, Re
 
 
 def _complete(folder: Path, settings: RecordingSettings, done: dict[int, RecordedEpisode]) -> None:
-    """Give the arrays their names. The journal goes last: a kill in between is mended by the next call."""
+    """Rename the arrays. The journal is removed last, so that the next call resumes after a kill."""
     lengths = np.full(settings.episodes, EPISODE_STEPS, dtype=np.int64)
     with (folder / (LENGTHS + PARTIAL)).open("wb") as file:
         np.save(file, lengths)
@@ -219,7 +219,7 @@ def _record_episode(number: int) -> RecordedEpisode:
 
 
 class _Worker:
-    """What a recording process keeps: the scenes, and the arrays that it writes its episodes into."""
+    """The state of a recording process: the scenes, and the arrays for its episodes."""
 
     def __init__(self, settings: RecordingSettings, folder: Path) -> None:
         self.settings = settings

@@ -1,4 +1,4 @@
-"""Camera images of a scene, with a quality that is chosen for speed or for looks."""
+"""Camera images of a scene, in fast or high quality."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ QUALITIES = ("fast", "high")
 
 
 class Renderer:
-    """Draws cameras of one scene at one size.
+    """Renders cameras of one scene at one size.
 
-    `fast` switches shadows and multisampling off, which costs a tenth of the time on a CPU; `high` keeps
-    them, for videos. The choice is read from the model when the OpenGL context is made.
+    `fast` switches shadows and multisampling off, which takes a tenth of the time on a CPU; `high` keeps them, for
+    videos. The quality is read from the model when the OpenGL context is created.
     """
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int, quality: str = "fast") -> None:
@@ -26,15 +26,15 @@ class Renderer:
         usual = settings.shadowsize, settings.offsamples
         if quality == "fast":
             settings.shadowsize, settings.offsamples = 0, 0
-        # An off-screen buffer of just the asked size is the fastest to read back.
+        # An off-screen buffer of exactly this size is the fastest to read back.
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         with explain_missing_opengl():
             self._renderer = mujoco.Renderer(model, height, width)
         settings.shadowsize, settings.offsamples = usual
-        # At exit the context has to go before Python takes the OpenGL library apart.
+        # At exit the context has to be freed before Python unloads the OpenGL library.
         self.close = weakref.finalize(self, self._renderer.close)
 
     def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """The view (height, width, 3) uint8 RGB of a named camera."""
         self._renderer.update_scene(data, camera)
-        return self._renderer.render()
+        return np.asarray(self._renderer.render())

@@ -1,8 +1,7 @@
 """The two bimanual tasks of the ACT paper (Zhao et al. 2023, section V-A) as MuJoCo models.
 
-The scene, the robot and the meshes are those that the gym-aloha package ships. State and action have 14
-numbers: for the left arm, then for the right one, six joint angles in radians and the gripper's opening
-from 0 (closed) to 1 (open).
+The scene, the robot and the meshes are those of the gym-aloha package. State and action have 14 dimensions: for the
+left arm, then for the right one, six joint angles in radians and the gripper's opening from 0 (closed) to 1 (open).
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from bimact.errors import UserError
 from bimact.opengl import explain_missing_opengl
 
 with explain_missing_opengl():  # MuJoCo loads OpenGL as it is imported
-    import mujoco
+    import mujoco as mujoco  # the modules here that use it import it from this one
 
 # By default MuJoCo writes its warnings ("simulation is unstable") into a file in the working directory.
 mujoco.set_mju_user_warning(lambda message: logging.getLogger(__name__).warning("MuJoCo: %s", message))
 
 FPS = 50
-SUBSTEPS = 10  # of 2 ms a control step
+SUBSTEPS = 10  # of 2 ms per control step
 EPISODE_STEPS = 400
 CAMERAS = ("top", "angle", "left_pillar", "right_pillar", "left_wrist", "right_wrist")
 MAX_REWARD = 4
@@ -60,7 +59,7 @@ def state_of(data: mujoco.MjData) -> np.ndarray:
 
 
 def control_of(action: np.ndarray) -> np.ndarray:
-    """Action (14,) → MuJoCo's control signal (16,): joint angles and two mirrored fingers an arm."""
+    """Action (14,) → MuJoCo's control signal (16,): joint angles and two mirrored fingers per arm."""
     arms = np.asarray(action, dtype=np.float64).reshape(2, 7)
     finger = finger_position(arms[:, 6:7])
     return np.concatenate([arms[:, :6], finger, -finger], axis=1).reshape(16)
@@ -97,16 +96,16 @@ def _insertion_reward(touching: Touching) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its models, where its objects start, and its staged reward from 0 to 4.
+    """One task: its models, the start positions of its objects, and its staged reward from 0 to 4.
 
     Attributes:
         name: as in `--task`.
         model_file: MJCF of the joint-controlled scene; an absolute path, or one in gym-aloha's assets.
         mocap_model_file: the same scene with grippers that follow mocap bodies, for the demonstrator.
         start_boxes: for each object the lowest and the highest start position in metres.
-        reward: from a function that tells whether two geoms touch to the stage, 0 to 4.
-        waypoints: of the demonstrator, from the objects' poses (objects, 7) to those of each gripper (see
-            `demonstrators.py`, which has them for the tasks that come with bimact).
+        reward: function of whether two geoms touch → stage, 0 to 4.
+        waypoints: of the demonstrator: poses of the objects (objects, 7) → waypoints of each gripper (see
+            `demonstrators.py`, which has those of bimact's own tasks).
     """
 
     name: str
@@ -119,9 +118,9 @@ class Task:
     def sample_objects(self, seed: int) -> np.ndarray:
         """Start poses (objects, 7) of position in metres and unit quaternion, the same for the same seed.
 
-        The draw is gym-aloha's, so that a seed means the same scene there and here.
+        They are sampled as in gym-aloha, so that a seed gives the same scene.
         """
-        draw = np.random.RandomState(seed)  # this very generator is part of the benchmark
+        draw = np.random.RandomState(seed)  # this generator is part of the benchmark
         positions = [draw.uniform(low, high) for low, high in self.start_boxes]
         return np.array([np.concatenate([position, [1.0, 0.0, 0.0, 0.0]]) for position in positions])
 
@@ -148,7 +147,7 @@ TASKS = {
 
 
 def find_task(name: str) -> Task:
-    """A task by its name: one of `TASKS`, or one that another package's entry point in `bimact.tasks` names.
+    """A task by its name: one of `TASKS`, or one of another package's entry points in `bimact.tasks`.
 
     Raises:
         UserError: if there is none.
@@ -163,7 +162,7 @@ def find_task(name: str) -> Task:
 
 
 def assets_folder() -> Path:
-    """Where gym-aloha keeps its MJCF files; found without importing it, since that needs OpenGL."""
+    """The folder of gym-aloha's MJCF files, found without importing it, since that needs OpenGL."""
     spec = importlib.util.find_spec("gym_aloha")
     if spec is None or spec.origin is None:
         raise UserError("the simulation is not installed: pip install 'bimact[sim]'")
@@ -193,10 +192,10 @@ def load_model(task: Task, *, mocap: bool = False) -> mujoco.MjModel:
 
 
 class Scene:
-    """A task's model with its state in time: reset, advance by a control step, reward.
+    """A task's model and simulation state: reset, advance by a control step, reward.
 
     Stepping follows dm_control's order (`mj_step2`, nine full steps, `mj_step1`), so that trajectories are
-    those of gym-aloha to the last bit, at a fraction of the time.
+    bit-identical to gym-aloha's, in a fraction of the time.
     """
 
     def __init__(self, task: Task, *, mocap: bool = False) -> None:
@@ -206,7 +205,7 @@ class Scene:
         self._geom_names = [self.model.geom(index).name for index in range(self.model.ngeom)]
 
     def reset(self, objects: np.ndarray) -> None:
-        """Arms in their start pose, objects (objects, 7) where they are asked to be."""
+        """Arms in their start pose, objects at the given poses (objects, 7)."""
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:16] = START_POSE
         self.data.qpos[16:] = objects.reshape(-1)
@@ -215,13 +214,13 @@ class Scene:
         mujoco.mj_forward(self.model, self.data)
 
     def advance(self) -> None:
-        """One control step of 20 ms under the present control signal."""
+        """One control step of 20 ms under the current control signal."""
         mujoco.mj_step2(self.model, self.data)
         mujoco.mj_step(self.model, self.data, nstep=SUBSTEPS - 1)
         mujoco.mj_step1(self.model, self.data)
 
     def reward(self) -> int:
-        """The task's staged reward, 0 to 4, of the present contacts."""
+        """The task's staged reward, 0 to 4, of the current contacts."""
         contacts = self.data.contact
         names = self._geom_names
         pairs = {(names[first], names[second]) for first, second in zip(contacts.geom1, contacts.geom2)}

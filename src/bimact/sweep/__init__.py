@@ -1,1 +1,1 @@
-"""Searches of settings: a sweep file in W&B's syntax, run by Optuna, a training process for each trial."""
+"""Hyperparameter search: a sweep file in W&B's syntax, run by Optuna with a training process per trial."""

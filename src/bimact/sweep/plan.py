@@ -1,4 +1,4 @@
-"""What a call of `bimact sweep` is to run, checked before the first trial starts."""
+"""The plan of a `bimact sweep`, checked before the first trial starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bimact.sweep.space import as_text
 from bimact.sweep.sweep_file import Sweep
 from bimact.training.demonstrations import open_demonstrations
 
-_WARM_UP = 10  # values of a metric that is not logged once an epoch
+_WARM_UP = 10  # values of a metric that is not logged once per epoch
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class SweepPlan:
     """A sweep and how this process takes part in it.
 
     Attributes:
-        sweep: what is searched.
+        sweep: the sweep file.
         config: YAML that each trial starts from.
-        settings: what each trial has on top of it, besides its parameters.
-        base: both together, as far as they are the same for all trials.
-        dataset: which demonstrations these are.
+        settings: of each trial on top of it, besides its parameters.
+        base: config and settings, as far as they are the same for all trials.
+        dataset: identifies the demonstrations.
         program: a Python script that trains; None: `bimact train`.
         folder: of the sweep.
         storage: URL of a database; None: a file in the folder.
-        total: trials of the sweep, those of all processes together.
-        jobs: trials that this process runs at once.
-        timeout: seconds after which this process ends; None: when all is done.
+        total: number of trials of the sweep, of all processes together.
+        jobs: number of concurrent trials of this process.
+        timeout: seconds after which this process ends; None: when all trials are done.
         pruning: whether bad trials are ended early.
-        command: that asked for this, for messages.
+        command: of this call, for messages.
     """
 
     sweep: Sweep
@@ -58,7 +58,7 @@ class SweepPlan:
 
     @property
     def warm_up(self) -> int | None:
-        """Values of the metric that each trial may log before it can be ended; None: none is ended."""
+        """Number of values of the metric before a trial may be pruned; None: no pruning."""
         if not self.pruning:
             return None
         counts_epochs = self.sweep.metric == "val_loss" and self.base.num_steps is None
@@ -76,7 +76,7 @@ class SweepPlan:
         return {"demonstrations": self.dataset, **{name: values[name] for name in names}}
 
     def settings_of(self, parameters: Mapping[str, Any]) -> dict[str, str]:
-        """Of a trial, on top of the config."""
+        """Settings of a trial, on top of the config."""
         return {**self.settings, **{name: as_text(value) for name, value in parameters.items()}}
 
 
@@ -93,19 +93,19 @@ def plan_sweep(
     pruning: bool = True,
     command: str = "",
 ) -> SweepPlan:
-    """Check what a sweep needs.
+    """Check everything that a sweep needs.
 
     Args:
-        sweep: what is searched.
+        sweep: the sweep file.
         config: YAML that each trial starts from.
         settings: of each trial, on top of the config.
         output_dir: the sweep's folder; None: by the file's name.
         storage: URL of a database; None: a file in the folder.
-        trials: of the sweep in all; None: as many as a grid has, or the file's `run_cap`.
-        jobs: trials at once.
+        trials: number of trials of the sweep; None: as many as a grid has, or the file's `run_cap`.
+        jobs: number of concurrent trials.
         timeout: minutes.
         pruning: whether bad trials are ended early.
-        command: that asks for this, for messages.
+        command: of this call, for messages.
 
     Raises:
         UserError: if the sweep's folder cannot be written, or something is wrong with the settings or demonstrations.
@@ -124,16 +124,22 @@ def plan_sweep(
     check_writable(folder)
     base = load_config(config, [f"{name}={value}" for name, value in {**settings, **constants}.items()])
     program = in_project(sweep.program) if sweep.program else None
+    dataset = _check_demonstrations(sweep, base)
+    limits = [number for number in (trials, sweep.run_cap, sweep.combinations) if number is not None]
+    if not limits:
+        raise UserError(f"method {sweep.method} never ends: pass a number of trials, such as --trials 20")
+    if min(limits) < 1:
+        raise UserError(f"--trials is {trials}, it has to be at least 1")
     return SweepPlan(
         sweep=sweep,
         config=config,
         settings=dict(settings),
         base=base,
-        dataset=_check_demonstrations(sweep, base),
+        dataset=dataset,
         program=program if program is not None and program.is_file() else None,
         folder=folder,
         storage=storage,
-        total=_total(sweep, trials),
+        total=min(limits),
         jobs=jobs,
         timeout=None if timeout is None else 60 * timeout,
         pruning=pruning,
@@ -148,27 +154,18 @@ def in_project(path: str | Path) -> Path:
     return path if path.exists() or not (project / path).exists() else project / path
 
 
-def _total(sweep: Sweep, trials: int | None) -> int:
-    limits = [number for number in (trials, sweep.run_cap, sweep.combinations) if number is not None]
-    if not limits:
-        raise UserError(f"method {sweep.method} has no end of its own: say how many trials by --trials 20")
-    if min(limits) < 1:
-        raise UserError(f"--trials is {trials}, it has to be at least 1")
-    return min(limits)
-
-
 def _check_demonstrations(sweep: Sweep, base: Config) -> str:
-    """See that there is something to train on and, if it is asked for, to validate on.
+    """Check that there are episodes to train on and, for val_loss, to validate on.
 
     Returns:
-        what tells these demonstrations from others.
+        what identifies these demonstrations.
     """
     shares: list[Any] = [base.val_split]
     if "val_split" in sweep.space:
         distribution = sweep.space["val_split"]
         shares = list(distribution.choices) if isinstance(distribution, CategoricalDistribution) else []
     if sweep.metric == "val_loss" and 0 in shares:
-        raise UserError("the sweep compares by val_loss, which there is none of with val_split 0: give --val_split 0.1")
+        raise UserError("the sweep compares val_loss, which does not exist with val_split 0: pass --val_split 0.1")
     if "dataset_dir" in sweep.space and base.dataset_dir is None:
         return "chosen by each trial"
     path = base.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", ""))
@@ -176,5 +173,5 @@ def _check_demonstrations(sweep: Sweep, base: Config) -> str:
         raise UserError("a sweep needs --dataset_dir (or ACT_DATASET_DIR)")
     episodes, _ = open_demonstrations(base, path)
     if sweep.metric == "val_loss" and len(split_episodes(episodes.lengths, max(shares, default=0.1), 0)[1]) == 0:
-        raise UserError(f"{path} has a single episode, so none can be held out, and there is no val_loss to compare by")
+        raise UserError(f"{path} has a single episode, so none can be held out, and there is no val_loss to compare")
     return episodes.fingerprint

@@ -1,4 +1,4 @@
-"""The pictures of a sweep's page, drawn as those of a run's report."""
+"""The plots of a sweep's page, in the style of a run's report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WIDE = 8  # largest / smallest value, from where on an axis is logarithmic
 
 
 def history(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Markup:
-    """What each trial has reached, and the best one up to it."""
+    """The value of each trial, and the best one so far."""
     finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     numbers, values = [trial.number for trial in finished], [trial.values[0] for trial in finished]
     best_so_far = (np.minimum if sweep.goal == "minimize" else np.maximum).accumulate(values)
@@ -72,7 +72,7 @@ def curves(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Markup:
 
 
 def importance(shares: Mapping[str, float]) -> Markup:
-    """How much each parameter decides, as shares of 1."""
+    """Importance of the parameters, as shares of 1."""
     names = sorted(shares, key=lambda name: -shares[name])
 
     def draw(axes: Axes) -> None:
@@ -88,14 +88,14 @@ def importance(shares: Mapping[str, float]) -> Markup:
         axes.grid(False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(plain)
-        axes.set_xlabel("share of what the parameters decide, %")
+        axes.set_xlabel("share of importance, %")
 
     values = ", ".join(f"{name} {shares[name]:.0%}" for name in names)
     return svg_plot("importance", f"Importance of the parameters: {values}", 0.75 + 0.34 * len(names), draw)
 
 
 def slices(sweep: Sweep, trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[Markup]:
-    """What trials have reached over each of their parameters."""
+    """The values of trials over each parameter."""
     return [_slice(sweep, trials, name, sweep.space[name]) for name in names]
 
 
@@ -104,7 +104,7 @@ def _slice(sweep: Sweep, trials: Sequence[FrozenTrial], name: str, distribution:
     places: dict[int, float] = {trial.number: trial.params[name] for trial in trials}
     if isinstance(distribution, CategoricalDistribution):
         choices = list(distribution.choices)
-        # Beside each other, so that trials with one value can be told apart.
+        # Next to each other, so that trials with the same value are distinguishable.
         places = {number: choices.index(value) + 0.5 * _spread(number) for number, value in places.items()}
 
     def draw(axes: Axes) -> None:

@@ -1,4 +1,4 @@
-"""`S/report.html`: one self-contained page on a sweep: the best trial, what matters, and all trials."""
+"""`S/report.html`: one self-contained page on a sweep: best trial, importance of parameters, all trials."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from bimact.sweep.trial import LOG
 
 TEMPLATE = "report_template.html"
 
-_FEWEST_FOR_IMPORTANCE = 12  # trials that were finished or pruned
-_GOOD = 4  # of them at least are what the importance looks at
-_EDGE = 0.05  # of a range: a best value in there asks for a wider one
+_FEWEST_FOR_IMPORTANCE = 12  # finished or pruned trials
+_GOOD = 4  # at least so many of them count as good
+_EDGE = 0.05  # of a range: a best value within suggests a wider range
 
 
 def write_report(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> Path:
-    """Write `S/report.html`: one page that needs no other file and no network.
+    """Write `S/report.html`, a page that needs no other file and no network.
 
     Args:
         plan: of the sweep.
@@ -59,12 +59,12 @@ def write_report(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> Path:
 
 
 def importances(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """How much each parameter decides whether a trial is among the best (PED-ANOVA), as shares of 1.
+    """Importance of each parameter for a trial to be among the best (PED-ANOVA), as shares of 1.
 
-    Pruned trials count with their last values: bad as these are, they tell where not to look.
+    Pruned trials count with their last values.
 
     Returns:
-        nothing, if there are too few trials or parameters to tell.
+        nothing, if there are too few trials or parameters.
     """
     judged, names = _judged(trials), varied(sweep.space)
     values = {last_value(trial) for trial in judged}
@@ -84,13 +84,13 @@ def importances(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, float]
 
 
 def _judged(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials of which there is something to say."""
+    """Finished and pruned trials with a value."""
     states = (TrialState.COMPLETE, TrialState.PRUNED)
     return [trial for trial in trials if trial.state in states and last_value(trial) is not None]
 
 
 def at_the_edge(sweep: Sweep, best: FrozenTrial) -> list[str]:
-    """Sentences on parameters whose best value lies at an end of their range."""
+    """Sentences on parameters whose best value is at an end of their range."""
     sentences = []
     for name, distribution in sweep.space.items():
         if not isinstance(distribution, (FloatDistribution, IntDistribution)) or distribution.single():
@@ -103,7 +103,7 @@ def at_the_edge(sweep: Sweep, best: FrozenTrial) -> list[str]:
 
 
 def _content(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """What the template shows."""
+    """The variables of the template."""
     sweep, best = plan.sweep, best_trial(plan.sweep, trials)
     names = varied(sweep.space)
     shares = importances(sweep, trials)
@@ -135,7 +135,7 @@ def _content(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
 
 
 def _rows(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> Iterator[dict[str, Any]]:
-    """The trials as a table has them: finished ones first, the best on top."""
+    """The rows of the table of trials: finished ones first, the best on top."""
     order = list(STATES)
     sign = 1 if plan.sweep.goal == "minimize" else -1
 
@@ -158,12 +158,12 @@ def _rows(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> Iterator[dict[str, 
 
 
 def _options(command: str) -> list[str]:
-    """A command in parts that a line may end between."""
+    """A command in parts between which lines may break."""
     return re.split(r" (?='?--)", command)
 
 
 def _words(distribution: BaseDistribution) -> str:
-    """What a parameter is drawn from."""
+    """A distribution in words."""
     if isinstance(distribution, CategoricalDistribution):
         texts = [short(choice) for choice in distribution.choices]
         return texts[0] if len(texts) == 1 else "one of " + ", ".join(texts)

@@ -1,4 +1,4 @@
-"""Running a sweep: trials started, watched, ended early where they are bad, and counted."""
+"""Runs a sweep: starts trials, monitors and prunes them, and counts them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
-from bimact.errors import UserError
+from bimact.errors import UserError, first_line
 from bimact.machine import usable_cores
-from bimact.progress import ProgressBar, progress_bar
+from bimact.progress import progress_bar
 from bimact.sweep.plan import SweepPlan
 from bimact.sweep.report import write_report
 from bimact.sweep.study import SweepStudy
@@ -25,11 +25,11 @@ _POLL = 0.2  # seconds
 
 
 def run_sweep(plan: SweepPlan) -> None:
-    """Run what is left of a sweep, then write its page and say what came out.
+    """Run the remaining trials of a sweep, then write its page and print the result.
 
     Raises:
-        UserError: if the storage does not answer, or no trial has come to an end.
-        KeyboardInterrupt: after Ctrl-C, when the running trials have saved themselves.
+        UserError: if the storage does not answer, or no trial has finished.
+        KeyboardInterrupt: after Ctrl-C, when the running trials have saved checkpoints.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = SweepStudy(
@@ -44,8 +44,8 @@ def run_sweep(plan: SweepPlan) -> None:
     try:
         runner.run()
     except StorageInternalError as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"the storage of the sweep does not answer ({first}); the same command goes on") from None
+        reason = first_line(error)
+        raise UserError(f"the storage of the sweep does not answer ({reason}); the same command continues it") from None
     finally:
         runner.end_all()
     trials = study.trials()
@@ -53,11 +53,11 @@ def run_sweep(plan: SweepPlan) -> None:
         write_report(plan, trials)
         print(summary(plan, trials))
     if runner.ended_early:
-        print(f"To go on: {plan.command}", flush=True)
+        print(f"To continue: {plan.command}", flush=True)
     if runner.interrupted:
         raise KeyboardInterrupt
     if not runner.ended_early and best_trial(plan.sweep, trials) is None:
-        raise UserError(f"none of the trials has come to a {plan.sweep.metric}; see {plan.folder}/trial-*/{LOG}")
+        raise UserError(f"no trial has logged {plan.sweep.metric}; see {plan.folder}/trial-*/{LOG}")
 
 
 class _Runner:
@@ -80,51 +80,46 @@ class _Runner:
             is_more = True
             while True:
                 if not self.ended_early and (stop.requested or time.monotonic() > self._deadline):
-                    self._end_early("interrupted" if stop.requested else "the time is up")
-                    self.interrupted = stop.requested
+                    self.ended_early, self.interrupted = True, stop.requested
+                    for running in self._running.values():
+                        running.stop()
+                    if count := len(self._running):
+                        why = "interrupted" if stop.requested else "the time is up"
+                        trials = f"{count} running trial{'s' if count > 1 else ''}"
+                        print(f"{why}: {trials} will be saved (Ctrl-C again ends at once)", flush=True)
                 if is_more and not self.ended_early:
                     is_more = self._fill_slots()
                 if not self._running:
                     return
                 time.sleep(_POLL)
                 if self._watch_all():
-                    is_more = True  # a trial whose process is lost may have become free meanwhile
+                    is_more = True  # a trial whose process is gone may have become free
 
     def end_all(self) -> None:
-        """Kill what still runs, after an error or a second Ctrl-C; the next call finds it lost, and it goes on then."""
+        """Kill running trials after an error or a second Ctrl-C; the next call finds them lost and continues them."""
         for running in self._running.values():
             running.kill()
         self._running = {}
 
     def _fill_slots(self) -> bool:
-        """Start trials in free slots; whether there may be more."""
+        """Start trials in free slots; returns whether there may be more."""
         for slot in range(self.plan.jobs):
             if slot in self._running:
                 continue
             trial = self.study.next_trial(self.plan.total)
             if trial is None:
                 return False
-            self._running[slot] = self._start(trial, slot)
+            earlier = self.plan.folder / (trial.user_attrs.get("folder") or "")
+            resume = has_checkpoint(earlier)
+            folder = earlier if resume else self.plan.folder / f"trial-{trial.number:04d}"
+            settings = self.plan.settings_of(trial.params)
+            command = training_command(self.plan.program, self.plan.config, folder, settings, resume)
+            metric, environment = self.plan.sweep.metric, self._environments[slot]
+            self._running[slot] = RunningTrial(trial, command, folder, metric, environment)
         return True
 
-    def _start(self, trial: optuna.Trial, slot: int) -> RunningTrial:
-        earlier = self.plan.folder / (trial.user_attrs.get("folder") or "")
-        resume = has_checkpoint(earlier)
-        folder = earlier if resume else self.plan.folder / f"trial-{trial.number:04d}"
-        settings = self.plan.settings_of(trial.params)
-        command = training_command(self.plan.program, self.plan.config, folder, settings, resume)
-        return RunningTrial(trial, command, folder, self.plan.sweep.metric, self._environments[slot])
-
-    def _end_early(self, why: str) -> None:
-        self.ended_early = True
-        for running in self._running.values():
-            running.stop()
-        if self._running:
-            count = f"{len(self._running)} running trial{'s' if len(self._running) > 1 else ''}"
-            print(f"{why}: {count} will be saved (Ctrl-C again ends at once)", flush=True)
-
     def _watch_all(self) -> bool:
-        """Look after all running trials; whether one has ended."""
+        """Update all running trials; returns whether one has ended."""
         ended = []
         for slot, running in self._running.items():
             try:
@@ -136,13 +131,17 @@ class _Runner:
                 ended.append(slot)
         for slot in ended:
             del self._running[slot]
-        if self._bar.done < self._bar.total:
-            _count(self._bar, self.study.trials() if ended else None, self._note())
+        bar = self._bar
+        if bar.done < bar.total:  # trials of other processes count, too
+            values = [f"{run.trial.number}: {run.values[-1]:.4g}" for run in self._running.values() if run.values]
+            note = f"{self.plan.sweep.metric} of trial {', '.join(values)}" if values else ""
+            done = sum(trial.state.is_finished() for trial in self.study.trials()) if ended else bar.done
+            bar.advance(max(0, min(done, bar.total) - bar.done), note)
         return bool(ended)
 
     def _watch(self, running: RunningTrial) -> bool:
-        outcome = running.outcome()  # before the values, so that none is missed
-        running.show_life()
+        outcome = running.outcome()  # before the values, to miss none
+        running.beat()
         for count, value in running.new_values():
             running.trial.report(value, count)
             if outcome is None and not running.is_stopping and running.trial.should_prune():
@@ -168,36 +167,22 @@ class _Runner:
         print(finished_line(self.plan, self._frozen(running), self.study.trials()), flush=True)
 
     def _frozen(self, running: RunningTrial) -> FrozenTrial:
-        """What the storage has of a trial."""
+        """A trial as it is in the storage."""
         return self.study.study.get_trials(deepcopy=False)[running.trial.number]
-
-    def _note(self) -> str:
-        """What a look at the progress bar should tell."""
-        running = [f"{run.trial.number}: {run.values[-1]:.4g}" for run in self._running.values() if run.values]
-        return f"{self.plan.sweep.metric} of trial {', '.join(running)}" if running else ""
-
-
-def _count(bar: ProgressBar, trials: list[FrozenTrial] | None, note: str) -> None:
-    """Bring a progress bar up to date; trials of other processes count too."""
-    done = bar.done if trials is None else sum(trial.state.is_finished() for trial in trials)
-    bar.advance(max(0, min(done, bar.total) - bar.done), note)
 
 
 def slot_environments(jobs: int, device: str) -> list[dict[str, str]]:
-    """What each of some trials at once has in its environment: a GPU of its own, a share of the cores.
+    """Environment variables of concurrent trials: a GPU each, and a share of the cores.
 
     Args:
-        jobs: how many trials run at once.
-        device: the setting; one that names a GPU is left as it is.
+        jobs: number of concurrent trials.
+        device: the setting; one that names a GPU is unchanged.
     """
     if jobs == 1:
         return [{}]
-    gpus = _visible_gpus() if device in ("auto", "cuda") else []
+    gpus: list[str] = []
+    if device in ("auto", "cuda"):
+        count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",")[:count] if visible else [str(number) for number in range(count)]
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, usable_cores() // jobs))}
     return [{**threads, **({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})} for slot in range(jobs)]
-
-
-def _visible_gpus() -> list[str]:
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]

@@ -1,4 +1,4 @@
-"""The parameters of a sweep file, in W&B's syntax, as Optuna's distributions of bimact's settings."""
+"""The parameters of a sweep file, in W&B's syntax, as Optuna's distributions over bimact's settings."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bimact.config import is_text, load_config, setting_names, setting_value
 from bimact.errors import UserError
 
 _KEYS = ("distribution", "value", "values", "min", "max", "q", "mu", "sigma", "a", "b", "probabilities", "parameters")
-_WIDE = 100  # from here on, max / min of a uniform range deserves a hint
+_WIDE = 100  # max / min of a uniform range above which there is a hint
 
 
 def flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names of settings, nested ones with dots, and what the file says of each."""
+    """Names of settings, nested ones with dots, and their entries."""
     for name, spec in parameters.items():
         if not isinstance(spec, Mapping):
             raise UserError(f"parameter '{prefix}{name}' is {spec!r}, it has to hold value, values, or min and max")
@@ -35,9 +35,9 @@ def flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def check_name(name: str) -> None:
-    """A parameter has to be a setting of bimact, and none that each trial has for itself."""
+    """Check that a parameter is a setting of bimact that may differ between trials."""
     if name == "output_dir":
-        raise UserError("parameter 'output_dir' cannot be swept: each trial gets a folder of its own")
+        raise UserError("parameter 'output_dir' cannot be swept: each trial has its own folder")
     names = setting_names()
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -45,14 +45,14 @@ def check_name(name: str) -> None:
 
 
 def distribution_of(name: str, spec: Mapping[str, Any]) -> BaseDistribution:
-    """What a trial draws a parameter from; a constant is a categorical one with a single choice.
+    """The distribution of a parameter; a constant is a categorical one with a single choice.
 
     Args:
         name: of the parameter, for messages.
         spec: in W&B's syntax: `value`, `values`, or `min` and `max` with or without `distribution`.
 
     Raises:
-        UserError: for what is no such syntax, or a distribution that Optuna has not.
+        UserError: for invalid syntax, or a distribution that Optuna does not have.
     """
     try:
         for key in spec:
@@ -77,9 +77,9 @@ def distribution_of(name: str, spec: Mapping[str, Any]) -> BaseDistribution:
 
 
 def check_values(name: str, distribution: BaseDistribution) -> None:
-    """The schema of the settings has to allow all that may be drawn.
+    """Check that the schema of the settings allows all values.
 
-    What only two settings together can get wrong is left to the trials.
+    Combinations of settings are checked by the trials.
     """
     if isinstance(distribution, CategoricalDistribution):
         values = list(distribution.choices)
@@ -98,7 +98,7 @@ def check_values(name: str, distribution: BaseDistribution) -> None:
 
 
 def hint_of(name: str, spec: Mapping[str, Any], distribution: BaseDistribution) -> str | None:
-    """What somebody who wrote a wide range of floats may have meant."""
+    """A hint for a wide uniform range of floats, which was probably meant to be logarithmic."""
     if "distribution" in spec or not isinstance(distribution, FloatDistribution):
         return None
     low, high = distribution.low, distribution.high
@@ -132,7 +132,7 @@ def grid_values(name: str, distribution: BaseDistribution) -> list[Any]:
 
 
 def as_text(value: Any) -> str:
-    """A value as a command line or a config has it."""
+    """A value as on a command line or in a config."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -158,7 +158,7 @@ def _choices(spec: Mapping[str, Any]) -> list[Any]:
 
 
 def _number(spec: Mapping[str, Any], key: str) -> float:
-    """A number, also one that is written as text."""
+    """A number, which may be written as text."""
     if key not in spec:
         raise ValueError(f"it needs {key}")
     value = spec[key]

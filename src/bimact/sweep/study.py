@@ -1,4 +1,4 @@
-"""The record of a sweep in Optuna's storage: which trials there are, which one is next, whose process has gone."""
+"""A sweep in Optuna's storage: its trials, the next one, and those whose process is gone."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from bimact.errors import UserError
+from bimact.errors import UserError, first_line
 from bimact.files import lock_file
 from bimact.sweep.sweep_file import Sweep
 
 DATABASE = "study.db"
-HEARTBEAT = 60.0  # seconds between signs of life of a running trial
-_LOST = 10 * HEARTBEAT  # silent for so long, a trial of another machine has gone; clocks differ by less
+HEARTBEAT = 60.0  # seconds between heartbeats of a running trial
+_LOST = 10 * HEARTBEAT  # since the last heartbeat, a trial of another machine is gone; clocks differ by less
 
-_UNPRUNED_TRIALS = 5  # a median of fewer says little
-_GRID_PLACE = ("grid_id", "search_space")  # where Optuna's grid notes which combination a trial has
+_UNPRUNED_TRIALS = 5  # a median of fewer is meaningless
+_GRID_PLACE = ("grid_id", "search_space")  # where Optuna's grid stores a trial's combination
 
 
 class SweepStudy:
     """An Optuna study that several processes and machines may share.
 
-    Trials count as far as they are the sweep's own: one that was interrupted and goes on under another number, and
-    one for which another machine was quicker, do not.
+    Two kinds of trials do not count: those that were interrupted and continue under another number, and those that
+    another machine started at the same time in excess of the total.
 
     Args:
         sweep: what is searched.
         folder: of the sweep; its name is the study's.
         storage: URL of a database; None: a file in the folder.
-        settings: whatever else decides what a trial reaches, by name; trials with others are not comparable.
-        seed: of the draws.
-        warm_up: values of the metric that a trial may report before the median can end it; None: nothing ends it.
+        settings: everything else that results depend on, by name; only trials with the same are comparable.
+        seed: of the sampler.
+        warm_up: number of values of the metric before a trial may be pruned; None: no pruning.
 
     Raises:
-        UserError: if the database cannot be opened, or the name stands for another sweep.
+        UserError: if the database cannot be opened, or holds another sweep under this name.
     """
 
     def __init__(
@@ -67,32 +67,40 @@ class SweepStudy:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+        pruner: BasePruner = NopPruner()
+        if warm_up is not None and sweep.halving is not None:
+            pruner = SuccessiveHalvingPruner(min_resource=sweep.halving.first, reduction_factor=sweep.halving.factor)
+        elif warm_up is not None:
+            pruner = MedianPruner(n_startup_trials=_UNPRUNED_TRIALS, n_warmup_steps=warm_up)
         with self._alone():
             self.study = optuna.create_study(
                 study_name=folder.name,
                 storage=_open_storage(storage or f"sqlite:///{folder.resolve() / DATABASE}"),
                 direction=sweep.goal,
                 sampler=self._sampler(0),
-                pruner=_pruner(sweep, warm_up),
+                pruner=pruner,
                 load_if_exists=True,
             )
             self._refuse_other_sweep(settings)
 
     def trials(self) -> list[FrozenTrial]:
-        """The sweep's own trials by number, those that wait to go on included."""
+        """The trials of the sweep that count, by number, including those that wait to be continued."""
         return counted(self.study)
 
     def next_trial(self, total: int) -> optuna.Trial | None:
-        """Begin a trial, with all parameters drawn; None once there are `total`, running ones included."""
+        """Start a trial, with all parameters sampled; None if there are `total` already, including running ones."""
         with self._alone():
-            self._replace_lost()
+            for lost in self.trials():
+                if lost.state == TrialState.RUNNING and _is_lost(lost):
+                    end_orphan(lost)
+                    self.put_back(lost)
             if len(_begun(self.trials())) >= total:
                 return None
             trial = self.study.ask()
             owner = {"host": socket.gethostname(), **process_mark(psutil.Process())}
             trial.set_user_attr("owner", owner)
         if sum(other.number < trial.number for other in _begun(self.trials())) >= total:
-            trial.set_user_attr("surplus", True)  # a machine without the same folder was quicker
+            trial.set_user_attr("surplus", True)  # a machine without the same folder was faster
             self.study.tell(trial, state=TrialState.FAIL)
             return None
         self.study.sampler = self._sampler(trial.number)
@@ -101,7 +109,7 @@ class SweepStudy:
         return trial
 
     def put_back(self, trial: FrozenTrial) -> None:
-        """End a running trial such that another one takes its place, with its parameters and its folder."""
+        """End a running trial and queue another one with its parameters and its folder."""
         try:
             self.study.tell(trial.number, state=TrialState.FAIL)
         except (ValueError, RuntimeError):
@@ -116,22 +124,16 @@ class SweepStudy:
             )
         )
 
-    def _replace_lost(self) -> None:
-        for trial in self.trials():
-            if trial.state == TrialState.RUNNING and _is_lost(trial):
-                end_orphan(trial)
-                self.put_back(trial)
-
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Wait until no other process with this folder is at the same place."""
+        """A critical section of all processes with this folder."""
         while (lock := lock_file(self.folder / "study.lock")) is None:
             time.sleep(0.02)
         with lock:
             yield
 
     def _sampler(self, number: int) -> BaseSampler:
-        """The same draws for a trial's number, whichever process makes it."""
+        """A sampler whose result depends on a trial's number, not on the process."""
         if self.sweep.method == "grid":
             return _Grid(self.sweep.grid, seed=self.seed)
         if self.sweep.method == "random":
@@ -170,25 +172,25 @@ class _Grid(GridSampler):
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials of a sweep, without those that were interrupted and go on under another number."""
+    """The trials of a sweep that count, without those that continue under another number."""
     trials = study.get_trials(deepcopy=False)
     replaced = {trial.user_attrs.get("goes_on") for trial in trials}
     return [trial for trial in trials if trial.number not in replaced and "surplus" not in trial.user_attrs]
 
 
 def process_mark(process: psutil.Process) -> dict[str, Any]:
-    """What tells a process from a later one with the same number."""
+    """Identifies a process, and distinguishes it from a later one with the same number."""
     return {"pid": process.pid, "created": process.create_time()}
 
 
 def end_orphan(trial: FrozenTrial) -> None:
-    """End the training of a trial whose sweep has gone, if it still runs here."""
+    """End the training of a trial whose sweep is gone, if it still runs on this machine."""
     mark = trial.user_attrs.get("process")
     if mark is None or trial.user_attrs["owner"]["host"] != socket.gethostname():
         return
     process = _process(mark)
     if process is not None:
-        process.terminate()  # it saves first
+        process.terminate()  # it saves a checkpoint first
         _, alive = psutil.wait_procs([process], timeout=60)
         for each in alive:
             each.kill()
@@ -199,12 +201,12 @@ def _begun(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _is_lost(trial: FrozenTrial) -> bool:
-    """Whether nobody takes care of a running trial any more."""
+    """Whether the process that supervises a running trial is gone."""
     owner = trial.user_attrs.get("owner")
     if owner is not None and owner["host"] == socket.gethostname():
         return _process(owner) is None
     began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-    return time.time() - trial.user_attrs.get("alive", began) > _LOST
+    return time.time() - float(trial.user_attrs.get("alive", began)) > _LOST
 
 
 def _process(mark: Mapping[str, Any]) -> psutil.Process | None:
@@ -225,25 +227,17 @@ def _draw(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Non
         trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
-def _pruner(sweep: Sweep, warm_up: int | None) -> BasePruner:
-    if warm_up is None:
-        return NopPruner()
-    if sweep.halving is not None:
-        return SuccessiveHalvingPruner(min_resource=sweep.halving.first, reduction_factor=sweep.halving.factor)
-    return MedianPruner(n_startup_trials=_UNPRUNED_TRIALS, n_warmup_steps=warm_up)
-
-
 def _open_storage(url: str) -> optuna.storages.RDBStorage:
-    """A database, made if it is new; a moment later once more if another process is making it right now."""
+    """A database, which is created if it is new; with retries, since another process may be creating it."""
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     for attempt in range(4):
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
         except (ArgumentError, ImportError, RuntimeError) as error:
-            raise UserError(f"cannot use the storage {shown_url(url)}: {_first_line(error)}") from None
+            raise UserError(f"cannot use the storage {shown_url(url)}: {first_line(error)}") from None
         except (DBAPIError, OptunaError) as error:
             if attempt == 3:
-                raise UserError(f"cannot open the storage {shown_url(url)}: {_first_line(error)}") from None
+                raise UserError(f"cannot open the storage {shown_url(url)}: {first_line(error)}") from None
             time.sleep(random.uniform(0.2, 1.0))
     raise AssertionError
 
@@ -256,12 +250,8 @@ def shown_url(url: str) -> str:
         return "that --storage names"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What of a sweep differs; settings that only one version of bimact knows do not count."""
+    """Differences of two sweeps; settings that only one version of bimact knows do not count."""
     for key in ("method", "metric", "program"):
         if before[key] != now[key]:
             yield f"{key} was {before[key]} and is {now[key]}"

@@ -1,4 +1,4 @@
-"""What a sweep says in the terminal: a line for each trial, and at the end the best one and how to train with it."""
+"""What a sweep prints: a line per trial, and at the end the best one and how to train with its settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATES = {
 
 
 def best_trial(sweep: Sweep, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The best of the trials that have come to their end; the first of equal ones."""
+    """The best finished trial; the first of equal ones."""
     best = None
     for trial in trials:
         if trial.state == TrialState.COMPLETE and (best is None or sweep.better(trial.values[0], best.values[0])):
@@ -43,7 +43,7 @@ def last_value(trial: FrozenTrial) -> float | None:
 
 
 def folder_of(plan: SweepPlan, trial: FrozenTrial) -> Path:
-    return plan.folder / trial.user_attrs["folder"]
+    return plan.folder / str(trial.user_attrs["folder"])
 
 
 def varied(space: Mapping[str, BaseDistribution]) -> list[str]:
@@ -52,17 +52,17 @@ def varied(space: Mapping[str, BaseDistribution]) -> list[str]:
 
 
 def short(value: Any) -> str:
-    """A parameter's value to look at."""
+    """A parameter's value for display."""
     return f"{value:.4g}" if isinstance(value, float) else as_text(value)
 
 
 def finished_line(plan: SweepPlan, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
-    """What has become of a trial.
+    """The result of a trial.
 
     Args:
         plan: of the sweep.
         trial: that has ended.
-        trials: all of the sweep, by which it may be the best so far.
+        trials: all of the sweep, to see whether it is the best so far.
     """
     words = [f"trial {trial.number}"]
     if trial.state == TrialState.COMPLETE:
@@ -74,7 +74,7 @@ def finished_line(plan: SweepPlan, trial: FrozenTrial, trials: Sequence[FrozenTr
     elif "error" in trial.user_attrs:
         words.append(f"failed: {trial.user_attrs['error']} ({folder_of(plan, trial) / LOG})")
     else:
-        words.append("interrupted, will go on")
+        words.append("interrupted, will continue")
     words.append(" ".join(f"{name}={short(trial.params[name])}" for name in varied(plan.sweep.space)))
     if trial.duration is not None:
         words.append(duration(trial.duration.total_seconds()))
@@ -82,7 +82,7 @@ def finished_line(plan: SweepPlan, trial: FrozenTrial, trials: Sequence[FrozenTr
 
 
 def summary(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> str:
-    """The best trial, where it is, and how to train with its settings."""
+    """The best trial, its folder, and how to train with its settings."""
     counts = Counter(STATES[trial.state] for trial in trials)
     lines = [
         "",

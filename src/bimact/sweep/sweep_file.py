@@ -1,4 +1,4 @@
-"""Reading a sweep file: W&B's YAML, checked before anything runs."""
+"""Reads a sweep file, which is W&B's YAML, and checks it before anything runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from bimact.yaml_file import Written, read_yaml
 Goal: TypeAlias = Literal["minimize", "maximize"]
 METHODS = ("bayes", "random", "grid")
 
-# Keys of W&B's that say nothing of what is searched, and those that are read here.
-_SILENT = ("apiVersion", "kind", "controller", "description", "entity", "project", "settings")
+# Keys of W&B that do not affect the search, and those that are read here.
+_IGNORED = ("apiVersion", "kind", "controller", "description", "entity", "project", "settings")
 _READ = ("program", "command", "method", "metric", "parameters", "early_terminate", "name", "run_cap")
 
 
 @dataclass(frozen=True)
 class Halving:
-    """After `first` values of the metric, then `factor` times as many and so on, the best 1 / `factor` go on."""
+    """After `first` values of the metric, then `factor` times as many and so on, the best 1 / `factor` continue."""
 
     first: int
     factor: int
@@ -35,21 +35,21 @@ class Halving:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file asks for.
+    """The content of a sweep file.
 
     Attributes:
         path: of the file.
-        name: the file's own, or what the file is called.
+        name: from the file, or its file name.
         program: the training script; None: `bimact train`.
-        arguments: what the file's `command` gives to each run besides the parameters.
+        arguments: of each run besides the parameters, from the file's `command`.
         method: bayes, random or grid.
         metric: its name in `metrics.jsonl`.
         goal: minimize or maximize.
-        parameters: of each setting, what the file says.
-        space: of each setting, what it is drawn from.
-        halving: when bad trials are ended, if the file says so.
-        run_cap: how many trials at most, if the file says so.
-        hints: sentences for whoever wrote the file.
+        parameters: setting → its entry in the file.
+        space: setting → its distribution.
+        halving: when to prune trials, if the file has it.
+        run_cap: maximum number of trials, if the file has it.
+        hints: sentences for the author of the file.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Sweep:
 
     @property
     def combinations(self) -> int | None:
-        """How many trials there can be; None without an end."""
+        """Number of possible trials; None: unlimited."""
         return math.prod(map(len, self.grid.values())) if self.method == "grid" else None
 
     def better(self, value: float, other: float) -> bool:
@@ -86,21 +86,13 @@ def read_sweep(path: str | Path) -> Sweep:
     """Read a sweep file and check all of it.
 
     Raises:
-        UserError: if it is missing, is no sweep, or asks for what is unknown, not allowed or not supported here.
+        UserError: if it is missing, is not a sweep, or asks for something unknown, not allowed or not supported here.
     """
     path = Path(expand_home(path))
-    content = _load(path)
-    try:
-        return _sweep(path, content)
-    except UserError as error:
-        raise UserError(f"sweep file {path}: {error}") from None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """What the file says: numbers as YAML has them (1e-6 is one), text as it is written."""
     written = read_yaml(path, "sweep file")
     if written is None or not isinstance(written.value, dict):
         raise UserError(f"sweep file {path} holds no `key: value` lines")
+    # Numbers are as in YAML (1e-6 is one), text as it is written.
     content: dict[str, Any] = written.plain()
     for key in ("name", "program"):
         if content.get(key) is not None:
@@ -109,11 +101,14 @@ def _load(path: Path) -> dict[str, Any]:
         content["command"] = [item.text for item in written.value["command"].value]
     if isinstance(content.get("parameters"), dict):
         content["parameters"] = _specs(written.value["parameters"], path)
-    return content
+    try:
+        return _sweep(path, content)
+    except UserError as error:
+        raise UserError(f"sweep file {path}: {error}") from None
 
 
 def _specs(parameters: Written, path: Path, prefix: str = "") -> dict[str, Any]:
-    """What the file says of each parameter; the values of a setting that is text are text, such as 007."""
+    """The entry of each parameter; the values of a setting that is text are text, such as 007."""
     specs: dict[str, Any] = {}
     for key, spec in parameters.value.items():
         specs[key] = spec.plain()
@@ -134,22 +129,46 @@ def _specs(parameters: Written, path: Path, prefix: str = "") -> dict[str, Any]:
 
 def _sweep(path: Path, content: Mapping[str, Any]) -> Sweep:
     for key in content:
-        if key not in (*_READ, *_SILENT):
+        if key not in (*_READ, *_IGNORED):
             close = difflib.get_close_matches(key, _READ, n=1)
             raise UserError(f"the key '{key}' is not supported" + (f"; did you mean '{close[0]}'?" if close else ""))
     method = content.get("method")
     if method not in METHODS:
         raise UserError(f"method is {method}, it has to be {', '.join(METHODS[:-1])} or {METHODS[-1]}")
     hints: list[str] = []
-    metric, goal = _metric(content.get("metric", {}), hints)
-    parameters, space = _parameters(content.get("parameters"), hints)
+
+    metric = content.get("metric", {})
+    if not isinstance(metric, Mapping):
+        raise UserError(f"metric is {metric}, it has to hold name and goal")
+    goal = metric.get("goal", "minimize")
+    if goal not in ("minimize", "maximize"):
+        raise UserError(f"the goal of the metric is {goal}, it has to be minimize or maximize")
+    hints += [f"metric.{key} has no effect here." for key in metric.keys() - {"name", "goal"}]
+
+    specs = content.get("parameters")
+    if not isinstance(specs, Mapping) or not specs:
+        raise UserError("it has no parameters")
+    parameters: dict[str, dict[str, Any]] = {}
+    space: dict[str, BaseDistribution] = {}
+    for name, spec in flatten(specs):
+        check_name(name)
+        if name in parameters:
+            raise UserError(f"parameter '{name}' is there twice")
+        parameters[name], space[name] = spec, distribution_of(name, spec)
+        check_values(name, space[name])
+        hint = hint_of(name, spec, space[name])
+        if hint is not None:
+            hints.append(hint)
+
+    title = str(content.get("name") or path.stem)
+    folder = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in title).strip(".")
     sweep = Sweep(
         path=path,
-        name=_folder_name(str(content.get("name") or path.stem)),
+        name=folder or "sweep",
         program=content.get("program"),
         arguments=_arguments(content.get("command")),
         method=method,
-        metric=metric,
+        metric=str(metric.get("name", "val_loss")),
         goal=goal,
         parameters=parameters,
         space=space,
@@ -158,40 +177,12 @@ def _sweep(path: Path, content: Mapping[str, Any]) -> Sweep:
         hints=hints,
     )
     if method == "grid":
-        _ = sweep.grid  # a range without steps is told at once
+        _ = sweep.grid  # raises for a range without steps
     return sweep
 
 
-def _metric(content: Any, hints: list[str]) -> tuple[str, Goal]:
-    if not isinstance(content, Mapping):
-        raise UserError(f"metric is {content}, it has to hold name and goal")
-    goal = content.get("goal", "minimize")
-    if goal not in ("minimize", "maximize"):
-        raise UserError(f"the goal of the metric is {goal}, it has to be minimize or maximize")
-    for key in content.keys() - {"name", "goal"}:
-        hints.append(f"metric.{key} has no effect here.")
-    return str(content.get("name", "val_loss")), goal
-
-
-def _parameters(content: Any, hints: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, BaseDistribution]]:
-    if not isinstance(content, Mapping) or not content:
-        raise UserError("it has no parameters")
-    specs: dict[str, dict[str, Any]] = {}
-    space: dict[str, BaseDistribution] = {}
-    for name, spec in flatten(content):
-        check_name(name)
-        if name in specs:
-            raise UserError(f"parameter '{name}' is there twice")
-        specs[name], space[name] = spec, distribution_of(name, spec)
-        check_values(name, space[name])
-        hint = hint_of(name, spec, space[name])
-        if hint is not None:
-            hints.append(hint)
-    return specs, space
-
-
 def _arguments(command: Any) -> list[str]:
-    """What W&B's `command` gives to the program besides `${args}`."""
+    """The arguments in W&B's `command` besides `${args}`."""
     if command is None:
         return []
     items = [str(item) for item in command] if isinstance(command, list) else []
@@ -207,7 +198,7 @@ def _arguments(command: Any) -> list[str]:
 
 
 def _halving(content: Any) -> Halving | None:
-    """W&B's hyperband, whose one bracket is successive halving."""
+    """W&B's hyperband, whose single bracket is successive halving."""
     if content is None:
         return None
     if not isinstance(content, Mapping) or content.get("type") != "hyperband":
@@ -218,7 +209,7 @@ def _halving(content: Any) -> Halving | None:
     if "max_iter" not in content or "s" not in content:
         raise UserError("early_terminate needs min_iter, or max_iter and s")
     first = float(_whole(content, "max_iter", least=1))
-    for _ in range(_whole(content, "s", least=1)):  # backwards from max_iter, as far as there is a whole iteration
+    for _ in range(_whole(content, "s", least=1)):  # backwards from max_iter, as long as there is a whole iteration
         if first >= eta:
             first /= eta
     return Halving(int(first), eta)
@@ -229,8 +220,3 @@ def _whole(content: Mapping[str, Any], key: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 or value < least:
         raise UserError(f"{key} is {value}, it has to be a whole number from {least} on")
     return int(value)
-
-
-def _folder_name(name: str) -> str:
-    """Fit for a folder."""
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip(".") or "sweep"

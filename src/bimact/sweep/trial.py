@@ -1,4 +1,4 @@
-"""One trial: a training in a process of its own, watched through its `metrics.jsonl`."""
+"""One trial: a training process, monitored through its `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bimact.run_directory import CHECKPOINTS, METRICS, read_metrics
 from bimact.sweep.study import HEARTBEAT, process_mark
 
 LOG = "train.log"
-_TO_SAVE = 120.0  # seconds that a training gets to save itself
+_TO_SAVE = 120.0  # seconds until a training that saves its checkpoint is killed
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training has ended: its status, and what it said last."""
+    """How a training has ended: its exit status and the last line of its log."""
 
     status: int
     last_line: str
@@ -32,21 +32,21 @@ class Outcome:
     @property
     def reason(self) -> str:
         if self.status >= 0:
-            return self.last_line or f"it ended with status {self.status} and said nothing"
+            return self.last_line or f"it ended with status {self.status} and printed nothing"
         name = signal.Signals(-self.status).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"it was ended by {name}{hint}" + (f", its last line: {self.last_line}" if self.last_line else "")
 
 
 class RunningTrial:
-    """A trial whose training runs.
+    """A trial with a running training.
 
     Args:
         trial: of Optuna.
         command: of the training.
         folder: of the trial.
         metric: its name in `metrics.jsonl`.
-        environment: of the training, besides this process's own.
+        environment: variables of the training besides those of this process.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class RunningTrial:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},  # the last line of the log is the last said
-                start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which passes it on
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},  # no output is lost
+                start_new_session=True,  # Ctrl-C goes to the sweep, which passes it on
             )
         trial.set_user_attr("folder", folder.name)
         trial.set_user_attr("process", process_mark(psutil.Process(self._process.pid)))
 
     def new_values(self) -> list[tuple[int, float]]:
-        """What the metric has become since the last call: (how often it was logged, value)."""
+        """Values of the metric since the last call: (number of the value from 1, value)."""
         path = self.folder / METRICS
         if not path.exists() or path.stat().st_size == self._size_seen:
             return []
@@ -85,8 +85,8 @@ class RunningTrial:
         self.values += [value for _, value in new]
         return new
 
-    def show_life(self) -> None:
-        """Tell the other processes of the study, now and then, that this one is still there."""
+    def beat(self) -> None:
+        """Write a heartbeat for the other processes of the study, from time to time."""
         if time.monotonic() >= self._next_beat:
             self._next_beat = time.monotonic() + HEARTBEAT
             self.trial.set_user_attr("alive", time.time())
@@ -96,10 +96,10 @@ class RunningTrial:
         return not math.isinf(self._to_be_killed)
 
     def stop(self, is_bad: bool = False) -> None:
-        """Ask for an end: the training saves itself, and is killed if that takes too long.
+        """Ask the training to save a checkpoint and end; it is killed if that takes too long.
 
         Args:
-            is_bad: because other trials are better.
+            is_bad: it is pruned.
         """
         if not self.is_stopping:
             self.is_pruned = is_bad
@@ -107,7 +107,7 @@ class RunningTrial:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End the training, and what it has started, at once."""
+        """Kill the training and its child processes."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -134,9 +134,9 @@ def training_command(
     Args:
         program: a Python script; None: `bimact train`.
         config: YAML.
-        folder: where the run goes.
+        folder: run directory.
         settings: on top of the config.
-        resume: whether to go on from the last checkpoint in the folder.
+        resume: whether to resume from the last checkpoint in the folder.
     """
     start = [sys.executable, str(program)] if program else [sys.executable, "-m", "bimact", "train"]
     options = ["--config", str(config), "--output_dir", str(folder)]
@@ -145,5 +145,5 @@ def training_command(
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a training can go on in a folder."""
+    """Whether a folder has a checkpoint to resume from."""
     return any((folder / CHECKPOINTS).glob("act-train-*.pth"))

@@ -118,7 +118,7 @@ function joinedBins({ kind, begin, width, counts }, least) {
   return { kind, begin, width: width * together, densities };
 }
 
-/** What stands under the left and the right end. */
+/** The labels under the left and the right end. */
 function ends(range, format) {
   return make("p", { className: "ends" }, ...range.map((value) => make("span", { textContent: format(value) })));
 }

@@ -12,21 +12,97 @@ import numpy as np
 from bimact.data.source import Source
 from bimact.data.workers import run_jobs
 from bimact.view.content import read_vectors
-from bimact.view.histogram import Histogram
 
-_EPISODES_A_JOB = 16  # at least
-_JOBS = 64  # at most: each takes the whole list of episodes to a child
-_SECONDS_A_JOB = 600.0
+_FINEST = 1024  # bins of a histogram while it grows
+_SHOWN = 48  # bins at most of one that is shown
+_LOWEST_EXPONENT = -1000  # of a bin's width: a denormal number counts as 0
+
+_EPISODES_PER_JOB = 16  # at least
+_JOBS = 64  # at most: each sends the whole list of episodes to a child process
+_SECONDS_PER_JOB = 600.0
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of finite values in bins of equal width, of a dataset that is read in parts, in any order, once.
+
+    A bin's width is a power of two and its edges are multiples of it, so the bins of any two histograms become the same
+    by merging neighbours: counts are exact in any order.
+
+    Attributes:
+        exponent: bins are 2**exponent wide.
+        first: number of the first bin; bin n begins at n · 2**exponent.
+        counts: (B,) int64.
+    """
+
+    exponent: int
+    first: int
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray, lowest_exponent: int = _LOWEST_EXPONENT) -> Histogram:
+        """Histogram of finite values (N,), N ≥ 1.
+
+        Args:
+            lowest_exponent: 0 for whole numbers, for which bins narrower than 1 make no sense.
+        """
+        values = values.astype(np.float64)
+        low, high = float(values.min()), float(values.max())
+        spread = high / _FINEST - low / _FINEST
+        # Wide enough for that many bins; and for numbers of bins that float64 holds exactly.
+        exponents = [math.frexp(spread)[1] if spread > 0 else lowest_exponent]
+        exponents += [math.frexp(max(abs(low), abs(high)))[1] - 40 if low or high else lowest_exponent]
+        exponent = max(lowest_exponent, *exponents)
+        numbers = np.floor(np.ldexp(values, -exponent)).astype(np.int64)
+        first = int(numbers.min())
+        return cls(exponent, first, np.bincount(numbers - first)).narrowed(_FINEST)
+
+    def joined(self, other: Histogram) -> Histogram:
+        """Histogram of the values of both."""
+        exponent = max(self.exponent, other.exponent)
+        while True:
+            parts = self._at(exponent), other._at(exponent)
+            first = min(part.first for part in parts)
+            bins = max(part.first + len(part.counts) for part in parts) - first
+            if bins <= _FINEST:
+                break
+            exponent += 1
+        counts = np.zeros(bins, np.int64)
+        for part in parts:
+            counts[part.first - first :][: len(part.counts)] += part.counts
+        return Histogram(exponent, first, counts)
+
+    def narrowed(self, most: int = _SHOWN) -> Histogram:
+        """The same in at most so many bins."""
+        histogram = self
+        while len(histogram.counts) > most:
+            histogram = histogram._at(histogram.exponent + 1)
+        return histogram
+
+    def _at(self, exponent: int) -> Histogram:
+        """The same in bins that are 2**exponent wide, which is no narrower than they are."""
+        shift = min(exponent - self.exponent, 62)  # the limit of int64; numbers of bins are below 2**41
+        first = self.first >> shift
+        numbers = (np.arange(len(self.counts)) + self.first) >> shift
+        counts = np.zeros(int(numbers[-1]) - first + 1, np.int64)
+        np.add.at(counts, numbers - first, self.counts)
+        return Histogram(exponent, first, counts)
+
+    def content(self) -> dict[str, Any]:
+        """For the page."""
+        shown = self.narrowed()
+        width = math.ldexp(1.0, shown.exponent)
+        return {"begin": shown.first * width, "width": width, "counts": shown.counts.tolist()}
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of one dimension.
+    """Distribution of one dimension.
 
     Attributes:
-        count: finite values.
-        nonfinite: values that are NaN or infinite.
-        low, high, total, squares: of the finite values: smallest, largest, sum, sum of squares.
+        count: number of finite values.
+        nonfinite: number of values that are NaN or Inf.
+        low, high, total, squares: minimum, maximum, sum, and sum of squares of the finite values.
         histogram: of the finite values; None: there are none.
     """
 
@@ -40,7 +116,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Distribution:
-        """Of values (N,)."""
+        """Distribution of values (N,)."""
         finite = values[np.isfinite(values)].astype(np.float64)
         if len(finite) == 0:
             return cls(0, len(values), math.inf, -math.inf, 0.0, 0.0, None)
@@ -55,7 +131,7 @@ class Distribution:
         )
 
     def joined(self, other: Distribution) -> Distribution:
-        """Of the values of both."""
+        """Distribution of the values of both."""
         if self.histogram is None or other.histogram is None:
             histogram = self.histogram or other.histogram
         else:
@@ -82,60 +158,39 @@ class Distribution:
             "high": self.high,
             "mean": mean,
             "deviation": math.sqrt(max(0.0, self.squares / self.count - mean**2)),
-            **histogram_content(self.histogram),
+            **self.histogram.content(),
         }
 
 
-def histogram_content(histogram: Histogram) -> dict[str, Any]:
-    """For the page."""
-    shown = histogram.shown()
-    return {"begin": shown.begin, "width": shown.width, "counts": shown.counts.tolist()}
-
-
-@dataclass(frozen=True)
-class Distributions:
-    """Of each dimension of the state and of the action."""
-
-    state: list[Distribution]
-    action: list[Distribution]
-
-    def joined(self, other: Distributions) -> Distributions:
-        return Distributions(
-            [one.joined(more) for one, more in zip(self.state, other.state)],
-            [one.joined(more) for one, more in zip(self.action, other.action)],
-        )
-
-    def content(self) -> dict[str, Any]:
-        """For the page."""
-        return {
-            "state": [distribution.content() for distribution in self.state],
-            "action": [distribution.content() for distribution in self.action],
-        }
+Distributions = dict[str, list[Distribution]]  # "state" and "action" → of each dimension
 
 
 def read_distributions(source: Source) -> Iterator[tuple[int, Distributions]]:
     """Read state and action of all episodes in child processes.
 
     Yields:
-        (episodes that are read by now, the distributions of them).
+        (number of episodes read so far, their distributions).
 
     Raises:
-        UserError: if one cannot be read.
+        UserError: if an episode cannot be read.
     """
     count = len(source.episodes)
-    each = max(_EPISODES_A_JOB, math.ceil(count / _JOBS))
+    each = max(_EPISODES_PER_JOB, math.ceil(count / _JOBS))
     jobs = [(source, begin, min(begin + each, count)) for begin in range(0, count, each)]
-    done, whole = 0, None
-    for number, part in run_jobs(_read_part, jobs, describe=_describe, timeout=_SECONDS_A_JOB):
-        whole = part if whole is None else whole.joined(part)
+    done, total = 0, None
+    for number, part in run_jobs(_read_part, jobs, describe=_describe, timeout=_SECONDS_PER_JOB):
+        if total is None:
+            total = part
+        else:
+            total = {what: [one.joined(more) for one, more in zip(of, part[what])] for what, of in total.items()}
         done += jobs[number][2] - jobs[number][1]
-        yield done, whole
+        yield done, total
 
 
 def _read_part(source: Source, begin: int, end: int) -> Distributions:
     parts = [read_vectors(source, episode) for episode in range(begin, end)]
-    state, action = (np.concatenate(vectors) for vectors in zip(*parts))
-    return Distributions(*([Distribution.of(values) for values in vectors.T] for vectors in (state, action)))
+    joined = (np.concatenate(vectors) for vectors in zip(*parts))
+    return {what: [Distribution.of(values) for values in of.T] for what, of in zip(("state", "action"), joined)}
 
 
 def _describe(source: Source, begin: int, end: int) -> str:

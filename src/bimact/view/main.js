@@ -129,7 +129,7 @@ class Page {
       ...(dataset.robot ? [dataset.robot] : []),
       count(dataset.total_episodes, "episode"),
       `${count(dataset.total_steps, "step")} (${hours})`,
-      dataset.fps_is_known ? `${dataset.fps} steps a second` : `steps a second are not told: ${dataset.fps} assumed`,
+      dataset.fps_is_known ? `${dataset.fps} fps` : `unknown fps: ${dataset.fps} assumed`,
       `state ${dataset.state_size}, action ${dataset.action_size}`,
       ...dataset.cameras.map((camera) => `${camera.name} ${camera.width}×${camera.height}`),
     ];

@@ -8,7 +8,7 @@ const AXIS_FONT = "11px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans
 const FINGER = 6; // pixels that a finger moves aside before it drags
 const SPREAD_OF_NOTHING = 1e-6; // of values that are all the same
 
-/** Lines of one or several joints in one plot, with their values beside their names. */
+/** Lines of one or several joints in one plot, with their values next to their names. */
 class Plot {
   /** `lines`: {joint, kind: "state" | "action", values, color: () => CSS colour}. */
   constructor(parent, title, lines, length, height, onScrub) {
@@ -183,7 +183,7 @@ class Plots {
     if (this.values) this.#build();
   }
 
-  /** Remove all plots; a note stands in their place. */
+  /** Replace all plots by a note. */
   clear(note = "") {
     for (const plot of this.plots) plot.remove();
     this.plots = [];

@@ -1,4 +1,4 @@
-"""An episode for the Rerun viewer: https://rerun.io (the extra `rerun`)."""
+"""An episode for the Rerun viewer, https://rerun.io (the extra `rerun`)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from bimact.data.source import Source
 from bimact.data.workers import run_apart, run_jobs
 from bimact.errors import UserError
 from bimact.progress import progress_bar
-from bimact.view.content import read_vectors, shown_fps
-from bimact.view.joints import Joint, joints_of
+from bimact.view.content import joints_of, read_vectors, shown_fps
 
 if TYPE_CHECKING:
     import rerun
 
-_STEPS_A_JOB = 100
-_SECONDS_A_JOB = 600.0
+_STEPS_PER_JOB = 100
+_SECONDS_PER_JOB = 600.0
 _JPEG_QUALITY = 90  # images as JPEG: the viewer shows H.264 only where ffmpeg is installed
 _COLORS = {"state": (29, 95, 194), "action": (184, 89, 11)}
 
@@ -34,12 +33,15 @@ def save_rerun(source: Source, episode: int, path: Path) -> None:
     """Write one episode as a Rerun recording: cameras, state and action over steps and seconds.
 
     Args:
-        path: the .rrd file; it appears once it is whole.
+        path: the .rrd file; it appears when it is complete.
 
     Raises:
         UserError: rerun-sdk is not installed, or the episode cannot be read.
     """
-    rerun = _import_rerun()
+    try:
+        import rerun
+    except ImportError:
+        raise UserError("--rerun needs the package rerun-sdk: pip install 'bimact[rerun]'") from None
     name = source.episodes[episode].name
     stream = rerun.RecordingStream(f"bimact view {source.path.name}", recording_id=f"{source.path} {name}")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -66,21 +68,13 @@ def show_in_rerun(source: Source, episode: int) -> None:
     with tempfile.TemporaryDirectory(prefix="bimact-view-") as folder:
         path = Path(folder) / "episode.rrd"
         save_rerun(source, episode, path)
-        # Its own server would listen to the whole network unless told otherwise.
+        # By default its server listens on all network interfaces.
         ended = subprocess.run([sys.executable, "-m", "rerun", str(path), "--bind", "127.0.0.1"])
     if ended.returncode:
         raise UserError(
             f"the Rerun viewer ended with status {ended.returncode}: it needs a display; "
             "`--rerun FILE.rrd` saves a file for another machine"
         )
-
-
-def _import_rerun() -> Any:
-    try:
-        import rerun
-    except ImportError:
-        raise UserError("--rerun needs the package rerun-sdk: pip install 'bimact[rerun]'") from None
-    return rerun
 
 
 def _log_joints(rerun: Any, stream: rerun.RecordingStream, source: Source, episode: int) -> None:
@@ -90,7 +84,7 @@ def _log_joints(rerun: Any, stream: rerun.RecordingStream, source: Source, episo
     for joint in joints_of(source):
         for kind, dimension, values in (("state", joint.state, state), ("action", joint.action, action)):
             if dimension is not None:
-                entity = rerun.new_entity_path([*_entity(joint), kind])
+                entity = rerun.new_entity_path(["joints", joint.name, kind])
                 line = rerun.SeriesLines(colors=[_COLORS[kind]], names=[kind])
                 stream.log(entity, line, static=True)
                 scalars = rerun.Scalars.columns(scalars=values[:, dimension])
@@ -100,12 +94,12 @@ def _log_joints(rerun: Any, stream: rerun.RecordingStream, source: Source, episo
 def _log_cameras(rerun: Any, stream: rerun.RecordingStream, source: Source, episode: int) -> None:
     length = source.episodes[episode].length
     jobs = [
-        (source, episode, camera, begin, min(begin + _STEPS_A_JOB, length))
+        (source, episode, camera, begin, min(begin + _STEPS_PER_JOB, length))
         for camera in source.cameras
-        for begin in range(0, length, _STEPS_A_JOB)
+        for begin in range(0, length, _STEPS_PER_JOB)
     ]
     with progress_bar("images", length * len(source.cameras)) as progress:
-        for number, images in run_jobs(_jpegs, jobs, describe=_describe, timeout=_SECONDS_A_JOB):
+        for number, images in run_jobs(_jpegs, jobs, describe=_describe, timeout=_SECONDS_PER_JOB):
             _, _, camera, begin, end = jobs[number]
             columns = rerun.EncodedImage.columns(blob=images, media_type=["image/jpeg"] * len(images))
             stream.send_columns(rerun.new_entity_path(["cameras", camera]), _times(rerun, source, begin, end), columns)
@@ -118,21 +112,16 @@ def _times(rerun: Any, source: Source, begin: int, end: int) -> list[Any]:
 
 
 def _jpegs(source: Source, episode: int, camera: str, begin: int, end: int) -> list[bytes]:
-    return [_jpeg(image) for image in islice(source.read_frames(episode, camera, range(begin, end)), end - begin)]
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "jpeg", quality=_JPEG_QUALITY)
-    return file.getvalue()
+    encoded = []
+    for image in islice(source.read_frames(episode, camera, range(begin, end)), end - begin):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "jpeg", quality=_JPEG_QUALITY)
+        encoded.append(file.getvalue())
+    return encoded
 
 
 def _describe(source: Source, episode: int, camera: str, begin: int, end: int) -> str:
     return f"{source.path}, {source.episodes[episode].name}, camera {camera}, steps {begin} to {end - 1}"
-
-
-def _entity(joint: Joint) -> list[str]:
-    return ["joints", joint.name]
 
 
 def _blueprint(rerun: Any, source: Source) -> Any:
@@ -143,7 +132,7 @@ def _blueprint(rerun: Any, source: Source) -> Any:
         blueprint.Spatial2DView(origin=rerun.new_entity_path(["cameras", name]), name=name) for name in source.cameras
     ]
     plots = [
-        blueprint.TimeSeriesView(origin=rerun.new_entity_path(_entity(joint)), name=joint.name)
+        blueprint.TimeSeriesView(origin=rerun.new_entity_path(["joints", joint.name]), name=joint.name)
         for joint in joints_of(source)
     ]
     rows: list[Any] = [blueprint.Horizontal(*cameras)] if cameras else []

@@ -1,4 +1,4 @@
-"""Serves the page on a dataset to this machine's browsers, and to nobody else's."""
+"""Serves the page on a dataset to the browsers of this machine only."""
 
 from __future__ import annotations
 
@@ -7,39 +7,119 @@ import json
 import re
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
+
+import numpy as np
 
 from bimact.data.source import Source
 from bimact.errors import UserError
-from bimact.view.background import Background
-from bimact.view.clip_store import ClipStore
+from bimact.progress import progress_bar
+from bimact.view.clips import ClipStore
 from bimact.view.content import dataset_content, episode_content
+from bimact.view.distributions import Histogram, read_distributions
 from bimact.view.page import render_page
 
+if TYPE_CHECKING:
+    from bimact.check.findings import Finding
+
 ADDRESS = "127.0.0.1"
-_THIS_MACHINE = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # with any port: it may be forwarded by ssh
+_THIS_MACHINE = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # with any port, which ssh may forward
 _BLOCK = 1 << 18
+_MOST_FINDINGS = 5000  # that are sent to the page, with the counts of all
+_SECONDS_TO_END = 2.0
+
+
+class Background:
+    """Reads a whole dataset in a thread: first the distributions of its values, then the findings of `bimact check`.
+
+    Args:
+        source: the dataset.
+        check: returns all findings; raises a `UserError` if the dataset cannot be checked.
+
+    Attributes:
+        distributions, findings: the answers for the page, replaced as a whole: the server's threads read them.
+    """
+
+    def __init__(self, source: Source, check: Callable[[], Sequence[Finding]]) -> None:
+        self._source = source
+        self._check = check
+        lengths = {
+            **Histogram.of(source.lengths, lowest_exponent=0).content(),
+            "low": int(source.lengths.min()),
+            "high": int(source.lengths.max()),
+            "median": float(np.median(source.lengths)),
+        }
+        self.distributions: dict[str, Any] = {
+            "state": "running",
+            "done": 0,
+            "of": len(source.episodes),
+            "lengths": lengths,
+        }
+        self.findings: dict[str, Any] = {"state": "running"}
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._is_wanted = True
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End as soon as possible; child processes that are being started finish starting first."""
+        self._is_wanted = False
+        self._thread.join(_SECONDS_TO_END)
+
+    def _run(self) -> None:
+        # One after the other: each uses all cores, and a terminal shows one progress bar.
+        try:
+            with progress_bar("reading state and action", len(self._source.episodes)) as progress:
+                for done, found in read_distributions(self._source):
+                    if not self._is_wanted:
+                        return
+                    progress.advance(done - self.distributions["done"])
+                    joints = {what: [distribution.content() for distribution in of] for what, of in found.items()}
+                    self.distributions = {**self.distributions, "done": done, "joints": joints}
+            self.distributions = {**self.distributions, "state": "done"}
+        except UserError as error:
+            self.distributions = {**self.distributions, "state": "failed", "error": str(error)}
+        if not self._is_wanted:
+            return
+        try:
+            findings = self._check()
+        except UserError as error:
+            self.findings = {"state": "failed", "error": str(error)}
+            return
+        of_episodes: dict[int, Counter[str]] = {}
+        for finding in findings:
+            if finding.episode is not None:
+                of_episodes.setdefault(finding.episode, Counter())[finding.severity.value] += 1
+        self.findings = {
+            "state": "done",
+            "counts": Counter(finding.severity.value for finding in findings),
+            "episodes": of_episodes,
+            "findings": [finding.as_json() for finding in findings[:_MOST_FINDINGS]],
+        }
 
 
 class ViewServer(ThreadingHTTPServer):
     """Answers from one dataset; `serve_forever` runs it.
 
-    Only GET is answered, and only where the browser asks this machine by a name that is always its own: a stranger's
-    page whose host name is made to point here (DNS rebinding) gets nothing.
+    Only GET is answered, and only under a host name that always means this machine: an untrusted page whose host name
+    is made to resolve to it (DNS rebinding) gets nothing.
 
     Args:
         source: the dataset.
-        folder: an empty folder for videos.
-        background: findings and distributions, as far as they are known.
+        folder: an empty one, for videos.
+        background: findings and distributions so far.
         port: 0: a free one.
 
     Raises:
-        UserError: the port is taken, or not allowed.
+        UserError: the port is in use, or not allowed.
     """
 
     daemon_threads = True
@@ -60,16 +140,16 @@ class ViewServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """What a browser opens."""
+        """URL of the page."""
         return f"http://{ADDRESS}:{self.server_address[1]}/"
 
     def server_close(self) -> None:
         super().server_close()
-        if hasattr(self, "clips"):  # not if the port was taken
+        if hasattr(self, "clips"):  # not if the port was in use
             self.clips.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that hangs up, as it does in mid-video, is no error."""
+        """A browser that closes the connection, as in the middle of a video, is not an error."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, socket.timeout)):
             super().handle_error(request, client_address)
 
@@ -95,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_error(HTTPStatus.NOT_FOUND, "there is nothing of this name")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are no news."""
+        """Requests are not logged."""
 
     # Answers ---------------------------------------------------------------------------------------
 
@@ -156,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Content-Length": str(length),
             "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
-            "Cross-Origin-Resource-Policy": "same-origin",  # no other site's page can show what is here
+            "Cross-Origin-Resource-Policy": "same-origin",  # no other site's page can show the answers
             "Referrer-Policy": "no-referrer",
         }
         for name, value in {**usual, **headers}.items():
@@ -164,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send_file(self, file: BinaryIO, kind: str) -> None:
-        """A whole file, or the part that the browser asks for: it seeks so."""
+        """A whole file, or the range that the browser asks for in order to seek."""
         size = file.seek(0, 2)
         asked = _asked_range(self.headers.get("Range", ""), size)
         begin, end = asked or (0, size)
@@ -195,9 +275,9 @@ _ROUTES: tuple[tuple[str, Callable[..., None]], ...] = (
 
 
 def _asked_range(header: str, size: int) -> tuple[int, int] | None:
-    """The part (begin, end) of a file that a Range header asks for, empty if there is no such part; None: all of it.
+    """The range (begin, end) of a file in a Range header, empty if the file has no such range; None: all of it.
 
-    One range of bytes is understood (RFC 9110, section 14.2); of several, the whole file is a right answer too.
+    One range of bytes is understood (RFC 9110, section 14.2); for several, the whole file is a valid answer.
     """
     match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
     if match is None or match[0] == "bytes=-":

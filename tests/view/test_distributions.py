@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bimact.view.histogram import Histogram
+from bimact.view.distributions import Histogram
 
 VALUES = st.one_of(
     st.floats(-1e150, 1e150).filter(lambda value: value == 0 or abs(value) > 1e-150),  # so that none underflows
@@ -37,15 +37,15 @@ def test_joined_histograms_count_each_value_once(parts: list[list[float]]) -> No
         whole = whole.joined(histogram)
     values = np.concatenate(arrays)
     assert_counts(whole, values, 1024)
-    assert_counts(whole.shown(), values, 48)
+    assert_counts(whole.narrowed(), values, 48)
 
 
 def test_bins_are_fine_where_values_differ() -> None:
     values = np.random.default_rng(0).normal(size=10_000)
-    shown = Histogram.of(values[:100]).joined(Histogram.of(values[100:])).shown()
+    shown = Histogram.of(values[:100]).joined(Histogram.of(values[100:])).narrowed()
     assert 20 < len(shown.counts) <= 48
 
 
 def test_whole_numbers_have_bins_of_whole_numbers() -> None:
     histogram = Histogram.of(np.array([3, 4, 4, 9]), lowest_exponent=0)
-    assert (histogram.begin, histogram.width, histogram.counts.tolist()) == (3, 1, [1, 2, 0, 0, 0, 0, 1])
+    assert histogram.content() == {"begin": 3, "width": 1, "counts": [1, 2, 0, 0, 0, 0, 1]}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from bimact.policy.renaming import Renaming
+from bimact.interop.renaming import Renaming
 
 _RENAMING = Renaming(
     (

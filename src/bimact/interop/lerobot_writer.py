@@ -14,29 +14,38 @@ from torch import Tensor
 
 from bimact.config import Config
 from bimact.errors import UserError
-from bimact.exchange.assembly import Converted
-from bimact.exchange.lerobot_features import ACTION, STATE
-from bimact.exchange.lerobot_reader import CONFIG, WEIGHTS
-from bimact.exchange.lerobot_statistics import NORMALIZER, POSTPROCESSOR, PREPROCESSOR, RENAMER, UNNORMALIZER
 from bimact.files import write_bytes, write_json
+from bimact.interop.assembly import Converted
+from bimact.interop.lerobot_reader import (
+    ACTION,
+    CONFIG,
+    NORMALIZER,
+    POSTPROCESSOR,
+    PREPROCESSOR,
+    RENAMER,
+    STATE,
+    UNNORMALIZER,
+    WEIGHTS,
+)
+from bimact.interop.lerobot_weights import to_lerobot
 from bimact.policy.act import ActPolicy
-from bimact.policy.lerobot_weights import to_lerobot
 
-_EPSILON = 1e-8  # which LeRobot adds to each deviation before it divides
+_EPSILON = 1e-8  # which LeRobot adds to each standard deviation
 _MODES = dict.fromkeys(("VISUAL", "STATE", "ACTION"), "MEAN_STD")
 _DEVICE = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
 
 
 def refuse_inexpressible(policy: ActPolicy) -> None:
-    """LeRobot's ACT is the paper's network, of which bimact's is a wider family.
+    """Check that LeRobot's ACT, which is the paper's network, can express a policy.
 
     Raises:
-        UserError: listing all that it has no place for.
+        UserError: listing everything that it cannot express.
     """
     config, encoder = policy.config, policy.config.encoder
     # One camera's tokens are their own mean.
     keeps_tokens = encoder.fuse == "tokens" or (encoder.fuse in ("mean", "gated") and len(policy.cameras) == 1)
     resizes = encoder.image_size is not None and encoder.image_size != config.image_size
+    has_positions = bool(policy.cameras) and not bool((policy.camera_positions == policy.camera_positions[0]).all())
     found = {
         f"temporal_context is {config.temporal_context}, not 1": config.temporal_context != 1,
         "it sees no camera": not policy.cameras,
@@ -46,28 +55,27 @@ def refuse_inexpressible(policy: ActPolicy) -> None:
         "encoder.crop is set": encoder.crop is not None,
         f"encoder.image_size is {encoder.image_size}, to which LeRobot would not resize": resizes,
         "the size of its images is not known (give --image_size)": config.image_size is None,
-        "it has learned which camera is which": bool(policy.cameras) and not _cameras_are_alike(policy),
+        "it has learned camera positions": has_positions,
     }
     obstacles = [sentence for sentence, holds in found.items() if holds]
     if obstacles:
         raise UserError(f"this policy cannot become one of LeRobot: {'; '.join(obstacles)}")
 
 
-def _cameras_are_alike(policy: ActPolicy) -> bool:
-    return bool((policy.camera_positions == policy.camera_positions[0]).all())
-
-
 def write_lerobot(converted: Converted, folder: Path) -> None:
     """Write a policy's files into a folder.
 
     Args:
-        converted: whose policy `refuse_inexpressible` lets pass.
-        folder: which is empty.
+        converted: with a policy that `refuse_inexpressible` accepts.
+        folder: an empty one.
     """
     policy = converted.policy
     cameras = [f"observation.images.{camera}" for camera in policy.cameras]
     statistics = _statistics(policy, cameras)
-    inputs, outputs = _features(policy.config, cameras)
+    size = policy.config.image_size or ()
+    inputs: dict[str, Any] = {camera: {"type": "VISUAL", "shape": [3, *size]} for camera in cameras}
+    inputs[STATE] = {"type": "STATE", "shape": [policy.config.state_dim]}
+    outputs = {ACTION: {"type": "ACTION", "shape": [policy.config.action_dim]}}
     write_json(folder / CONFIG, _settings(policy.config, inputs, outputs))
     positions = None if policy.posterior is None else policy.posterior.positions
     _save(to_lerobot(_with_folded_position(policy), positions), folder / WEIGHTS)
@@ -76,17 +84,8 @@ def write_lerobot(converted: Converted, folder: Path) -> None:
     before = [rename, batch, _DEVICE, _normalizer(NORMALIZER, {**inputs, **outputs})]
     after = [_normalizer(UNNORMALIZER, outputs), _DEVICE]
     _write_processor(folder / PREPROCESSOR, before, statistics)
-    taken_back = {f"{ACTION}.mean": policy.action_normalizer.mean, f"{ACTION}.std": policy.action_normalizer.std}
-    _write_processor(folder / POSTPROCESSOR, after, taken_back)
-
-
-def _features(config: Config, cameras: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the policy sees and what it gives."""
-    inputs: dict[str, Any] = {
-        camera: {"type": "VISUAL", "shape": [3, *(config.image_size or ())]} for camera in cameras
-    }
-    inputs[STATE] = {"type": "STATE", "shape": [config.state_dim]}
-    return inputs, {ACTION: {"type": "ACTION", "shape": [config.action_dim]}}
+    inverse = {f"{ACTION}.mean": policy.action_normalizer.mean, f"{ACTION}.std": policy.action_normalizer.std}
+    _write_processor(folder / POSTPROCESSOR, after, inverse)
 
 
 def _settings(config: Config, inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +125,7 @@ def _settings(config: Config, inputs: dict[str, Any], outputs: dict[str, Any]) -
 
 
 def _statistics(policy: ActPolicy, cameras: list[str]) -> dict[str, Tensor]:
-    """What the preprocessor divides by, less what LeRobot adds."""
+    """The preprocessor's statistics, less what LeRobot adds."""
     images = policy.image_encoder.mean / 255, policy.image_encoder.std / 255  # (3, 1, 1) each
     states = policy.state_normalizer.mean, policy.state_normalizer.std
     actions = policy.action_normalizer.mean, policy.action_normalizer.std
@@ -138,10 +137,10 @@ def _statistics(policy: ActPolicy, cameras: list[str]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _with_folded_position(policy: ActPolicy) -> dict[str, Tensor]:
-    """The weights, without the position that all places of all images share and that LeRobot has no name for.
+    """The weights without the position that all tokens of all images share, which LeRobot does not have.
 
-    Positions enter through queries and keys alone. So that of all images is added to every token there, by way
-    of the biases, and taken off from the positions of latent and state, which do not have it.
+    Positions enter through queries and keys only. So that position is added to every token there, through the biases,
+    and subtracted from the positions of latent and state, which do not have it.
     """
     weights = {name: value.clone() for name, value in policy.state_dict().items()}
     shared = policy.step_positions[0] + policy.camera_positions[0]  # (D,)
@@ -162,7 +161,7 @@ def _normalizer(kind: str, features: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_processor(path: Path, steps: list[dict[str, Any]], statistics: dict[str, Tensor]) -> None:
-    """A processor's JSON file, and the statistics of the one step that has some."""
+    """Write a processor's JSON file, and the statistics of its normalising step."""
     number, step = next(pair for pair in enumerate(steps) if pair[1]["registry_name"] in (NORMALIZER, UNNORMALIZER))
     state = f"{path.stem}_step_{number}_{step['registry_name']}.safetensors"
     _save(statistics, path.with_name(state))
@@ -171,6 +170,6 @@ def _write_processor(path: Path, steps: list[dict[str, Any]], statistics: dict[s
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    # Each tensor of its own: safetensors refuses those that share memory.
+    # Copies: safetensors refuses tensors that share memory.
     own = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     write_bytes(path, save(own, {"format": "pt"}))

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from bimact.cli import main
 from bimact.config import load_config, save_config
-from bimact.exchange.lerobot_reader import read_lerobot
+from bimact.interop.lerobot_reader import read_lerobot
 from bimact.policy.loading import load_run
 from bimact.run_directory import recorded
 
@@ -189,7 +189,7 @@ def test_files_of_a_lerobot_policy(tmp_path: Path, lerobot: Path, capsys: pytest
     torch.testing.assert_close(heads[1], heads[0] + 1)
 
     (policy / "model.safetensors").rename(tmp_path / "alone.safetensors")
-    assert "its settings are missing: put its config.json beside it" in fails(
+    assert "its settings are missing: put its config.json next to it" in fails(
         capsys, tmp_path / "alone.safetensors", tmp_path / "new"
     )
     assert "model-00001-of-00002.safetensors is one of 2 files that belong together: give their index" in fails(
@@ -279,7 +279,7 @@ def test_what_is_no_policy(tmp_path: Path, run: Path, capsys: pytest.CaptureFixt
     assert f"{tmp_path / 'none'} does not exist" in fails(capsys, tmp_path / "none", tmp_path / "new")
     assert "has no policy that bimact knows" in fails(capsys, tmp_path, tmp_path / "new")
     (tmp_path / "text").write_text("text")
-    assert "no file of weights" in fails(capsys, tmp_path / "text", tmp_path / "new")
+    assert "not a file of weights" in fails(capsys, tmp_path / "text", tmp_path / "new")
     weights = run / "checkpoint" / "act-train-best.pth"
     assert "is a checkpoint of bimact: give the folder of its run" in fails(capsys, weights, tmp_path / "new")
     of_run = fails(capsys, weights.parent, tmp_path / "new", "--to", "bimact")

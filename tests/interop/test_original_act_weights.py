@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bimact.config import to_config
+from bimact.interop.original_act_weights import from_original, to_original
 from bimact.policy.act import ActPolicy
-from bimact.policy.original_act_weights import from_original, to_original
 
 ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 

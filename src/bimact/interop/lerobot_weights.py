@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from bimact.policy.renaming import Renaming
+from bimact.interop.renaming import Renaming
 
 _POSITIONS_OF_ACTIONS = "model.vae_encoder_pos_enc"  # sinusoids
 _RENAMING = Renaming(

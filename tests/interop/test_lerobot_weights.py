@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from bimact.config import to_config
+from bimact.interop.lerobot_weights import from_lerobot, to_lerobot
 from bimact.policy.act import ActPolicy, act_losses
-from bimact.policy.lerobot_weights import from_lerobot, to_lerobot
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "lerobot_act_tiny.safetensors"
 

@@ -12,9 +12,9 @@ from foreign_policies import ACTION_DIM, STATE_DIM, chunk_of, observation, small
 from safetensors.torch import load_file
 
 from bimact.errors import UserError
-from bimact.exchange.assembly import Converted
-from bimact.exchange.lerobot_reader import read_lerobot
-from bimact.exchange.lerobot_writer import refuse_inexpressible, write_lerobot
+from bimact.interop.assembly import Converted
+from bimact.interop.lerobot_reader import read_lerobot
+from bimact.interop.lerobot_writer import refuse_inexpressible, write_lerobot
 from bimact.policy.act import ActPolicy
 
 
@@ -116,7 +116,7 @@ def test_cameras_that_the_policy_tells_apart_are_refused() -> None:
     policy = small_policy(("top", "left"))
     refuse_inexpressible(policy)
     policy.camera_positions.data[1] += 1e-3
-    with pytest.raises(UserError, match="it has learned which camera is which"):
+    with pytest.raises(UserError, match="it has learned camera positions"):
         refuse_inexpressible(policy)
     with pytest.raises(UserError, match="it sees no camera"):
         refuse_inexpressible(small_policy(()))

@@ -24,7 +24,7 @@ from foreign_policies import (
 from torch import Tensor
 
 from bimact.errors import UserError
-from bimact.exchange.original_act import original_checkpoint, read_original
+from bimact.interop.original_act import original_checkpoint, read_original
 from bimact.policy.act import ActPolicy
 
 CAMERAS = ["top", "left"]
@@ -66,13 +66,13 @@ def test_what_the_weights_do_not_tell_can_be_given(tmp_path: Path, policy: ActPo
     statistics = folder / "dataset_stats.pkl"
     statistics.rename(tmp_path / "stats.pkl")
     path = folder / "policy_best.ckpt"
-    with pytest.raises(UserError, match=r"dataset_stats.pkl is missing, .* give it by --stats"):
+    with pytest.raises(UserError, match=r"dataset_stats.pkl is missing, .* pass it by --stats"):
         read_original(path, CAMERAS)
-    with pytest.raises(UserError, match=r"which cameras was .*policy_best.ckpt trained with\?.* give --cameras"):
+    with pytest.raises(UserError, match=r"which cameras was .*policy_best.ckpt trained with\?.* pass --cameras"):
         read_original(path, None, tmp_path / "stats.pkl")
     converted = read_original(path, CAMERAS, tmp_path / "stats.pkl", heads=4, image_size=(240, 320))
     assert (converted.policy.config.nheads, converted.policy.config.image_size) == (4, [240, 320])
-    assert converted.notes == ("4 attention heads and images of 240x320 are taken for granted",)
+    assert converted.notes == ("4 attention heads and images of 240x320 are assumed",)
 
 
 def test_a_training_without_the_cvaes_encoder(tmp_path: Path, policy: ActPolicy) -> None:
@@ -170,7 +170,7 @@ WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "kernel": (adding("model.input_proj.weight", torch.zeros(32, 512, 3, 3)), "does not fit the network"),
     "announced": (
         adding("model.query_embed.weight", torch.zeros(1).expand(10**6, 10**6)),
-        "announces larger tensors than it holds",
+        "declares larger tensors than it holds",
     ),
 }
 

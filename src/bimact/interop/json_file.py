@@ -1,4 +1,4 @@
-"""JSON files of strangers: their values are looked at before they are used."""
+"""Untrusted JSON files: values are checked before they are used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class JsonObject:
 
     @classmethod
     def read(cls, path: Path) -> JsonObject:
-        """The object that a file consists of.
+        """The object in a file.
 
         Raises:
             UserError: if there is none.
@@ -47,16 +47,16 @@ class JsonObject:
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError):  # ValueError: also of its encoding
-            raise UserError(f"{path} is no readable JSON: copy it again from where it came from") from None
+            raise UserError(f"{path} is not readable JSON: copy it again from where it came from") from None
         if not isinstance(content, dict):
             raise UserError(f"{path} holds no JSON object")
         return cls(path, content)
 
     def get(self, name: str, kind: type, default: Any) -> Any:
-        """The value of a name, which has to be of a kind; the default where it is absent or null.
+        """The value of a name, which has to be of a type; the default where it is absent or null.
 
         Raises:
-            UserError: if it is of another kind.
+            UserError: if it is of another type.
         """
         value = self.content.get(name)
         if value is None:

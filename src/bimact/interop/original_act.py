@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bimact.data.safe_pickle import load_pickle
 from bimact.errors import UserError
-from bimact.exchange.assembly import (
+from bimact.files import refuse_pointer
+from bimact.interop.assembly import (
     Affine,
     Converted,
     assemble,
@@ -26,19 +27,20 @@ from bimact.exchange.assembly import (
     network_settings,
     read_policy,
 )
-from bimact.files import refuse_pointer
-from bimact.policy.original_act_weights import from_original
+from bimact.interop.original_act_weights import from_original
 from bimact.policy.weights import ORIGINAL
 
 STATISTICS = "dataset_stats.pkl"
 HEADS = 8  # in `imitate_episodes.py`
 IMAGE_SIZE = (480, 640)  # of the original's simulation and of ALOHA's cameras
+# Only the CVAE's encoder uses these; ACT++ keeps them even without it.
+_POSTERIOR = ("model.cls_embed.", "model.encoder_joint_proj.", "model.encoder_action_proj.", "model.latent_proj.")
 
 
 def original_checkpoint(folder: Path) -> tuple[Path, list[str]] | None:
-    """The checkpoint to take of a folder of a training: the best, else the last, else that of the highest number.
+    """The checkpoint of a training's folder: the best, else the last, else the one with the highest number.
 
-    Forks name theirs as in `policy_step_1000_seed_0.ckpt`.
+    Forks use names such as `policy_step_1000_seed_0.ckpt`.
 
     Returns:
         the file, with a note if there are others; None if there is none.
@@ -48,11 +50,13 @@ def original_checkpoint(folder: Path) -> tuple[Path, list[str]] | None:
     if not found:
         return None
     path = max(found, key=_rank)
-    return path, [] if len(found) == 1 else [f"{path.name} is taken of {len(found)} checkpoints: {_why(path)}"]
+    reason = ("it has the highest number", "it is the last", "it is the best")[_rank(path)[0]]
+    note = f"{path.name} is taken of {len(found)} checkpoints: {reason}; give another by its file name"
+    return path, [note] if len(found) > 1 else []
 
 
 def _rank(path: Path) -> tuple[int, int, str]:
-    """Of two checkpoints the higher one is taken."""
+    """A sort key of checkpoints: the best, the last, then those with higher numbers come last."""
     words = re.split(r"[\W_]+|(?<=[a-z])(?=\d)", path.stem.lower())
     numbers = [int(word) for word in words if word.isdecimal()]
     counted = [
@@ -60,11 +64,6 @@ def _rank(path: Path) -> tuple[int, int, str]:
     ]
     kind = 2 if "best" in words else 1 if {"last", "latest", "final"} & set(words) else 0
     return kind, (counted or numbers or [-1])[0], path.name
-
-
-def _why(path: Path) -> str:
-    reason = ("it has the highest number", "it is the last", "it is the best")[_rank(path)[0]]
-    return f"{reason}; give another by its file name"
 
 
 def read_original(
@@ -79,18 +78,19 @@ def read_original(
     Args:
         path: the checkpoint.
         cameras: that it was trained with.
-        statistics: `dataset_stats.pkl`; None: beside the checkpoint.
-        heads: of attention, which no weights tell.
+        statistics: `dataset_stats.pkl`; None: next to the checkpoint.
+        heads: number of attention heads, which the weights do not determine.
         image_size: height and width of the cameras' images.
 
     Raises:
-        UserError: if files are missing or damaged, or the policy has what bimact's has not.
+        UserError: if files are missing or damaged, or the policy has features that bimact's lacks.
     """
     found = read_policy(path, ORIGINAL)
-    weights = _known(found.tensors, path)
+    weights = found.tensors
+    _refuse_inexpressible(weights, path)
     if cameras is None:
         raise UserError(
-            f"which cameras was {path} trained with? Its weights do not tell: give --cameras top, or "
+            f"which cameras was {path} trained with? Its weights do not say: pass --cameras top, or "
             "--cameras cam_high,cam_low,cam_left_wrist,cam_right_wrist"
         )
     notes = list(found.notes)
@@ -109,63 +109,43 @@ def read_original(
         "nheads": heads,
         "image_size": list(image_size),
     }
-    notes.append(f"{heads} attention heads and images of {image_size[0]}x{image_size[1]} are taken for granted")
+    notes.append(f"{heads} attention heads and images of {image_size[0]}x{image_size[1]} are assumed")
     file = statistics or path.parent / STATISTICS
-    stats = _read_statistics(file)
+    if not file.is_file():
+        raise UserError(f"{file} is missing, by which the policy normalises: pass it by --stats")
+    refuse_pointer(file)
+    stats = load_pickle(file)
+    if not isinstance(stats, dict):
+        raise UserError(f"{file} holds no statistics of the original ACT")
     state = _affine(stats, "qpos", settings["state_dim"], file)
     action = _affine(stats, "action", settings["action_dim"], file)
     policy = assemble(settings, ours, state, action, path)
     return Converted(policy, "checkpoint of the original ACT", tuple(notes))
 
 
-# What only the CVAE's encoder uses, which ACT++ keeps even without it.
-_POSTERIOR = ("model.cls_embed.", "model.encoder_joint_proj.", "model.encoder_action_proj.", "model.latent_proj.")
-
-
-def _known(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The weights, if they are those of a network that bimact's can stand for.
-
-    Raises:
-        UserError: naming what is in the way.
-    """
+def _refuse_inexpressible(weights: Mapping[str, Tensor], path: Path) -> None:
+    to, of = weights.get("model.latent_proj.weight"), weights.get("model.latent_out_proj.weight")
     found = {
         "it has a backbone for each camera, and bimact one for all": "model.backbones.1.0.body.conv1.weight" in weights,
         "it sees the environment's state": "model.input_proj_env_state.weight" in weights,
         "its positions in images are learned": "model.backbones.0.1.row_embed.weight" in weights,
-        "its latent is discrete (use_vq)": _is_discrete(weights),
+        # A latent of Z numbers is projected from Z, and to a mean and a variance for each.
+        "its latent is discrete (use_vq)": to is not None and of is not None and len(to) != 2 * of.shape[-1],
     }
     obstacles = [sentence for sentence, holds in found.items() if holds]
     if obstacles:
         raise UserError(f"{path} cannot become a policy of bimact: {'; '.join(obstacles)}")
-    return weights
-
-
-def _is_discrete(weights: Mapping[str, Tensor]) -> bool:
-    """A latent of Z numbers is projected from Z, and to a mean and a variance for each."""
-    to, of = weights.get("model.latent_proj.weight"), weights.get("model.latent_out_proj.weight")
-    return to is not None and of is not None and len(to) != 2 * of.shape[-1]
-
-
-def _read_statistics(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing, by which the policy normalises: give it by --stats")
-    refuse_pointer(path)
-    stats = load_pickle(path)
-    if not isinstance(stats, dict):
-        raise UserError(f"{path} holds no statistics of the original ACT")
-    return stats
 
 
 def _affine(stats: Mapping[str, Any], kind: str, size: int, path: Path) -> Affine:
-    """Of `qpos` or `action`."""
-    mean, std = (_numbers(stats, f"{kind}_{name}", size, path) for name in ("mean", "std"))
+    """The normalisation of `qpos` or `action`."""
+    found = []
+    for name in (f"{kind}_mean", f"{kind}_std"):
+        value = stats.get(name)
+        if not (isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.shape == (size,)):
+            raise UserError(f"{path} has no '{name}' of {size} numbers: is it of another policy?")
+        found.append(torch.from_numpy(np.array(value, dtype=np.float32)))
+    mean, std = found
     if not bool(mean.isfinite().all() and std.isfinite().all()) or float(std.min()) <= 0:
         raise UserError(f"{path} has statistics of {kind} that are not finite, or deviations of 0")
     return Affine(mean, std)
-
-
-def _numbers(stats: Mapping[str, Any], name: str, size: int, path: Path) -> Tensor:
-    value = stats.get(name)
-    if not (isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.shape == (size,)):
-        raise UserError(f"{path} has no '{name}' of {size} numbers: is it of another policy?")
-    return torch.from_numpy(np.array(value, dtype=np.float32))

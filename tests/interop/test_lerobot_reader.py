@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from bimact.encoder.base import IMAGENET_MEAN
 from bimact.errors import UserError
-from bimact.exchange.lerobot_reader import lerobot_folder, read_lerobot
+from bimact.interop.lerobot_reader import lerobot_folder, read_lerobot
 from bimact.policy.act import ActPolicy
 
 LAYOUTS = {
@@ -138,7 +138,7 @@ def test_cameras_have_the_names_that_the_robot_gives_them(tmp_path: Path, policy
         read_lerobot(tmp_path, ["a"])
     with pytest.raises(UserError, match="the same name"):
         read_lerobot(tmp_path, ["a", "a"])
-    with pytest.raises(UserError, match=r"'\\x1b\[2J' is no name for a camera"):
+    with pytest.raises(UserError, match=r"'\\x1b\[2J' is not a valid camera name"):
         read_lerobot(tmp_path, ["a", "\x1b[2J"])
 
 
@@ -263,8 +263,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "wrong shape": (change_file("config.json", output_features={"action": {"shape": [-1]}}), r"the shape \[-1\]"),
     "no features": (change_file("config.json", input_features=3), "'input_features' is 3, it has to be an object"),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "no readable JSON"),
-    "deep JSON": (lambda folder: (folder / "config.json").write_text("[" * 10**6), "no readable JSON"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "is not readable JSON"),
+    "deep JSON": (lambda folder: (folder / "config.json").write_text("[" * 10**6), "is not readable JSON"),
     "no object": (lambda folder: (folder / "config.json").write_text("[]"), "holds no JSON object"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing"),
     "cut weights": (
@@ -273,7 +273,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no postprocessor": (lambda folder: (folder / AFTER).unlink(), f"{AFTER} is missing"),
     "no statistics": (lambda folder: (folder / STATISTICS).unlink(), f"{STATISTICS} is missing"),
-    "file elsewhere": (change_steps(BEFORE, 3, state_file="../x.safetensors"), "no file of its folder"),
+    "file elsewhere": (change_steps(BEFORE, 3, state_file="../x.safetensors"), "not a file of its folder"),
     "missing name": (change_tensors("model.safetensors", lambda t: t.pop("model.action_head.weight")), "not all"),
     "other names": (
         change_tensors("model.safetensors", lambda t: t.pop("model.decoder_pos_embed.weight")),
@@ -302,11 +302,11 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "cameras differ": (
         change_tensors(STATISTICS, lambda t: t[f"{LEFT}.mean"].add_(0.1)),
-        "each camera by other numbers",
+        "normalises each camera differently",
     ),
     "black": (
         change_tensors(STATISTICS, lambda t: (t[f"{TOP}.std"].zero_(), t[f"{LEFT}.std"].zero_())),
-        "images that never change",
+        "constant images",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Weights in our names, statistics and settings → a policy, whatever software they come from."""
+"""Weights in bimact's names, statistics and settings → a policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bimact.config import to_config
 from bimact.errors import UserError, in_words
@@ -17,7 +17,7 @@ from bimact.policy.act import ActPolicy, build_act_policy
 from bimact.policy.weights import PolicyWeights, Software, read_policy_weights
 from bimact.weights_file import size_of
 
-# By whether blocks have a bottleneck and how many the third stage has.
+# By whether blocks have a bottleneck, and the number of blocks of the third stage.
 _RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50"}
 
 
@@ -31,8 +31,8 @@ class Affine:
     Attributes:
         mean: (D,), in the robot's units.
         std: (D,), in the robot's units, more than 0.
-        shift: -1 where [mean, mean + 2 std] becomes [-1, 1]. It is kept apart, since a mean that includes it would
-            be rounded to the lowest value where the two lie close together.
+        shift: -1 where [mean, mean + 2 std] becomes [-1, 1]. Separate, since a mean that includes it would be rounded
+            to the lowest value where the range is small.
     """
 
     mean: Tensor
@@ -41,18 +41,18 @@ class Affine:
 
     @property
     def center(self) -> Tensor:
-        """(D,): what becomes 0."""
+        """(D,): the value that becomes 0."""
         return self.mean - self.shift * self.std
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A policy with what there is to say of it.
+    """A policy with notes on its conversion.
 
     Attributes:
         policy: in evaluation mode on the CPU; its config is complete.
-        origin: what it was read from, such as "LeRobot policy of 2025".
-        notes: what was left out or taken for granted, a sentence each.
+        origin: its source, such as "LeRobot policy of 2025".
+        notes: sentences on what was left out or assumed.
     """
 
     policy: ActPolicy
@@ -61,45 +61,47 @@ class Converted:
 
 
 def read_policy(path: Path, software: Software) -> PolicyWeights:
-    """The weights of a policy of other software; nothing in the file is run, and all that it announces is in it.
+    """The weights of a policy of other software; no code in the file is run.
 
     Raises:
-        UserError: if the file cannot be read, holds no such policy or announces more than it holds.
+        UserError: if the file cannot be read, holds no such policy, or declares larger tensors than it holds.
     """
     found = read_policy_weights(path, software)
-    # A tensor of any size can be announced over a few bytes, and a network would be made as large.
+    # A file of few bytes can declare tensors of any size, and a network of that size would be created.
     if sum(value.numel() * value.element_size() for value in found.tensors.values()) > size_of(path):
-        raise UserError(f"{path} announces larger tensors than it holds: do not trust this file")
+        raise UserError(f"{path} declares larger tensors than it holds: do not trust this file")
     return found
 
 
 def checked_cameras(names: Sequence[str]) -> list[str]:
-    """Names of cameras, if they can be such.
+    """Names of cameras, if they are valid.
 
     Raises:
-        UserError: if one cannot, or two are the same.
+        UserError: if one is not, or two are the same.
     """
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise UserError(f"{ascii(name)[:80]} is no name for a camera: give names by --cameras, such as top,left")
+            raise UserError(f"{ascii(name)[:80]} is not a valid camera name: pass names by --cameras, such as top,left")
     if len(set(names)) < len(names):
         raise UserError(f"cameras have the same name ({', '.join(names)}): give names by --cameras, such as top,left")
     return list(names)
 
 
 def network_settings(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """The settings that the shapes of weights in our names tell, for a network as in the paper.
+    """The settings of a network as in the paper, from the shapes of its weights in bimact's names.
 
     Args:
         weights: without the statistics.
         path: of their file, for messages.
 
     Raises:
-        UserError: if they are not those of such a network.
+        UserError: if they are not the weights of such a network.
     """
+    backbone = "image_encoder.backbone."
+    kind = (f"{backbone}layer1.0.conv3.weight" in weights, _count(weights, f"{backbone}layer3."))
     try:
         chunk_size, hidden_dim = weights["queries.weight"].shape
-        return {
+        settings = {
             "temporal_context": 1,
             "chunk_size": chunk_size,
             "hidden_dim": hidden_dim,
@@ -114,7 +116,7 @@ def network_settings(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any
             "action_dim": len(weights["action_head.weight"]),
             "encoder": {
                 "name": "pri3d",
-                "model_name": _resnet(weights, path),
+                "model_name": _RESNETS.get(kind),
                 "pretrained": None,
                 "freeze": False,
                 "fuse": "tokens",
@@ -123,31 +125,26 @@ def network_settings(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any
         }
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise UserError(f"{path} does not hold the network of ACT, or not all of it ({error})") from None
+    if kind not in _RESNETS:
+        raise UserError(f"{path} has another image backbone than bimact knows ({', '.join(_RESNETS.values())})")
+    return settings
 
 
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different parts follow a prefix."""
+    """Number of different components after a prefix."""
     return len({name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)})
-
-
-def _resnet(weights: Mapping[str, Tensor], path: Path) -> str:
-    backbone = "image_encoder.backbone."
-    kind = (f"{backbone}layer1.0.conv3.weight" in weights, _count(weights, f"{backbone}layer3."))
-    if kind not in _RESNETS:
-        raise UserError(f"{path} has another image backbone than bimact knows ({', '.join(_RESNETS.values())})")
-    return _RESNETS[kind]
 
 
 def assemble(
     settings: Mapping[str, Any], weights: Mapping[str, Tensor], state: Affine, action: Affine, path: Path
 ) -> ActPolicy:
-    """Make the policy.
+    """Build the policy.
 
     Args:
-        settings: of `network_settings`, with cameras and whatever else is known.
-        weights: in our names; the positions of steps and cameras, which they lack, are zero.
-        state: how the proprioceptive state is normalised.
-        action: how actions are.
+        settings: of `network_settings`, with cameras and other known settings.
+        weights: in bimact's names; the missing positions of steps and cameras are zero.
+        state: normalisation of the proprioceptive state.
+        action: normalisation of actions.
         path: of the weights, for messages.
 
     Raises:
@@ -161,7 +158,7 @@ def assemble(
     }
     try:
         config = to_config(dict(settings))
-        with torch.device("meta"):  # without numbers: what does not fit is found before memory is taken for it
+        with torch.device("meta"):  # without memory for weights, to find what does not fit first
             empty = build_act_policy(config)
         positions = {
             name: torch.zeros(value.shape) for name, value in empty.state_dict().items() if name in _NOT_IN_THE_PAPER
@@ -175,12 +172,7 @@ def assemble(
     policy = build_act_policy(config)
     policy.load_state_dict(complete)
     readers = [policy.state_proj] if policy.posterior is None else [policy.state_proj, policy.posterior.state_proj]
-    for linear in readers:
-        _shift_input(linear, state.shift)
+    with torch.no_grad():
+        for linear in readers:  # let these layers see their input + shift
+            linear.bias.add_(linear.weight.sum(dim=1), alpha=state.shift)
     return policy.eval()
-
-
-@torch.no_grad()
-def _shift_input(linear: nn.Linear, shift: float) -> None:
-    """Make a layer see its input + shift."""
-    linear.bias.add_(linear.weight.sum(dim=1), alpha=shift)

@@ -1,1 +1,0 @@
-"""Policies of other software: into a run of bimact, and back."""

@@ -1,0 +1,1 @@
+"""Conversion of policies of other software to runs of bimact, and back."""
