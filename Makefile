@@ -7,7 +7,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint typecheck bench clean
+.PHONY: setup demo test test-quick test-long lint typecheck bench clean
 
 setup: $(READY)
 
@@ -31,6 +31,14 @@ demo: $(READY)
 
 test: lint typecheck
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# For the inner loop: no slow tests.
+test-quick: lint
+	$(BIN)/python -m pytest -q -m "not slow and not gl" -n logical --maxprocesses 8 --dist loadfile
+
+# Campaigns: thousands of damaged files, kills at each step of writing, a hundred demonstrations.
+test-long: lint typecheck
+	BIMACT_TESTS=long $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

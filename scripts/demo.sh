@@ -13,8 +13,8 @@ if [[ $task == insertion ]]; then
 fi
 if [[ -n ${QUICK:-} ]]; then
   name=$name-quick
-  episodes=4 rollouts=4 videos=1
-  settings+=(--num_steps 60 --val_split 0.25 --warmup_steps 10)
+  episodes=2 rollouts=2 videos=1
+  settings+=(--num_steps 20 --val_split 0.5 --warmup_steps 5 --log_frequency 10)
   echo "QUICK=1 takes the same path with little data and training: it proves the plumbing, not the policy."
 fi
 if [[ $seed != 0 ]]; then

@@ -25,6 +25,9 @@ with contextlib.suppress(ImportError):
 os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
 _CACHE = tempfile.TemporaryDirectory(prefix="bimact-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+# Campaigns: `make test-long` kills, mutates and demonstrates as often as it takes to find what is rare; `make test`
+# samples them.
+LONG = os.environ.get("BIMACT_TESTS") == "long"
 # Small models, and as many tests at once as there are cores: threads would only wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start

@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import LONG
 from fuzz_readers import fuzz
 
-MUTATIONS = 160  # some ten of each kind of dataset
+MUTATIONS = 10_000 if LONG else 45  # three of each kind of dataset
 
 
 @pytest.mark.slow

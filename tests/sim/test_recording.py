@@ -22,9 +22,9 @@ from bimact.sim.recording import JOURNAL, RecordingSettings, record
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = RecordingSettings("transfer_cube", episodes=4, cameras=("top", "left_wrist"), image_size=(24, 32))
+SETTINGS = RecordingSettings("transfer_cube", episodes=3, cameras=("top", "left_wrist"), image_size=(24, 32))
 COMMAND = [
-    *(sys.executable, "-m", "bimact", "record", "--task", "transfer_cube", "--episodes", "4"),
+    *(sys.executable, "-m", "bimact", "record", "--task", "transfer_cube", "--episodes", "3"),
     *("--cameras", "top,left_wrist", "--image_size", "24x32", "--output_dir"),
 ]
 
@@ -44,10 +44,10 @@ def test_the_guides_dataset(recorded: Path) -> None:
     for allow_pickle in (True, False):
         observations = np.load(recorded / "observations.npy", allow_pickle=allow_pickle)
         assert observations[7]["image_top"].shape == (24, 32, 3)
-        assert observations["image_left_wrist"].shape == (1600, 24, 32, 3)
+        assert observations["image_left_wrist"].shape == (1200, 24, 32, 3)
     actions, lengths = np.load(recorded / "actions.npy"), np.load(recorded / "rollout_length.npy")
-    assert (actions.shape, actions.dtype) == ((1600, 14), np.float32)
-    assert (lengths.tolist(), lengths.dtype) == ([400] * 4, np.int64)
+    assert (actions.shape, actions.dtype) == ((1200, 14), np.float32)
+    assert (lengths.tolist(), lengths.dtype) == ([400] * 3, np.int64)
     episodes = open_dataset(recorded)
     assert episodes.cameras == ("top", "left_wrist")
     assert (episodes.fps, episodes.task, len(episodes.joint_names or ())) == (50, "transfer_cube", 14)
@@ -71,7 +71,7 @@ def test_one_worker_writes_the_same_bytes_and_a_second_call_nothing(recorded: Pa
     record(SETTINGS, tmp_path / "again", workers=1)
     assert digests(tmp_path / "again") == digests(recorded)
     before = {path: path.stat().st_mtime_ns for path in recorded.iterdir()}
-    assert [episode.seed for episode in record(SETTINGS, recorded)] == [0, 1, 2, 3]
+    assert [episode.seed for episode in record(SETTINGS, recorded)] == [0, 1, 2]
     assert before == {path: path.stat().st_mtime_ns for path in recorded.iterdir()}
 
 
@@ -80,14 +80,14 @@ def test_interrupted_recording_goes_on(recorded: Path, tmp_path: Path, sent: sig
     folder = tmp_path / "dataset"
     process = subprocess.Popen([*COMMAND, str(folder), "--workers", "1"], start_new_session=True)
     deadline = time.monotonic() + 60
-    while _episodes_done(folder) < 2 and time.monotonic() < deadline:
+    while _episodes_done(folder) < 1 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, sent)
     code = process.wait(timeout=30)
     assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
     done = _episodes_done(folder)
-    assert 2 <= done < 4
-    with pytest.raises(UserError, match=rf"{done} of 4"):
+    assert 1 <= done < 3
+    with pytest.raises(UserError, match=rf"{done} of 3"):
         open_dataset(folder)
     result = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -119,7 +119,7 @@ def test_kill_while_files_get_their_names_is_mended(
 
 
 def test_other_settings_and_other_files_are_refused(recorded: Path, tmp_path: Path) -> None:
-    other = RecordingSettings("insertion", 4, SETTINGS.cameras, SETTINGS.image_size)
+    other = RecordingSettings("insertion", 3, SETTINGS.cameras, SETTINGS.image_size)
     with pytest.raises(UserError, match="other settings \\(task is transfer_cube, not insertion\\)"):
         record(other, recorded)
     (tmp_path / "notes.txt").write_text("mine")

@@ -170,7 +170,7 @@ def test_values_that_fit_only_together_are_left_to_the_trials() -> None:
 @pytest.mark.parametrize("value", [[128, 96], None, True, 1e-06, "gated", ["top", "left"]])
 def test_a_setting_is_what_the_file_says(value: Any, tmp_path: Path) -> None:
     fields = {list: "cameras", bool: "encoder.freeze", float: "lr", str: "encoder.fuse", type(None): "cameras"}
-    name = "image_size" if value == [128, 96] else fields[type(value)]
+    name = "encoder.image_size" if value == [128, 96] else fields[type(value)]
     choice = distribution_of(name, {"values": [value]}).choices[0]  # type: ignore[attr-defined]
     config: Any = load_config(None, [f"{name}={as_text(choice)}"])
     for part in name.split("."):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import LONG, tiny_config
 from guide_files import write_dataset
 from processes import in_child
 
@@ -82,15 +82,15 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "workers"), [("no", 0), ("bf16", 0), ("no", 1)])
 def test_killed_at_random_moments(folder: Path, precision: str, workers: int) -> None:
-    changes = {"mixed_precision": precision, "num_workers": workers, "num_epochs": 10}
+    changes = {"mixed_precision": precision, "num_workers": workers, "num_epochs": 10 if LONG else 5}
     began = time.monotonic()
     assert os.waitpid(in_child(lambda: go_on(config_of(folder, "whole", **changes))), 0)[1] == 0
     duration = time.monotonic() - began
     for attempt in range(5):
         again = config_of(folder, f"killed-{attempt}", **changes)
         kills = kill_and_go_on(again, duration, random.Random(f"{precision}{workers}"))
-        assert_same_run(folder / "whole", folder / f"killed-{attempt}", 10)
-        if kills >= 5:
+        assert_same_run(folder / "whole", folder / f"killed-{attempt}", int(changes["num_epochs"]))
+        if kills >= (25 if LONG else 3):
             return
         duration /= 2  # the machine was busier when the whole run was timed
     pytest.fail(f"the last of five runs was killed {kills} times only")
@@ -102,7 +102,9 @@ def kill_and_go_on(config: Config, duration: float, draw: random.Random) -> int:
     while True:
         child = in_child(lambda: go_on(config))
         # From a moment to some epochs: kills fall on all parts of a run.
-        deadline = time.monotonic() + draw.uniform(0.02, 0.35) * duration if kills < 25 else float("inf")
+        deadline = (
+            time.monotonic() + draw.uniform(0.02, 0.35) * duration if kills < (50 if LONG else 4) else float("inf")
+        )
         while time.monotonic() < deadline:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
@@ -117,13 +119,15 @@ def kill_and_go_on(config: Config, duration: float, draw: random.Random) -> int:
 
 @pytest.mark.slow
 def test_killed_at_each_step_of_writing(folder: Path) -> None:
-    """At the n-th time that a file of the run is opened, renamed, linked or removed, for every n."""
+    """At the n-th time that a file of the run is opened, renamed, linked or removed."""
     changes = {"num_epochs": 2}
     whole = config_of(folder, "whole", **changes)
     events: list[str] = []
     fit_and_count(whole, events.append)
     assert {"os.rename", "os.link", "open"} <= set(events)
-    for number in range(1, len(events) + 1):
+    # The first of each kind of event, and then every fifth.
+    first = {events.index(kind) + 1 for kind in set(events)}
+    for number in range(1, len(events) + 1) if LONG else sorted(first | set(range(3, len(events) + 1, 5))):
         config = config_of(folder, f"killed-{number}", **changes)
         seen = 0
 
