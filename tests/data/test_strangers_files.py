@@ -18,4 +18,5 @@ def test_mutated_datasets_are_read_or_refused(tmp_path: Path) -> None:
     faults = [entry for entry in results if entry[2] not in ("read", "refused", "crash", "hang", "memory")]
     assert not faults
     counts = Counter(outcome for _, _, outcome in results)
-    assert counts["read"] > MUTATIONS // 8 and counts["refused"] > MUTATIONS // 3  # it does mutate, and not beyond recognition
+    # It does mutate, and not beyond recognition.
+    assert counts["read"] > MUTATIONS // 8 and counts["refused"] > MUTATIONS // 3
