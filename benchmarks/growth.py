@@ -30,7 +30,8 @@ from torch.nn import functional as F
 from bimact.config import load_config
 from bimact.machine import keep_freed_memory
 from bimact.policy.dropout import dropout
-from bimact.train.act_trainer import ActTrainer
+from bimact.training.act_trainer import ActTrainer
+from bimact.training.prepare import prepare_run
 
 OURS = ROOT / "benchmarks" / "ours.py"
 PICTURES = ROOT / "docs" / "performance"
@@ -201,7 +202,7 @@ def _make_step(batch: int) -> Callable[[], object]:
     folder = BUILD / "profiled"
     shutil.rmtree(folder, ignore_errors=True)
     chosen = overrides(OF_GUIDE, two_cameras(), feature_cache="true", batch_size=batch, output_dir=folder)
-    trainer = ActTrainer(load_config(GUIDE, chosen))
+    trainer = ActTrainer(prepare_run(load_config(GUIDE, chosen)))
     trainer.policy.train()
     first = next(trainer._steps_left())
     return lambda: trainer.train_step(*first)

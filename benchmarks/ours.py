@@ -19,14 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from bimact.config import Config, load_config
 from bimact.data.loader import Loader
 from bimact.data.windows import Batch, WindowDataset, WindowIndex, split_episodes
+from bimact.device import precision_dtype
 from bimact.machine import keep_freed_memory
 from bimact.policy.act import ActPolicy
-from bimact.policy.acting import Actor
-from bimact.policy.demonstrations import open_demonstrations
+from bimact.policy.inference import Policy
 from bimact.policy.transformer import TransformerEncoder
-from bimact.train.act_trainer import ActTrainer
-from bimact.train.device import precision_dtype
-from bimact.train.loaders import fill_from_dataset
+from bimact.training.act_trainer import ActTrainer
+from bimact.training.demonstrations import fill_from_dataset, open_demonstrations
+from bimact.training.prepare import prepare_run
 
 Work = Callable[..., dict[str, Any]]
 
@@ -39,7 +39,7 @@ def make(kind: str, overrides: list[str], **settings: Any) -> tuple[dict[str, An
 
 def _train(config: Config) -> tuple[dict[str, Any], Work]:
     """Whole training steps, with the wait for their data."""
-    trainer = ActTrainer(config)
+    trainer = ActTrainer(prepare_run(config))
     trainer.policy.train()
     coming = _endless(trainer)
 
@@ -89,7 +89,7 @@ def _act(config: Config, precision: str) -> tuple[dict[str, Any], Work]:
     episodes, _ = open_demonstrations(config, config.dataset_dir, lambda line: None)
     config = fill_from_dataset(config, episodes)
     torch.manual_seed(0)
-    actor = Actor(ActPolicy(config).eval(), precision_dtype(precision))
+    policy = Policy(ActPolicy(config).eval(), dtype=precision_dtype(precision))
     _, windows = _windows(config)
     frame = itertools.count()
 
@@ -97,7 +97,7 @@ def _act(config: Config, precision: str) -> tuple[dict[str, Any], Work]:
         obs = [windows.__getitems__([next(frame) % len(windows)])[0] for _ in range(chunks)]
         began = time.perf_counter()
         for one in obs:
-            actor.chunk(one, new=1)
+            policy.chunks(one, new=1)
         return {"seconds": (time.perf_counter() - began) / chunks}
 
     work(5)

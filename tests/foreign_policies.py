@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bimact.config import to_config
+from bimact.interop.lerobot_weights import to_lerobot
+from bimact.interop.original_act_weights import to_original
 from bimact.policy.act import ActPolicy
-from bimact.policy.lerobot_weights import to_lerobot
-from bimact.policy.original_act_weights import to_original
 
 STATE_DIM, ACTION_DIM, SIZE = 6, 4, (40, 64)
 Statistics = dict[str, dict[str, Tensor]]

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from bimact.data.source import Source
+from bimact.machine import reset_scheduling
 
 STATE, ACTION = "observation.state", "action"
 TOP, LEFT = "observation.images.top", "observation.images.left_wrist"
@@ -158,6 +159,8 @@ def write_video(
             frame.pts = number if times is None else round(times(number) * 1000)
             frame.time_base = unit
             container.mux(stream.encode(frame))
+            if number == 0 and codec == "libsvtav1":
+                reset_scheduling()
         container.mux(stream.encode())
     return path
 

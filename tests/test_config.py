@@ -65,10 +65,8 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None
         ("execute_steps=51", "cannot be more than chunk_size"),
         ("encoder.crop=0.5,0,0.6,1", "encoder.crop"),
         ("encoder.image_size=224", "encoder.image_size"),
-        ("image_size=0,3", "image_size is"),
-        ("encoder.image_mean=0.5", "encoder.image_mean is"),
-        ("encoder.image_mean=0,0,.inf", "encoder.image_mean is"),
-        ("encoder.image_std=1,1,0", "more than 0"),
+        ("image_size=0,3", "'image_size' is not a setting: runs record it"),
+        ("encoder.image_mean=0.5,0.5,0.5", "'encoder.image_mean' is not a setting"),
         ("cameras=[a", "cannot read the list"),
         ("cameras=[[a],b]", "cannot read the list"),
         ("encoder=conv", "set encoder.name"),
@@ -88,6 +86,20 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None
 def test_faults_are_named(setting: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_config(None, [setting])
+
+
+@pytest.mark.parametrize(
+    ("recorded", "sentence"),
+    [
+        ({"image_size": [0, 3]}, "image_size is"),
+        ({"encoder": {"image_mean": [0.5]}}, "encoder.image_mean is"),
+        ({"encoder": {"image_mean": [0, 0, float("inf")]}}, "encoder.image_mean is"),
+        ({"encoder": {"image_std": [1, 1, 0]}}, "more than 0"),
+    ],
+)
+def test_faults_in_what_a_run_has_recorded_are_named(recorded: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        to_config(recorded)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -218,7 +230,7 @@ def in_quotes(text: str) -> str:
 
 def test_all_settings_of_type_text_are_known_here() -> None:
     others = {"action_loss", "scale_lr", "lr_schedule", "mixed_precision", "wandb_checkpoints", "color_order"}
-    others |= {"encoder.fuse", "encoder.model_name", "dataset_dir_relative"}
+    others |= {"encoder.fuse", "encoder.model_name"}
     assert {*LISTS, *FREE_TEXT, *PATHS, *others} == set(TEXT_SETTINGS)
 
 

@@ -57,13 +57,17 @@ NOT_RUN = {
 # What is put in the place of text in commands, so that they run here, and in seconds.
 SUBSTITUTIONS = {
     r"--device cuda": "--device cpu",
-    r"torch\.device\(\"cuda\"\)": 'torch.device("cpu")',
+    r"device=\"cuda\"": 'device="cpu"',
     r"--episodes \d+": "--episodes 1 --image_size 24x32",
     r"--rollouts \d+": "--rollouts 1 --parallel 1",
+    r"rollouts=\d+": "rollouts=1, parallel=1",
     r"--video \d+": "--video 0",
     r"--trials \d+": "--trials 1",
     r"--num_epochs \d+": "--num_epochs 3",
     r"--num_steps 60": "--num_steps 2",
+    r"num_epochs=\d+": "num_epochs=3",
+    r"num_steps=\d+": "num_steps=3",
+    r"train\(\"demo\"": 'train("configs/demo.yaml"',  # the sandbox's
     r"ViT-B-32(-quickgelu)?": "ViT-S-32",  # a quarter of the size
     r"pretrained=True": "pretrained=None",  # no download
     r"--encoder.image_size 224,224": "--encoder.image_size 28,28",
@@ -89,7 +93,7 @@ SMALL = {
 SMALL_ENCODER = {"name": "conv", "model_name": None, "pretrained": None, "freeze": False, "channels": [8, 8]}
 
 
-MAKES_RUN = r"--output_dir|demo_training.sh \S+|convert-checkpoint \S+"  # what is before a new run's name
+MAKES_RUN = r"--output_dir |output_dir=\"|demo_training.sh \S+ |convert-checkpoint \S+ "  # before a new run's name
 # Runs that pages name and do not make, where they are not those of the dataset.
 OTHER_RUNS = {"cube": "simulated", "demo-transfer_cube": "simulated", "paper_network": "converted"}
 
@@ -170,7 +174,7 @@ class Sandbox:
         made = {
             name
             for command in text.replace("\\\n", " ").splitlines()
-            for name in re.findall(rf"(?:{MAKES_RUN}) runs/([\w-]+)", command)
+            for name in re.findall(rf"(?:{MAKES_RUN})runs/([\w-]+)", command)
             if f"--resume_from runs/{name}" not in command
         }
         for name in set(re.findall(r"runs/([\w-]+)", text)) - made:

@@ -10,9 +10,9 @@ import pytest
 from matplotlib import font_manager
 
 from bimact import fonts
-from bimact.evaluate.page import svg_plot
-from bimact.train.prediction_plot import prediction_figure
-from bimact.train.tracking import _render
+from bimact.evaluation.page import svg_plot
+from bimact.training.prediction_plot import prediction_figure
+from bimact.training.tracking import _render
 
 CHINESE, JAPANESE, KOREAN = "左臂_夹爪", "右手首_グリッパー", "손목_각도"
 RARE = "ᶁᶄᶊ"  # which of matplotlib's own fonts STIXGeneral has, and DejaVu Sans has not

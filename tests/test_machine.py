@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bimact import machine
 from bimact.machine import usable_cores
+from bimact.video import VideoWriter
 
 _PROGRAM = """
 import resource, sys
@@ -96,3 +98,13 @@ def test_cores_by_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert usable_cores() == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux")
+def test_writing_av1_leaves_the_scheduling_ordinary(tmp_path: Path) -> None:
+    """SVT-AV1 makes the threads of a process that root runs real-time ones."""
+    with VideoWriter(tmp_path / "a.mp4", 10, "libsvtav1", {"preset": "12"}) as video:
+        for _ in range(3):
+            video.add(np.zeros((64, 64, 3), np.uint8))
+            assert {os.sched_getscheduler(int(t.name)) for t in Path("/proc/self/task").iterdir()} == {os.SCHED_OTHER}
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

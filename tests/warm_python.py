@@ -34,10 +34,10 @@ _PRELOADED = (
     "bimact.encoder.conv",
     "bimact.encoder.pri3d",
     "bimact.encoder.timm_backbone",
-    "bimact.evaluate.report",
-    "bimact.evaluate.rollout",
+    "bimact.evaluation.report",
+    "bimact.evaluation.rollout",
     "bimact.sweep.run",
-    "bimact.train.act_trainer",
+    "bimact.training.act_trainer",
     "torch.utils.tensorboard",
 )
 

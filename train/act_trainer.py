@@ -1,5 +1,5 @@
 """`from train.act_trainer import ActTrainer`; the code lives in `bimact`."""
 
-from bimact.train.act_trainer import ActTrainer
+from bimact.training.act_trainer import ActTrainer
 
 __all__ = ["ActTrainer"]

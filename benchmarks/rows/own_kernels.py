@@ -12,9 +12,9 @@ from measuring import ROOT, Figure, Row, in_turn, ratios
 from torch.nn import functional as F
 
 from bimact.config import load_config
+from bimact.device import choose_precision
 from bimact.policy import transformer
 from bimact.policy.act import ActPolicy, act_losses
-from bimact.train.device import choose_precision
 
 ROUNDS, STEPS = 7, 5
 DEMO = ROOT / "configs" / "demo.yaml"

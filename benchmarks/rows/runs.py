@@ -50,9 +50,10 @@ def first_step() -> Row:
 import json, sys, time
 import open_clip
 from bimact.config import load_config
-from bimact.train.act_trainer import ActTrainer
+from bimact.training.act_trainer import ActTrainer
+from bimact.training.prepare import prepare_run
 began = time.perf_counter()
-trainer = ActTrainer(load_config({str(GUIDE)!r}, json.loads(sys.argv[1])))
+trainer = ActTrainer(prepare_run(load_config({str(GUIDE)!r}, json.loads(sys.argv[1]))))
 trainer.policy.train()
 trainer.train_step(*next(trainer._steps_left()))
 print("seconds", time.perf_counter() - began)

@@ -21,9 +21,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from bimact.errors import UserError
 from bimact.files import expand_home, write_text
 from bimact.yaml_file import Written, parse_yaml, read_yaml
@@ -40,10 +37,27 @@ def key(
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
     is_path: bool = False,
+    changes: str = "learning",
+    selects: bool = False,
+    record: bool = False,
 ) -> Any:
-    """A setting: its meaning, when to touch it (`advice`), what it may be (`low ≤ x ≤ high`, `above < x < below`).
+    """A setting, with all there is to know of it.
 
-    In one with `is_path`, a `~` at the start stands for the user's home folder.
+    Args:
+        default: its value where nothing else is given.
+        meaning: what it does.
+        advice: when to touch it.
+        low: the least value; `above`, `high` and `below` are its other bounds (`low ≤ x ≤ high`, `above < x < below`).
+        above: what the value is more than.
+        high: the largest value.
+        below: what the value is less than.
+        choices: the only values.
+        is_path: a `~` at the start stands for the user's home directory.
+        changes: what another value changes, which decides whether a resumed run may have it: "network" (never: the
+            saved weights fit nothing else), "learning" (with --override_config), "length" (freely, but under a cosine
+            schedule, where earlier steps would have been others), "nothing" (freely).
+        selects: a part of the dataset; other commands than `bimact train` have it too.
+        record: written by a run into its own config, and not to be set.
     """
     metadata = {
         "meaning": meaning,
@@ -54,6 +68,9 @@ def key(
         "below": below,
         "choices": choices,
         "is_path": is_path,
+        "changes": changes,
+        "selects": selects,
+        "record": record,
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -62,41 +79,50 @@ def key(
 
 @dataclass
 class EncoderConfig:
-    """How camera images become tokens."""
+    """The image encoder: camera images to tokens."""
 
     name: str = key(
-        "clip_vit", "clip_vit, pri3d, timm, conv, or one of a plug-in", "pri3d, timm: see places; conv: no GPU needed"
+        "clip_vit",
+        "clip_vit, pri3d, timm, conv, or one of a plug-in",
+        "pri3d or timm for one token per location; conv needs no GPU",
+        changes="network",
     )
     model_name: str | None = key(
         None,
         "the network: ViT-B-32 (null) or another of open_clip, resnet18 (null), 34 or 50 for pri3d, any of timm",
-        "a larger one where detail decides; RN50 or resnet18 for less memory",
+        "larger where fine detail matters; RN50 or resnet18 for less memory",
+        changes="network",
     )
     pretrained: Any = key(
         True,
         "weights: a tag that the library knows, a file's path, true (the encoder's usual ones), null (random)",
         "a path where there is no internet; null to train from scratch, with freeze: false",
         is_path=True,
+        changes="nothing",
     )
     freeze: bool = key(
         True,
-        "keep the encoder as it is: no gradients, statistics of evaluation mode, no optimizer state",
+        "keep the encoder fixed: no gradients, batch statistics of evaluation mode, no optimizer state",
         "false for random weights, or to fine-tune where memory and demonstrations allow it",
     )
     train_last: int = key(
         0,
-        "with freeze: blocks at the encoder's end that are trained nevertheless (clip_vit: of a ViT; pri3d: stages)",
-        "1 or 2 where frozen features do not suffice; the rest is still computed once",
+        "with freeze: number of last blocks that are trained nevertheless (clip_vit: ViT blocks; pri3d: ResNet stages)",
+        "1 or 2 where frozen features are not enough; the frozen part is still computed once per frame",
         low=0,
     )
     fuse: str = key(
         "mean",
-        "how cameras are joined: their tokens averaged, mixed by an MLP, weighed by gates, or kept apart",
-        "tokens, as in the paper, where it matters which camera saw a thing",
+        "fusion of the cameras' tokens: averaged, mixed by an MLP, weighted by gates, or kept separate",
+        "tokens, as in the paper, where it matters which camera saw something",
         choices=("mean", "concat_mlp", "gated", "tokens"),
+        changes="network",
     )
     spatial: bool | None = key(
-        None, "a token a place (true), one an image (false); null: as the encoder does", "true: clip_vit sees places"
+        None,
+        "one token per spatial location (true) or per image (false); null: the encoder's default",
+        "true for clip_vit where positions in the image matter",
+        changes="network",
     )
     crop: list[float] | None = key(
         None,
@@ -105,145 +131,227 @@ class EncoderConfig:
     )
     image_size: list[int] | None = key(
         None,
-        "height and width in pixels to resize to after the crop; null: as the encoder needs",
+        "height and width in pixels to resize to after the crop; null: the encoder's default",
         "smaller for speed, larger for small objects",
     )
     image_mean: list[float] | None = key(
-        None, "subtracted from red, green, blue in [0, 1]; null: as the weights need", "never: converted runs have it"
+        None,
+        "subtracted from red, green, blue in [0, 1]; null: the weights' own",
+        record=True,
     )
     image_std: list[float] | None = key(
-        None, "what red, green, blue are then divided by; null: as the weights need", "never: converted runs have it"
+        None,
+        "by which red, green, blue are then divided; null: the weights' own",
+        record=True,
     )
     weights_from_checkpoint: bool = key(
-        False, "load no pretrained weights, since the run's checkpoints hold them", "never: a run's own config has it"
+        False,
+        "do not load pretrained weights: the run's checkpoints hold them",
+        changes="nothing",
+        record=True,
     )
     channels: list[int] = key(
-        [64, 128, 256], "conv: channels of its stages, each but the first at half the size", "smaller for speed"
+        [64, 128, 256],
+        "conv: channels of each stage; each stage but the first halves the resolution",
+        "smaller for speed",
+        changes="network",
     )
 
 
 @dataclass
 class Config:
-    """One training run and the policy that comes out of it."""
+    """One training run and its policy."""
 
     # data
-    dataset_dir: str | None = key(None, "the demonstrations", "always", is_path=True)
+    dataset_dir: str | None = key(None, "the demonstrations", "always", is_path=True, changes="nothing")
     dataset_dir_relative: str | None = key(
         None,
-        "where they are, seen from the run's folder: tried if dataset_dir is gone",
-        "never: a run's own config has it",
+        "dataset_dir relative to the run directory, for runs that were moved together with their dataset",
+        changes="nothing",
+        record=True,
     )
-    output_dir: str | None = key(None, "where the run goes", "always: a new folder for each run", is_path=True)
+    output_dir: str | None = key(
+        None, "the run directory", "always: a new one for each run", is_path=True, changes="nothing"
+    )
     cameras: list[str] | None = key(
-        None, "which cameras to use; null: all that the dataset has", "to see what a camera is worth, or for speed"
+        None,
+        "which cameras to use; null: all of the dataset",
+        "to measure what a camera contributes, or for speed",
+        changes="network",
+        selects=True,
     )
     state_keys: list[str] | None = key(
         None,
-        "which columns of the dataset make up the proprioceptive state; null: the format's own",
+        "dataset columns that make up the proprioceptive state; null: the format's default",
         "to add velocities or efforts: qpos,qvel",
+        selects=True,
     )
     action_keys: list[str] | None = key(
-        None, "which columns of the dataset make up the action; null: the format's own", "if there are several"
+        None,
+        "dataset columns that make up the action; null: the format's default",
+        "if the dataset has several",
+        selects=True,
     )
     state_dims: str | None = key(
-        None, "dimensions of the state to use, as in 0:14 or 0:7,13:20; null: all", "to leave out legs, hands, a base"
+        None,
+        "dimensions of the state to use, as in 0:14 or 0:7,13:20; null: all",
+        "to leave out legs, hands, a base",
+        selects=True,
     )
     action_dims: str | None = key(
-        None, "dimensions of the action to use, as in 0:14; null: all", "with state_dims, usually the same"
+        None,
+        "dimensions of the action to use, as in 0:14; null: all",
+        "with state_dims, usually the same",
+        selects=True,
     )
     episodes: list[str] | None = key(
-        None, "episodes to use, by their numbers or names, as in 0:40,45; null: all", "to leave out what was tried out"
+        None,
+        "episodes to use, by number or name, as in 0:40,45; null: all",
+        "to leave out test recordings",
+        selects=True,
     )
     exclude_episodes: list[str] | None = key(
-        None, "episodes to leave out, by their numbers or names, as in 3,17", "where some are damaged or went wrong"
+        None,
+        "episodes to leave out, by number or name, as in 3,17",
+        "where some are damaged or failed",
+        selects=True,
     )
     max_episodes: int | None = key(
-        None, "of these, the first N episodes; null: all", "for a quick try, or to see what more data is worth", low=1
+        None,
+        "use the first N of these episodes; null: all",
+        "for a quick trial, or to measure what more data contributes",
+        low=1,
+        selects=True,
     )
     skip_unreadable: bool = key(
         False,
-        "train without the episodes that are damaged or hold NaN or Inf, and list them",
-        "where few of many episodes are damaged and cannot be copied again",
+        "leave out episodes that are damaged or hold NaN or Inf, and list them",
+        "where few of many episodes are damaged and cannot be restored",
+        selects=True,
     )
     filter_key: str | None = key(
-        None, "use the episodes that the dataset lists under this name", "robomimic's train, valid, 20_percent …"
+        None,
+        "use the episodes that the dataset itself lists under this name",
+        "robomimic's train, valid, 20_percent …",
+        selects=True,
     )
     fps: float | None = key(
         None,
-        "steps a second; another number than the dataset's resamples it; null: the dataset's",
-        "lower (25, 15) if a chunk is to reach further, or the robot is slow",
+        "control frequency in Hz; resamples the dataset if it differs; null: the dataset's",
+        "lower (25, 15) for a longer horizon in seconds, or for a slow robot",
         above=0,
+        selects=True,
     )
     color_order: str | None = key(
         None,
-        "rgb or bgr, where a dataset's JPEG images leave it open; null: decided by looking at them",
-        "if red things look blue in `bimact view`",
+        "color order of JPEG images where the files do not say it; null: detected from the images",
+        "if red objects look blue in `bimact view`",
         choices=("rgb", "bgr"),
+        selects=True,
     )
     image_size: list[int] | None = key(
         None,
-        "height and width of the cameras' images; filled in where all have the same",
-        "never: see encoder.image_size",
+        "height and width of the cameras' images in the dataset; null where they differ",
+        changes="nothing",
+        record=True,
     )
     val_split: float = key(
-        0.1, "share of the episodes held out for validation", "0 for a last run on all of them", low=0, below=1
+        0.1, "fraction of the episodes held out for validation", "0 for a final run on all of them", low=0, below=1
     )
-    batch_size: int = key(8, "samples a process takes at once", "lower if memory runs out; higher for speed", low=1)
+    batch_size: int = key(8, "per-device batch size", "lower if out of memory; higher for speed", low=1)
     auto_batch_size: bool = key(
-        False, "take the largest power of two that fits into memory as batch_size", "to fill a GPU without trying sizes"
+        False,
+        "use the largest power of two that fits into memory as batch_size",
+        "to fill a GPU without trial and error",
+        changes="nothing",
     )
     num_workers: int | None = key(
-        None, "threads that load data; null: chosen by the machine", "higher if the GPU waits for data", low=0
+        None,
+        "number of data loading threads; null: from the number of CPU cores",
+        "higher if the GPU waits for data",
+        low=0,
+        changes="nothing",
     )
     cache_dir: str | None = key(
         None,
-        "where converted datasets go; null: beside the dataset",
+        "directory of converted datasets; null: next to the dataset",
         "if the dataset's disk is full or read-only",
         is_path=True,
+        changes="nothing",
     )
 
     feature_cache: bool | None = key(
         None,
-        "encode each image once and keep the tokens on disk, which a frozen encoder allows; null: if that is less work",
-        "false if the tokens do not fit on the disk",
+        "encode each image once and keep the features on disk (frozen encoders only); null: if that is less work",
+        "false if the features do not fit on the disk",
+        changes="nothing",
     )
 
     # policy
     chunk_size: int = key(
-        50, "actions predicted at once (the horizon, in steps)", "one to two seconds; more for long tasks", low=1
+        50,
+        "actions per prediction (the horizon, in steps)",
+        "one to two seconds; more for long tasks",
+        low=1,
+        changes="network",
     )
     temporal_context: int = key(
         3,
-        "observations that the policy sees: the present one and past ones",
-        "1 as in the paper; 5 where one image does not tell what goes on",
+        "length of the observation history, the current observation included",
+        "1 as in the paper; 5 where one image is ambiguous",
         low=1,
+        changes="network",
     )
-    state_dim: int | None = key(None, "size of the proprioceptive state; null: the dataset's", "never", low=1)
-    action_dim: int | None = key(None, "size of an action; null: the dataset's", "never", low=1)
-    hidden_dim: int = key(512, "width of the transformer", "256 for speed and memory", low=4)
-    nheads: int = key(8, "attention heads; they divide hidden_dim", "rarely: hidden_dim / 64 is usual", low=1)
-    num_encoder_layers: int = key(4, "layers over the observation tokens", "2 for speed", low=1)
+    state_dim: int | None = key(
+        None,
+        "size of the proprioceptive state; null: the dataset's",
+        "to be sure of the dataset's",
+        low=1,
+        changes="network",
+    )
+    action_dim: int | None = key(
+        None, "size of an action; null: the dataset's", "to be sure of the dataset's", low=1, changes="network"
+    )
+    hidden_dim: int = key(512, "width of the transformer", "256 for speed and memory", low=4, changes="network")
+    nheads: int = key(
+        8, "attention heads; they divide hidden_dim", "rarely: hidden_dim / 64 is usual", low=1, changes="network"
+    )
+    num_encoder_layers: int = key(
+        4, "transformer layers over the observation tokens", "2 for speed", low=1, changes="network"
+    )
     num_decoder_layers: int = key(
-        7, "layers that turn queries into the action chunk; all of them count", "4 for speed; 1 is often enough", low=1
+        7,
+        "transformer layers from the action queries to the chunk; all of them are used",
+        "4 for speed; 1 is often enough",
+        low=1,
+        changes="network",
     )
     dim_feedforward: int = key(
-        3200, "width of each layer's feed-forward part", "with hidden_dim, 4 to 6 times it", low=1
+        3200, "width of the feed-forward blocks", "4 to 6 times hidden_dim", low=1, changes="network"
     )
     dropout: float = key(
         0.1,
-        "share of activations dropped in training",
-        "0 for scripted demonstrations; more against overfitting",
+        "dropout probability in training",
+        "0 for scripted demonstrations; higher against overfitting",
         low=0,
         below=1,
     )
     pre_norm: bool = key(
-        False, "normalise before attention and feed-forward instead of after", "true to bear a higher lr"
+        False,
+        "layer normalisation before attention and feed-forward instead of after",
+        "true allows a higher learning rate",
+        changes="network",
     )
     use_vae: bool = key(
-        True, "the CVAE of the paper; false: the latent is always 0", "false if all demonstrations have one style"
+        True,
+        "train the CVAE of the paper; false: the latent is always 0",
+        "false if all demonstrations have one style",
+        changes="network",
     )
-    latent_dim: int = key(32, "size of the CVAE's latent", "rarely", low=1)
-    n_vae_encoder_layers: int = key(4, "layers of the CVAE's encoder", "rarely: they cost training time alone", low=1)
+    latent_dim: int = key(32, "dimension of the CVAE's latent", "rarely", low=1, changes="network")
+    n_vae_encoder_layers: int = key(
+        4, "layers of the CVAE's encoder", "rarely: they are used in training only", low=1, changes="network"
+    )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     # loss and optimizer
@@ -251,79 +359,108 @@ class Config:
         "l1", "loss between predicted and demonstrated actions", "l2 to punish large errors more", choices=("l1", "l2")
     )
     kl_weight: float = key(
-        10.0, "weight of the CVAE's KL divergence", "lower (5, 1) if the KL loss is high or learning slow", low=0
+        10.0,
+        "weight of the CVAE's KL divergence",
+        "lower (5, 1) if the KL loss is high or the loss falls slowly",
+        low=0,
     )
     lr: float = key(
         1.0e-5, "learning rate", "lower (5e-6, 1e-6) if the loss jumps; higher (5e-5) if it falls slowly", above=0
     )
     scale_lr: str = key(
         "none",
-        "how the learning rates grow with processes x gradient_accumulation_steps",
-        "linear or sqrt when several GPUs make the batch larger",
+        "scaling of the learning rates with processes x gradient_accumulation_steps",
+        "linear or sqrt when several GPUs increase the batch size",
         choices=("none", "linear", "sqrt"),
     )
     lr_backbone: float | None = key(
-        None, "learning rate of the image backbone; null: lr", "lower than lr to fine-tune gently", above=0
+        None, "learning rate of the image backbone; null: lr", "lower than lr for fine-tuning", above=0
     )
     lr_schedule: str = key(
         "constant", "learning rate after the warm-up", "cosine for a high lr", choices=("constant", "cosine")
     )
-    warmup_steps: int = key(0, "steps over which the learning rate rises from 0", "100 or more for a high lr", low=0)
+    warmup_steps: int = key(0, "optimizer steps of linear learning rate warm-up", "100 or more for a high lr", low=0)
     gradient_accumulation_steps: int = key(
-        1, "batches whose gradients make one optimizer step", "for larger batches than memory holds", low=1
+        1, "batches per optimizer step", "for a larger effective batch size than memory allows", low=1
     )
     weight_decay: float = key(1.0e-4, "AdamW's weight decay", "rarely; higher against overfitting", low=0)
     grad_clip_norm: float | None = key(
-        10.0, "largest norm of the gradient; null: no clipping", "lower (1) if the loss jumps", above=0
+        10.0, "maximum gradient norm; null: no clipping", "lower (1) if the loss jumps", above=0
     )
-    num_epochs: int = key(2000, "passes over the training samples", "until val_loss stops falling", low=1)
+    num_epochs: int = key(2000, "training epochs", "until val_loss stops falling", low=1, changes="length")
     num_steps: int | None = key(
-        None, "end after this many optimizer steps; null: num_epochs counts", "to compare datasets at equal work", low=1
+        None,
+        "optimizer steps, in place of num_epochs; null: num_epochs",
+        "to compare datasets at equal compute",
+        low=1,
+        changes="length",
     )
     mixed_precision: str = key(
         "auto",
-        "auto: bf16 where the device has it in hardware",
-        "no to find the cause of a bad loss; fp16 on older GPUs",
+        "precision of matrix products; auto: bf16 where the hardware has it",
+        "no to debug a bad loss; fp16 on older GPUs",
         choices=("auto", "no", "bf16", "fp16"),
     )
     compile: bool = key(
         False,
-        "torch.compile the policy for training, on a CUDA GPU with CUDA graphs",
-        "true on a GPU that waits for small batches; CPUs are slower with it",
+        "torch.compile the policy for training, with CUDA graphs on a CUDA GPU",
+        "true on a GPU with small batches; slower on CPUs",
     )
     seed: int = key(
-        0, "of initial weights, sample order, dropout and the latent", "several, to see what is chance", low=0
+        0,
+        "random seed of initial weights, sample order, dropout and latents",
+        "several, to measure the variance",
+        low=0,
     )
-    device: str = key("auto", "cuda, cuda:1, mps, cpu, or auto: the best that there is", "to choose a GPU")
+    device: str = key(
+        "auto", "cuda, cuda:1, mps, cpu, or auto: the fastest available", "to choose a GPU", changes="nothing"
+    )
 
     # what a run writes
-    checkpoint_frequency: int = key(10, "save every so many epochs", "higher for short epochs or a small disk", low=1)
-    log_frequency: int = key(100, "print a line every so many steps", "lower for short runs", low=1)
-    tensorboard: bool = key(True, "write TensorBoard files beside metrics.jsonl", "false if nobody reads them")
-    wandb_project: str | None = key(
-        None, "log to this Weights & Biases project; null: do not", "to compare runs in a browser"
+    checkpoint_frequency: int = key(
+        10, "epochs between checkpoints", "higher for short epochs or a small disk", low=1, changes="nothing"
     )
-    wandb_name: str | None = key(None, "name of the Weights & Biases run", "to find it again")
-    wandb_tags: list[str] | None = key(None, "tags of the Weights & Biases run, as in a,b", "to group runs")
+    log_frequency: int = key(100, "optimizer steps between log lines", "lower for short runs", low=1, changes="nothing")
+    tensorboard: bool = key(
+        True, "write TensorBoard files next to metrics.jsonl", "false if you do not use them", changes="nothing"
+    )
+    wandb_project: str | None = key(
+        None, "Weights & Biases project to log to; null: none", "to compare runs in a browser", changes="nothing"
+    )
+    wandb_name: str | None = key(None, "name of the Weights & Biases run", "to find it again", changes="nothing")
+    wandb_tags: list[str] | None = key(
+        None, "tags of the Weights & Biases run, as in a,b", "to group runs", changes="nothing"
+    )
     wandb_checkpoints: str = key(
         "best",
-        "which checkpoints go to Weights & Biases as artifacts",
-        "none where the upload is slow; all fills the account soon",
+        "checkpoints uploaded to Weights & Biases as artifacts",
+        "none where the upload is slow; all needs much storage",
         choices=("none", "best", "all"),
+        changes="nothing",
     )
 
     # acting
     execute_steps: int | None = key(
-        None, "steps of a chunk to execute before the next; null: all", "fewer to react sooner: half, or 10", low=1
+        None,
+        "steps of a chunk executed before the next prediction; null: all",
+        "fewer to react sooner: half, or 10",
+        low=1,
+        changes="nothing",
     )
     temporal_ensemble: bool = key(
-        False, "predict at each step and average what chunks say of it", "true for smooth motion, if there is time"
+        False,
+        "predict at each step and average the overlapping chunks",
+        "true for smooth motion, if inference is fast enough",
+        changes="nothing",
     )
     ensemble_window: int | None = key(
-        None, "how many of the newest chunks are averaged; null: all", "fewer to react sooner", low=1
+        None, "number of newest chunks that are averaged; null: all", "fewer to react sooner", low=1, changes="nothing"
     )
     ensemble_coefficient: float = key(
-        0.01, "m of the weights exp(-m i), oldest chunk first (i = 0)", "below 0 to trust new chunks more"
+        0.01,
+        "m of the weights exp(-m i), oldest chunk first (i = 0)",
+        "negative to weight new chunks more",
+        changes="nothing",
     )
 
 
@@ -336,6 +473,9 @@ def to_config(config: Any) -> Config:
         UserError: for a key that does not exist (naming its nearest neighbour), a wrong type or range; also for a
             number or truth value in the place of text, since `OmegaConf.load` makes the number 7 of a bare `007`.
     """
+    from omegaconf import DictConfig, ListConfig, OmegaConf  # takes longer than `bimact --help` should
+    from omegaconf.errors import OmegaConfBaseException
+
     if isinstance(config, DictConfig):
         content = cast(dict[str, Any], OmegaConf.to_container(config))
         return _validated(_resolved({name: _escaped(value, keep=True) for name, value in _flat(content)}, {}, {}), {})
@@ -381,23 +521,35 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every key of a config as YAML that `load_config` and `OmegaConf.load` read back."""
+    from omegaconf import OmegaConf
+
     content = _nested({name: _escaped(value) for name, value in _flat(dataclasses.asdict(config))})
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
-def settings(schema: type = Config, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
-    """All keys, nested ones with dots, and how the schema describes them."""
+def keys() -> dict[str, dataclasses.Field[Any]]:
+    """All keys, nested ones with dots, and how the schema describes them: settings, and what runs record."""
     found = {}
-    for entry in dataclasses.fields(schema):
+    for entry in dataclasses.fields(Config):
         if entry.name == "encoder":
-            found.update(settings(EncoderConfig, "encoder."))
+            found.update({f"encoder.{nested.name}": nested for nested in dataclasses.fields(EncoderConfig)})
         else:
-            found[prefix + entry.name] = entry
+            found[entry.name] = entry
     return found
 
 
+def settings() -> dict[str, dataclasses.Field[Any]]:
+    """The keys that can be set."""
+    return {name: entry for name, entry in keys().items() if not entry.metadata["record"]}
+
+
+def selecting_settings() -> list[str]:
+    """The settings that select a part of the dataset."""
+    return [name for name, entry in settings().items() if entry.metadata["selects"]]
+
+
 def setting_names() -> list[str]:
-    """All keys, nested ones with dots."""
+    """The keys that can be set, nested ones with dots."""
     return list(settings())
 
 
@@ -413,7 +565,7 @@ def _types() -> dict[str, tuple[Any, bool]]:
     hints = typing.get_type_hints(Config)
     hints |= {f"encoder.{name}": hint for name, hint in typing.get_type_hints(EncoderConfig).items()}
     found = {}
-    for name in setting_names():
+    for name in keys():
         options = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
         kind = next(option for option in options if option is not type(None))
         found[name] = (kind, type(None) in options or kind is Any)
@@ -539,6 +691,8 @@ def value_as_written(name: str, written: Written, place: str = "") -> Any:
 def _from_line(name: str, text: str) -> Any:
     """A setting's value as a command line has it: text as it is given."""
     kind, optional = _type_of(name)
+    if keys()[name].metadata["record"]:
+        raise UserError(f"'{name}' is not a setting: runs record it in their own config.yaml")
     if text == "null" and optional:
         return None
     if kind is Any:
@@ -558,6 +712,9 @@ def _from_line(name: str, text: str) -> Any:
 
 def _resolved(in_file: Mapping[str, Any], given: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
     """What a file gives, with `${...}` replaced; what `given` has in its place is left out."""
+    from omegaconf import ListConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     for name in in_file:
         _type_of(name)
     defaults = dict(_flat(dataclasses.asdict(Config())))
@@ -621,6 +778,9 @@ def _unescaped(value: Any) -> Any:
 
 def _validated(given: Mapping[str, Any], places: Mapping[str, str]) -> Config:
     """The config that settings make, those that are not given by their defaults."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     texts = {}
     others = {}
     for name, value in given.items():
@@ -675,7 +835,7 @@ def _text(name: str, value: Any, place: str) -> Any:
             raise UserError(f"{place}setting '{name}' is {item!a}, which is not UTF-8: take another name")
     if kind == list[str]:
         return list(items)
-    if settings()[name].metadata["is_path"]:
+    if keys()[name].metadata["is_path"]:
         if "\0" in value or value == "":
             raise UserError(f"{place}setting '{name}' is {value!a}, it has to be a path or null")
         value = expand_home(value)
@@ -685,7 +845,7 @@ def _text(name: str, value: Any, place: str) -> Any:
 def _named(name: str) -> str:
     """What a setting may be, as a part of a sentence."""
     kind, optional = _types()[name]
-    choices = settings()[name].metadata["choices"]
+    choices = keys()[name].metadata["choices"]
     if kind is Any:
         return "true, false, null or text"
     if typing.get_origin(kind) is list:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bimact.config import Config, EncoderConfig, settings
+from bimact.config import Config, EncoderConfig, keys, settings
 from bimact.files import write_text
 
 PAGE = Path("docs/configuration.md")
@@ -28,6 +28,11 @@ _GROUPS = {
     "checkpoint_frequency": "What a run writes",
     "execute_steps": "Acting",
 }
+_RECORDS = """\
+## Recorded by a run
+
+These keys are in a run's `config.yaml` and cannot be set:
+"""
 _HEADER = "| key | default | values | meaning | when to touch it |\n|---|---|---|---|---|"
 _TYPES = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", Any: "see the meaning"}
 
@@ -79,6 +84,10 @@ def configuration_page() -> str:
         if name in _GROUPS:
             lines.append(f"\n## {_GROUPS[name]}\n\n{_HEADER}")
         lines.append(_row(name, hints[name], entry))
+    lines.append(f"\n{_RECORDS}")
+    for name, entry in keys().items():
+        if entry.metadata["record"]:
+            lines.append(f"- `{name}`: {entry.metadata['meaning']}")
     return "\n".join(lines) + "\n"
 
 

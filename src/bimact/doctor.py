@@ -286,8 +286,8 @@ def _disk(runs: Path) -> Row:
 
 def _cpu(torch_works: bool) -> Row:
     details = f"{usable_cores()} cores, {psutil.virtual_memory().total / 2**30:.0f} GB of memory"
-    if torch_works and _import_problem("bimact.train.device") is None:
-        from bimact.train.device import cpu_has_bf16
+    if torch_works and _import_problem("bimact.training.device") is None:
+        from bimact.device import cpu_has_bf16
 
         details += ", bf16 in hardware" if cpu_has_bf16() else ", no bf16 in hardware: full precision"
     return Row("CPU", State.READY, "Ready", details)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """A wrong input, described in one clear sentence that says what to do.
@@ -24,3 +26,8 @@ def first_line(error: BaseException, most: int = 200) -> str:
 def printable(text: str) -> str:
     """A text for a terminal: names in an untrusted file must not contain control sequences."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def some_of(names: Sequence[str], most: int = 10) -> str:
+    """The first of some names, and how many more there are, as a part of a sentence."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

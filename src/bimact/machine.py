@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -58,6 +59,19 @@ def _cpu_quotas(root: Path, own: Path) -> Iterator[float]:
                     yield int(quota) / int(period)
             except (OSError, ValueError, ZeroDivisionError):
                 continue
+
+
+def reset_scheduling() -> None:
+    """Give all threads of this process the ordinary scheduling.
+
+    SVT-AV1, when root runs it, gives its threads and the one that calls it real-time scheduling, which starves other
+    processes and which child processes inherit.
+    """
+    if sys.platform != "linux":
+        return
+    for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
+        with suppress(OSError):  # it has ended
+            os.sched_setscheduler(int(thread), os.SCHED_OTHER, os.sched_param(0))
 
 
 def keep_freed_memory() -> None:

@@ -12,6 +12,8 @@ from typing import Any, cast
 import av
 import numpy as np
 
+from bimact.machine import reset_scheduling
+
 H264 = {"crf": "23", "preset": "veryfast"}  # for any browser
 
 
@@ -60,6 +62,8 @@ class VideoWriter:
             self.stream.height, self.stream.width = frame.height, frame.width
         frame.pts, frame.time_base = self._count, 1 / self._rate
         self._container.mux(self.stream.encode(frame))
+        if self._count == 0 and self.stream.codec_context.name == "libsvtav1":
+            reset_scheduling()
         self._count += 1
 
     def close(self) -> None:

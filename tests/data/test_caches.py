@@ -15,8 +15,8 @@ from bimact.data.cache_places import one_at_a_time
 from bimact.data.caches import clear, find_caches
 from bimact.data.opening import open_dataset
 from bimact.encoder.base import build_encoder
-from bimact.encoder.feature_cache import FeatureCache
 from bimact.errors import UserError
+from bimact.training.feature_cache import FeatureCache
 
 
 @pytest.fixture(autouse=True)

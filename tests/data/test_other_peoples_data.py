@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,9 @@ from lerobot_files import (
     STATE,
     TOP,
     V2,
+    V2_IMAGES,
     V3,
+    V3_IMAGES,
     Variant,
     change_feature,
     change_info,
@@ -33,6 +36,7 @@ from lerobot_files import (
     write_video,
 )
 from PIL import Image
+from raw_files import write_raw
 from zarr_files import replay_arrays, write_replay
 
 from bimact.check.dataset import check_dataset
@@ -41,7 +45,7 @@ from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import LeftOut
 from bimact.data.summary import dataset_lines
 from bimact.errors import UserError
-from bimact.policy.demonstrations import open_demonstrations
+from bimact.training.demonstrations import open_demonstrations
 
 LEFT = "observation.images.left_wrist"
 
@@ -932,6 +936,268 @@ def test_more_frames_than_steps_are_told(tmp_path: Path) -> None:
     assert note is not None and "more frames than steps" in note.what
 
 
+def test_fewer_frames_than_steps_are_told(tmp_path: Path) -> None:
+    source = numbered(tmp_path, 20, 10, np.arange(20) / 20)
+    assert said(source) == "there are fewer frames than steps: a frame is shown for several steps"
+    assert shown(source)[:6] == [0, 0, 1, 1, 2, 2]
+
+
+def test_as_many_frames_as_rows_whose_times_go_back(tmp_path: Path) -> None:
+    times = np.r_[np.arange(10), np.arange(10)] / 10
+    ordered = numbered(tmp_path / "ordered", 20, 20, times)  # frame_index tells that the clock was set
+    assert shown(ordered) == list(range(20))
+    source = numbered(tmp_path / "unknown", 20, 20, times)
+    change_table(data_files(tmp_path / "unknown")[0], lambda table: table.drop_columns(["frame_index"]))
+    with pytest.raises(UserError, match=r"20 frames for 20 steps, whose timestamps go back \(episode 0, step 10\)"):
+        images(source, "top")
+
+
+# H. What the files hold and nothing declares, and rows, frames and times that may be another's ---------------------
+
+
+def data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.parquet") if "data" in path.relative_to(folder).parts)
+
+
+def without_feature(folder: Path, key: str) -> Path:
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    change_info(folder, features={name: feature for name, feature in features.items() if name != key})
+    return folder
+
+
+def said(source: SelectedSource, episode: int = 0) -> str | None:
+    """What is to be said of an episode's images."""
+    note = source.frames_note(episode, "top")
+    return None if note is None else note.what
+
+
+@pytest.mark.parametrize("variant", [V2, V3, V2_IMAGES], ids=["v2", "v3", "images"])
+def test_cameras_that_info_does_not_name_are_left_out(tmp_path: Path, variant: Variant) -> None:
+    source = selected(without_feature(write_lerobot(tmp_path / "one", (4, 4), variant), LEFT))
+    assert list(source.cameras) == ["top"] and not source.notes
+    name = LEFT if variant is V2_IMAGES else "left_wrist"
+    assert left_out(source)[name].kind == "image" and "not in meta/info.json" in left_out(source)[name].reason
+    without_feature(write_lerobot(tmp_path / "none", (4, 4), variant, cameras=(TOP,)), TOP)
+    with pytest.raises(UserError, match="has images, and none that can be used"):
+        open_dataset(tmp_path / "none")
+    assert not open_dataset(tmp_path / "none", selection=Selection(cameras=())).images
+
+
+def test_images_of_another_type_are_images(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "bytes", (4,), V2_IMAGES, cameras=(TOP,))
+    change_feature(tmp_path / "bytes", TOP, dtype="binary")
+    with pytest.raises(UserError, match="has images, and none that can be used"):
+        open_dataset(tmp_path / "bytes")
+    write_lerobot(tmp_path / "arrays", (4,), V2, cameras=(TOP,))
+    rows = pa.array(ramp(4).reshape(4, -1).tolist(), pa.list_(pa.uint8()))
+    change_table(data_files(tmp_path / "arrays")[0], lambda table: table.append_column("odd", rows))
+    source = selected(tmp_path / "arrays")
+    assert left_out(source)["odd"] == LeftOut(
+        "image", "odd", "holds 3840 numbers of uint8, and is not in meta/info.json"
+    )
+    assert "odd" not in source.whole.columns
+
+
+def test_columns_that_only_some_files_hold(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4), V2, cameras=(TOP,))
+    cells = pa.array(ramp(4).tolist(), pa.list_(pa.list_(pa.list_(pa.uint8()))))
+    texts = pa.array(["firm"] * 4)
+    change_table(data_files(tmp_path)[1], lambda table: table.append_column("grip", texts).append_column("view", cells))
+    change_feature(tmp_path, "view", dtype="uint8", shape=[32, 40, 3], names=None)
+    reasons = {name: entry.reason for name, entry in left_out(selected(tmp_path)).items()}
+    assert reasons["grip"] == "holds string, and is not in meta/info.json"
+    assert reasons["view"] == "is not in data/chunk-000/episode_000000.parquet (episode 0)"
+
+
+def test_videos_of_no_listed_episode_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4, 4), V2, cameras=(TOP,))
+    path = tmp_path / "meta/episodes.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    notes = selected(tmp_path).notes
+    assert any(
+        "in the videos videos/chunk-001/observation.images.top/episode_000002.mp4: not" in note for note in notes
+    )
+
+
+def test_rows_of_another_episode_are_a_fault(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "swapped", (4, 4, 4), V2, cameras=(TOP,))
+    first, second, _ = data_files(tmp_path / "swapped")
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(UserError, match=r"2 of 3 episodes.*episode_index is 1 \(episode 0, step 0\).*_episodes 0,1,"):
+        open_dataset(tmp_path / "swapped")
+    kept = Selection(skip_unreadable=True)
+    assert open_dataset(tmp_path / "swapped", selection=kept).episode_names == ("episode 2",)
+    findings = [finding for finding in check_dataset(tmp_path / "swapped").findings if finding.code == "unreadable"]
+    assert [finding.episode for finding in findings] == [0, 1]
+
+    write_lerobot(tmp_path / "mixed", (4, 4), V2_IMAGES, cameras=(TOP,))
+    first, second = data_files(tmp_path / "mixed")
+    halves = pq.read_table(first).slice(0, 2), pq.read_table(second).slice(2)
+    pq.write_table(pa.concat_tables(halves), first)
+    with pytest.raises(UserError, match=r"episode_index is 1 \(episode 0, step 2\)"):
+        open_dataset(tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("variant", [V2, V2_IMAGES, V3_IMAGES], ids=["v2", "v2 images", "v3 images"])
+def test_rows_in_another_order_than_their_numbers_are_a_fault(tmp_path: Path, variant: Variant) -> None:
+    write_lerobot(tmp_path, (4, 4), variant, cameras=(TOP,))
+    change_table(data_files(tmp_path)[0], lambda table: table.take([0, 2, 1, 3, *range(4, table.num_rows)]))
+    with pytest.raises(
+        UserError, match=r"1 of 2 episodes.*another order than their frame_index \(episode 0, step 2\): sort them"
+    ):
+        open_dataset(tmp_path)
+
+
+def test_rows_without_episode_numbers_are_found_by_their_index_or_refused(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 5), V3, cameras=(TOP,))
+    (file,) = data_files(tmp_path)
+    right = selected(tmp_path).read_columns(1, ["state"])["state"]
+    change_table(file, lambda table: table.drop_columns(["episode_index"]))
+    change_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet", lambda table: table.slice(1))
+    np.testing.assert_array_equal(selected(tmp_path).read_columns(0, ["state"])["state"], right)
+    change_table(file, lambda table: table.drop_columns(["index"]))
+    with pytest.raises(UserError, match="has 9 rows, meta lists 5 steps in it, and no episode_index tells whose"):
+        selected(tmp_path)
+
+
+def test_an_episode_in_two_files_is_a_fault(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4, 4), V3_IMAGES, cameras=(TOP,))
+    content = data_files(tmp_path)[1].read_bytes()
+    data_files(tmp_path)[1].unlink()
+    for name in ("new", "old"):
+        (tmp_path / f"data/{name}.parquet").write_bytes(content)
+    (fault,) = selected(tmp_path).unusable
+    assert not fault.is_missing and fault.number == 2
+    assert fault.reason == "its rows are in data/new.parquet and in data/old.parquet: remove all but one of these files"
+
+
+def test_splits_and_failed_episodes_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4, 4), V2, cameras=(TOP,))
+    assert not selected(tmp_path).notes
+    change_info(tmp_path, splits={"train": "0:2"})
+    path = tmp_path / "meta/episodes.jsonl"
+    listed = [json.loads(line) | {"success": number != 1} for number, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(episode) + "\n" for episode in listed))
+    assert selected(tmp_path).notes == (
+        "meta/info.json has one split ('train' '0:2'), and other episodes are listed: they are used too; "
+        "--episodes chooses",
+        "1 of 3 episodes are listed as failed, and are used: --exclude_episodes 1 leaves them out",
+    )
+
+
+def test_images_that_become_grey_later_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4), V2_IMAGES, cameras=(TOP,))
+
+    def change(table: pa.Table) -> pa.Table:
+        cells = table[TOP].to_pylist()
+        cells[2]["bytes"] = png(ramp(1)[0, :, :, 0])
+        return table.set_column(table.schema.get_field_index(TOP), TOP, pa.array(cells, table.schema.field(TOP).type))
+
+    assert said(selected(tmp_path), 1) is None
+    change_table(data_files(tmp_path)[1], change)
+    assert said(selected(tmp_path), 1) == "some images are grey, so that red, green and blue are the same"
+
+
+def test_frames_that_no_episode_claims_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (4, 4), V3, cameras=(TOP,))
+    assert selected(tmp_path).frames_note(1, "top") is None
+    (video,) = tmp_path.rglob("*.mp4")
+    write_video(video, (np.full((48, 64, 3), 4 * frame, np.uint8) for frame in range(11)))
+    source = selected(tmp_path)
+    assert source.frames_note(0, "top") is None
+    assert said(source, 1) == "frames before or after the episode in its file belong to none and are not used"
+
+
+def write_streams(path: Path, codec: str, pixel_format: str, count: int) -> None:
+    """A video file of four frames with some streams."""
+    with av.open(str(path), "w", format="mov") as container:
+        streams = [container.add_stream(codec, 10) for _ in range(count)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+        for number in range(4):
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 4), 40 * number, np.uint8), format="rgba")
+                frame.pts = number
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode())
+
+
+def test_what_is_dropped_of_a_video_is_told(tmp_path: Path) -> None:
+    for name in ("streams", "transparent", "turned"):
+        write_lerobot(tmp_path / name, (4,), V2, cameras=(TOP,))
+    (video,) = (tmp_path / "streams").rglob("*.mp4")
+    write_streams(video, "mpeg4", "yuv420p", 2)
+    assert said(selected(tmp_path / "streams")) == "the file holds 2 videos, and the first one is read"
+    (video,) = (tmp_path / "transparent").rglob("*.mp4")
+    write_streams(video, "png", "rgba", 1)
+    notes = selected(tmp_path / "transparent").notes
+    assert notes == ("camera top: its images have a fourth channel, which is dropped",)
+    (video,) = (tmp_path / "turned").rglob("*.mp4")
+    content = bytearray(video.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    content[matrix : matrix + 36] = np.array([0, 65536, 0, -65536, 0, 0, 64 << 16, 0, 1 << 30], ">i4").tobytes()
+    video.write_bytes(content)
+    (note,) = selected(tmp_path / "turned").notes
+    assert "is to be turned by 270° for display: its images are read as they are stored" in note
+
+
+def test_zarr_arrays_without_their_document_are_left_out(tmp_path: Path) -> None:
+    def without(name: str, *keys: str) -> Path:
+        arrays = replay_arrays([6, 6]) | {"arm_velocity": moving(12, 7), "top": ramp(12, 16, 24)}
+        folder = write_replay(tmp_path / f"{name}.zarr", [6, 6], arrays)
+        for key in keys:
+            (folder / "data" / key / ".zarray").unlink()
+        return folder
+
+    complete = selected(without("complete"))
+    assert len(complete.cameras) == 3 and not complete.left_out
+    source = selected(without("camera", "camera_1"))
+    assert list(source.cameras) == ["camera_0", "top"]
+    reason = "has chunks, and no .zarray or zarr.json that tells of them: copy the dataset again"
+    assert left_out(source)["camera_1"] == LeftOut("image", "camera_1", reason)
+    with pytest.raises(UserError, match=r"has images, and none that can be used .*camera_0 has chunks.*top has chunks"):
+        open_dataset(without("cameras", "camera_0", "camera_1", "top"))
+    with pytest.raises(UserError, match="does not tell which of its columns are the state.*it also holds state"):
+        selected(without("state", "state"))
+
+
+def test_zarr_arrays_that_are_links_are_left_out(tmp_path: Path) -> None:
+    folder = write_replay(tmp_path / "x.zarr", [6])
+    (folder / "data/camera_1").rename(tmp_path / "elsewhere")
+    (folder / "data/camera_1").symlink_to(tmp_path / "elsewhere")
+    (folder / "data/gone").symlink_to(tmp_path / "nowhere")
+    (folder / "data/preview").mkdir()
+    (folder / "data/preview/0.mp4").write_bytes(b"video")
+    reason = "is a link to a folder, which is not followed: put the folder itself there"
+    assert left_out(selected(folder)) == {
+        "camera_1": LeftOut("image", "camera_1", reason),
+        "gone": LeftOut("column", "gone", reason),
+        "preview": LeftOut("image", "preview", "is no zarr array"),
+    }
+    assert open_dataset(folder).num_steps == 6
+
+
+def test_zarr_images_of_an_unknown_kind_are_images(tmp_path: Path) -> None:
+    arrays = {key: array for key, array in replay_arrays([6]).items() if not key.startswith("camera")}
+    folder = write_replay(tmp_path / "x.zarr", [6], arrays | {"stack": np.ones((6, 32, 40, 6), np.uint8)})
+    with pytest.raises(UserError, match="has images, and none that can be used"):
+        open_dataset(folder)
+
+
+def test_a_rate_that_is_guessed_from_times_is_told(tmp_path: Path) -> None:
+    arrays = replay_arrays([6])
+    source = open_source(write_replay(tmp_path / "s.zarr", [6], arrays))
+    assert source.fps == 10
+    assert source.notes == ("no attribute tells the control frequency: 10 Hz is taken from data/timestamp, as seconds",)
+    arrays["timestamp"] *= 1000
+    source = open_source(write_replay(tmp_path / "ms.zarr", [6], arrays))
+    assert source.fps is None and "its steps are 100 apart, which are no seconds): give --fps" in source.notes[0]
+    assert not open_source(write_replay(tmp_path / "told.zarr", [6], attributes={"fps": 10})).notes
+
+
 def test_actions_of_steps_that_no_episode_has(tmp_path: Path) -> None:
     write_aloha(tmp_path, (6, 9))
     with pytest.raises(UserError, match=r"qpos@\+6, and the shortest episode of .* has 6 steps"):
@@ -939,9 +1205,272 @@ def test_actions_of_steps_that_no_episode_has(tmp_path: Path) -> None:
 
 
 def test_a_camera_by_its_name_in_the_files_trains(tmp_path: Path) -> None:
-    from bimact.train.loaders import fill_from_dataset
+    from bimact.training.demonstrations import fill_from_dataset
 
     write_lerobot(tmp_path, (6, 5), V2)
     config = tiny_config(cameras=[TOP])
     episodes, _ = open_demonstrations(config, tmp_path, lambda line: None)
     assert fill_from_dataset(config, episodes).cameras == ["top"]
+
+
+# What readers choose is said ---------------------------------------------------------------------------------------
+
+
+def notes(path: Path, **choices: Any) -> str:
+    return "\n".join(dataset_lines(selected(path, **choices)))
+
+
+def add(folder: Path, **arrays: Any) -> Path:
+    """Write arrays into all files of a folder; "__" in names stands for "/"."""
+    for path in sorted(folder.glob("*.hdf5")):
+        with h5py.File(path, "a") as file:
+            for name, values in arrays.items():
+                file[name.replace("__", "/")] = values
+    return folder
+
+
+def test_a_copy_is_of_the_step_that_was_asked_for(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 6))
+    qpos = open_source(tmp_path).read_columns(0, ["qpos"])["qpos"]
+    for shift in (1, 3, 0):
+        selection = Selection(action_keys=(f"qpos@+{shift}" if shift else "qpos",), state_keys=("qvel",))
+        assert np.array_equal(open_dataset(tmp_path, selection=selection).actions[0:1][0], qpos[shift])
+
+
+def test_other_lengths_of_pickled_observations_hide_no_fault(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [6, 6, 6])
+    records = np.load(tmp_path / "observations.npy")
+    steps = [{name: record[name] for name in records.dtype.names} for record in records]
+    steps[8]["state"] = np.zeros(3)
+    np.save(tmp_path / "observations.npy", np.array(steps, dtype=object), allow_pickle=True)
+    assert open_dataset(tmp_path, selection=Selection(skip_unreadable=True)).episode_names == ("episode 0", "episode 2")
+    np.save(tmp_path / "rollout_length.npy", np.array([9, 9]))
+    assert open_dataset(tmp_path, selection=Selection(skip_unreadable=True)).episode_names == ("episode 1",)
+    np.save(tmp_path / "rollout_length.npy", np.array([18]))
+    with pytest.raises(UserError, match="state is damaged"):
+        open_dataset(tmp_path)
+
+
+def test_of_two_columns_with_the_same_name_each_is_read(tmp_path: Path) -> None:
+    other = moving(6, 7, seed=5)
+    add(write_aloha(tmp_path, (6, 6)), qpos=other, observations__action=other)
+    source = open_source(tmp_path)
+    read = source.read_columns(0, ["qpos", "root/qpos", "action", "observations/action"])
+    assert np.array_equal(read["root/qpos"], other) and np.array_equal(read["observations/action"], other)
+    with h5py.File(tmp_path / "episode_0.hdf5") as file:
+        assert np.array_equal(read["qpos"], file["observations/qpos"]) and np.array_equal(
+            read["action"], file["action"]
+        )
+    assert source.state_keys == ("qpos",) and source.action_keys == ("action",)
+
+
+def test_of_two_cameras_with_the_same_name_each_is_read(tmp_path: Path) -> None:
+    add(write_aloha(tmp_path, (6, 6)), observations__top=np.full((6, 16, 24, 3), 200, np.uint8))
+    source = selected(tmp_path)
+    assert (images(source, "observations.top") == 200).all() and not (images(source, "top") == 200).all()
+    assert open_dataset(tmp_path).cameras == ("left_wrist", "top", "observations.top")
+
+
+def test_a_column_that_is_elsewhere_in_some_files_is_read_and_said(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 6))
+    with h5py.File(tmp_path / "episode_1.hdf5", "a") as file:
+        file.move("observations/qpos", "qpos")
+        expected = file["qpos"][()]
+    assert np.array_equal(open_source(tmp_path).read_columns(1, ["qpos"])["qpos"], expected)
+    assert "qpos is /observations/qpos in some files and /qpos in others: both are taken as one" in notes(tmp_path)
+
+
+def test_arrays_in_a_demonstration_beside_those_of_its_observations(tmp_path: Path) -> None:
+    file = write_robomimic(tmp_path / "demo.hdf5", (6, 6))
+    with h5py.File(file, "a") as handle:
+        for number in range(2):
+            handle[f"data/demo_{number}/agentview_image"] = RGB
+            handle[f"data/demo_{number}/obs/cams/top"] = RGB[::-1]
+    source = selected(file)
+    assert np.array_equal(images(source, "agentview_image"), RGB) and np.array_equal(
+        images(source, "cams.top"), RGB[::-1]
+    )
+    assert images(source, "obs.agentview_image").shape == (6, 16, 24, 3)
+
+
+def test_a_choice_of_colours_that_changes_nothing_is_said(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "a", (6,))
+    write_lerobot(tmp_path / "l", (6,), V2)
+    for name in ("a", "l"):
+        assert "color_order bgr changes nothing" in notes(tmp_path / name, color_order="bgr")
+    write_aloha(tmp_path / "j", (6,), jpegs="rows")
+    assert "changes nothing" not in notes(tmp_path / "j", color_order="bgr")
+
+
+def test_files_that_contradict_each_other_on_colours(tmp_path: Path) -> None:
+    for number, order in enumerate(("RGB", "rgb", "bgr", None)):
+        attributes = {} if order is None else {"color_order": order}
+        write_aloha_episode(tmp_path / f"episode_{number}.hdf5", jpegs="rows", attributes=attributes)
+    text = notes(tmp_path)
+    assert "Colours:  rgb\n" in text and "Damaged:  episode_2.hdf5: its attribute color_order is bgr, in most " in text
+    assert "1 of 3 files do not tell color_order: it is taken to be rgb, as in the others" in text
+    write_aloha(tmp_path / "odd", (6,), jpegs="rows", attributes={"color_order": "yuv"})
+    assert "the attribute color_order is yuv, which is neither rgb nor bgr" in notes(tmp_path / "odd")
+    write_aloha(tmp_path / "raw", (6,), attributes={"color_order": "bgr"})
+    assert "the images of camera left_wrist, top are arrays, and taken for RGB" in notes(tmp_path / "raw")
+
+
+@pytest.mark.parametrize("kind", ["dataset", "attribute", "array"])
+def test_a_rate_in_another_place_is_taken_and_said(tmp_path: Path, kind: str) -> None:
+    attributes = {"attribute": {"frequency": 20}, "array": {"fps": np.array([30, 30])}}.get(kind, {})
+    write_aloha(tmp_path, (6,), attributes=attributes)
+    if kind == "dataset":
+        add(tmp_path, fps=20.0)
+    text = notes(tmp_path)
+    if kind == "array":
+        assert "the attribute fps is no single number, which is not a rate" in text and "50 Hz, as ALOHA's" in text
+    else:
+        assert selected(tmp_path).fps == 20 and "the rate, 20 Hz, is told by the" in text
+
+
+def test_floats_of_another_range_in_one_episode(tmp_path: Path) -> None:
+    for number in range(3):
+        frames = RGB.astype(np.float32) / (1 if number == 1 else 255)
+        frames[0, 0, 0, 0] = frames.max() if number == 1 else 1.004  # as a filter makes it
+        write_aloha_episode(tmp_path / f"episode_{number}.hdf5", images={"top": frames})
+    text = notes(tmp_path)
+    assert "episode_1.hdf5: camera top holds floats from 0 to 255, in most episodes from 0 to 1" in text
+    assert "floats, taken to be from 0 to 1 (in 2 of 3 episodes)" in text
+    values = np.concatenate([RGB / 255, RGB.astype(np.float64)]).astype(np.float32)
+    folder = tmp_path / "guide"
+    write_dataset(folder, [6, 6])
+    records = np.load(folder / "observations.npy")
+    more = np.zeros(12, [("image_odd", "<f4", RGB.shape[1:]), ("state", "<f8", (14,))])
+    more["image_odd"], more["state"] = values, records["state"]
+    np.save(folder / "observations.npy", more)
+    text = notes(folder)
+    assert "camera odd: some of its images seem to be floats from 0 to 1, others to 255" in text
+    assert "state 14 (float64, read as float32)" in text and "Action:   action 14\n" in text
+
+
+def test_images_in_files_that_are_not_read_are_images(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(RGB[0]).save(stream, "BMP")
+    files = np.array([stream.getvalue()] * 6, f"V{len(stream.getvalue())}")
+    add(write_aloha(tmp_path / "bmp", (6,), images={}), cams__top=files)
+    add(write_aloha(tmp_path / "six", (6,), images={}), cams__top=np.ones((6, 32, 40, 6), np.uint8))
+    for name, reason in (("bmp", "holds BMP files"), ("six", "images have 1, 3 or 4 channels")):
+        with pytest.raises(UserError, match=f"has images, and none that can be used.*{reason}"):
+            open_dataset(tmp_path / name)
+
+
+def test_images_that_ask_to_be_turned_are_told(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(RGB[0]).save(stream, "JPEG", exif=exif)
+    rows = np.array([np.frombuffer(stream.getvalue(), np.uint8)] * 6)
+    add(write_aloha(tmp_path, (6,), images={}), observations__images__top=rows)
+    assert "EXIF data ask a viewer to turn them" in notes(tmp_path)
+
+
+def test_episodes_that_failed_are_told(tmp_path: Path) -> None:
+    for number in range(3):
+        write_aloha_episode(tmp_path / f"episode_{number}.hdf5", attributes={"success": number == 1})
+    assert "2 of 3 episodes say by their attribute success that they failed" in notes(tmp_path)
+    assert "--exclude_episodes 0,2 leaves them out" in notes(tmp_path)
+
+
+def test_what_a_file_of_demonstrations_holds_besides_them(tmp_path: Path) -> None:
+    file = write_robomimic(tmp_path / "demo.hdf5", (6, 6, 6, 6))
+    with h5py.File(file, "a") as handle:
+        handle.move("data/demo_1", "data/.demo_1")
+        handle.move("data/demo_2", "data/extra")
+        handle.copy("data/demo_0", "more")
+    text = notes(file)
+    assert "episodes are numbered by their places" in text and "2 is extra" in text
+    assert "without a dot before their names: data/.demo_1, more" in text
+    assert "the attribute total counts 24 steps, and the demonstrations have 18" in text
+
+
+def test_a_damaged_file_beside_demonstrations_is_told(tmp_path: Path) -> None:
+    for name in "ab":
+        write_robomimic(tmp_path / f"{name}.hdf5", (6,))
+    (tmp_path / "b.hdf5").write_bytes((tmp_path / "b.hdf5").read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"files that cannot be read \(b.hdf5\): copy these again, or name the file"):
+        open_source(tmp_path)
+
+
+def test_a_guessed_size_and_missing_rollouts_are_told(tmp_path: Path) -> None:
+    write_raw(tmp_path / "guessed", [5], size=(64, 100), metadata="")
+    assert "height 80 and width 80 are taken, since an image has 6400 pixels" in notes(tmp_path / "guessed")
+    write_raw(tmp_path / "listed", [5], size=(12, 16), metadata="16 12")
+    assert "height 16 and width 12 are taken, since metadata.txt lists these numbers" in notes(tmp_path / "listed")
+    write_raw(tmp_path / "short", [5] * 4)
+    np.save(tmp_path / "short" / "rollout_length.npy", np.array([5] * 2, np.uint16))
+    text = notes(tmp_path / "short")
+    assert (
+        "counts 4 rollouts, and rollout_length.npy 2" in text and "counts 20 steps, and rollout_length.npy 10" in text
+    )
+
+
+def test_data_files_that_are_not_read_are_told(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "guide", [6])
+    write_dataset(tmp_path / "guide" / "part2", [6])
+    write_dataset(tmp_path / "guide" / "cache" / "observations-1", [6])
+    (tmp_path / "guide/cache/observations-1/source.json").write_text("{}")
+    write_aloha(tmp_path / "aloha" / "monday", (6,))
+    write_aloha(tmp_path / "aloha" / "tuesday" / "late", (6,))
+    (tmp_path / "aloha/monday/episode_1.he5").touch()
+    (tmp_path / "aloha/monday/episode_0.mp4").touch()  # made to look at it
+    write_replay(tmp_path / "zarr" / "a.zarr", [6])
+    write_replay(tmp_path / "zarr" / "more" / "b.zarr", [6])
+    expected = {
+        "guide": "3 data files are in the folder and not read: part2/actions.npy, part2/observations.npy, part2/",
+        "aloha": "2 data files are in the folder and not read: monday/episode_1.he5, tuesday/late/episode_0.hdf5",
+        "zarr": "1 data file is in the folder and not read: more/b.zarr",
+    }
+    for name, sentence in expected.items():
+        assert sentence in notes(tmp_path / name)
+        found = [finding.sentence for finding in check_dataset(tmp_path / name, images=False).infos]
+        assert any(sentence in text for text in found)
+
+
+def test_nothing_is_said_of_files_that_belong_to_a_dataset(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "v2", (6, 6), V2)
+    write_lerobot(tmp_path / "v3", (6, 6), V3)
+    (tmp_path / "v2/videos/chunk-000/observation.images.top/episode_000007.mp4").touch()
+    write_aloha(tmp_path / "aloha", (6, 6))
+    (tmp_path / "aloha" / "episode_1.hdf5").write_bytes(b"")  # told as damaged
+    write_aloha_episode(tmp_path / "aloha" / "copy.hdf5")  # told as left aside
+    write_replay(tmp_path / "x.zarr", [6])
+    for name in ("v2", "v3", "aloha", "x.zarr"):
+        open_dataset(tmp_path / name, selection=Selection(skip_unreadable=True))  # makes a copy beside it
+        assert "not read" not in notes(tmp_path / name)
+
+
+def test_videos_beside_data_without_a_camera_are_images(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6,), images={})
+    (tmp_path / "episode_0.mp4").touch()
+    with pytest.raises(UserError, match=r"none that can be used \(episode_0.mp4 lies beside the data"):
+        open_dataset(tmp_path)
+
+
+def test_resized_images_and_converted_numbers_are_told_each_time(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (6, 6), images={"top": RGB[:, :, :32]})
+    add(tmp_path, ticks=np.arange(6 * 7).reshape(6, 7) + 2**30)
+    config = tiny_config(encoder={"image_size": [16, 16]}, state_keys=["qpos", "ticks"])
+    for _ in range(2):
+        lines: list[str] = []
+        open_demonstrations(config, tmp_path, lines.append)
+        assert any("camera top: its images of 32x32 are resized to" in line for line in lines)
+        assert any("qpos 14, ticks 7 (float64, read as float32)" in line for line in lines)
+
+
+def test_several_tasks_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, (6, 6), V2)
+    assert "Tasks:    2; the policy takes no text: only images tell them apart" in notes(tmp_path)
+
+
+def test_the_python_interface_tells_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_aloha(tmp_path / "a", (6, 6), images={"top": RGB.astype(np.float32) / 255})
+    open_dataset(tmp_path / "a")
+    assert "Note:     camera top: its images are floats, taken to be from 0 to 1" in capsys.readouterr().out
+    write_dataset(tmp_path / "g", [6])
+    open_dataset(tmp_path / "g")
+    assert capsys.readouterr().out == ""

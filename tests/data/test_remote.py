@@ -359,8 +359,12 @@ def hub() -> Iterator[HubServer]:
     server.close()
 
 
-def on_hub(home: Path, endpoint: str, *paths: str, **environment: str) -> list[str]:
-    """What `local_copy` makes of paths in a process that takes a server for the hub: folders, or sentences."""
+def on_hub(home: Path, endpoint: str, *paths: str, said: list[str] | None = None, **environment: str) -> list[str]:
+    """What `local_copy` makes of paths in a process that takes a server for the hub: folders, or sentences.
+
+    Args:
+        said: takes the lines that are printed.
+    """
     code = (
         "import sys, json\nfrom bimact.data.remote import local_copy\nfrom bimact.errors import UserError\nfound = []\n"
         "for path in sys.argv[1:]:\n"
@@ -381,7 +385,10 @@ def on_hub(home: Path, endpoint: str, *paths: str, **environment: str) -> list[s
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    sentences: list[str] = json.loads(done.stdout.splitlines()[-1])
+    *lines, last = done.stdout.splitlines()
+    if said is not None:
+        said += lines
+    sentences: list[str] = json.loads(last)
     assert not any("\n" in sentence for sentence in sentences)
     return sentences
 
@@ -401,6 +408,21 @@ def test_a_dataset_of_the_hub_is_downloaded_once_and_then_works_offline(tmp_path
     assert len(hub.requests) == seen
     hub.close()
     assert on_hub(home, hub.url, name) == [str(snapshot)]
+
+
+def test_a_copy_that_may_not_be_the_newest_is_told(tmp_path: Path, hub: HubServer) -> None:
+    home, name = tmp_path / "hf", "someone/cube"
+    told: list[str] = []
+    on_hub(home, hub.url, name, said=told)
+    on_hub(home, hub.url, name, said=told, HF_HUB_OFFLINE="1")
+    assert not told
+    hub.close()
+    on_hub(home, hub.url, f"{name}@{COMMIT}", said=told)
+    assert not told
+    on_hub(home, hub.url, name, said=told)
+    (line,) = told
+    assert line.startswith("Note: the Hugging Face hub does not answer for someone/cube (ConnectError")
+    assert "is used, which may not be the newest" in line and COMMIT in line
 
 
 def test_a_folder_of_a_dataset_of_the_hub_is_downloaded_alone(tmp_path: Path, hub: HubServer) -> None:

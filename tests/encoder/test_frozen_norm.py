@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from bimact.config import EncoderConfig
 from bimact.encoder.base import build_encoder
-from bimact.encoder.frozen_norm import fold_frozen_norms, settle_norms
+from bimact.encoder.frozen_norm import fold_frozen_norms, fold_norms_for_inference
 
 
 def with_statistics(network: nn.Module) -> nn.Module:
@@ -80,12 +80,12 @@ def test_folded_network_takes_weights_and_copies() -> None:
         {"name": "conv", "channels": [8, 16, 24], "freeze": False},
     ],
 )
-def test_settled_encoder_gives_the_same_tokens(settings: dict[str, object]) -> None:
+def test_encoder_prepared_for_inference_gives_the_same_tokens(settings: dict[str, object]) -> None:
     torch.manual_seed(0)
     encoder = with_statistics(build_encoder(EncoderConfig(pretrained=None, **settings))).eval()  # type: ignore[arg-type, attr-defined]
     frames = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
     expected = encoder(frames)
-    encoder.settle()  # type: ignore[operator]
+    encoder.prepare_for_inference()  # type: ignore[operator]
     norms = (nn.BatchNorm2d, FrozenBatchNorm2d)
     assert not any(isinstance(module, norms) for module in encoder.modules())
     torch.testing.assert_close(encoder(frames), expected, atol=2e-4, rtol=1e-3)
@@ -97,7 +97,7 @@ def test_ordinary_norms_are_left_alone_in_training() -> None:
     assert isinstance(network[1], nn.BatchNorm2d) and isinstance(network[0], nn.Conv2d)
 
 
-def test_network_of_another_order_settles_nothing_wrong() -> None:
+def test_network_of_another_order_folds_nothing_wrong() -> None:
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))
-    settle_norms(network)
+    fold_norms_for_inference(network)
     assert isinstance(network[0], nn.BatchNorm2d)

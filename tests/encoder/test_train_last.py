@@ -12,8 +12,9 @@ from conftest import tiny_config
 from bimact.config import EncoderConfig
 from bimact.encoder.base import build_encoder
 from bimact.errors import UserError
-from bimact.train.act_trainer import ActTrainer
-from bimact.train.tracking import read_metrics
+from bimact.run_directory import read_metrics
+from bimact.training.act_trainer import ActTrainer, train_run
+from bimact.training.prepare import prepare_run
 
 CLIP = {"name": "clip_vit", "model_name": "ViT-B-32", "image_size": [64, 64]}
 RESNET = {"name": "pri3d", "model_name": "resnet18"}
@@ -76,7 +77,7 @@ def test_training_on_what_the_trunk_gives(dataset: Path, tmp_path: Path) -> None
     for name, cached in (("cached", True), ("anew", False)):
         encoder = {**RESNET, "freeze": True, "train_last": 1, "fuse": "tokens"}
         settings = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / name), "feature_cache": cached}
-        ActTrainer(tiny_config(**settings, encoder=encoder, mixed_precision="no", lr=1e-3)).fit()
+        train_run(prepare_run(tiny_config(**settings, encoder=encoder, mixed_precision="no", lr=1e-3)))
         records = read_metrics(tmp_path / name / "metrics.jsonl")
         runs[name] = [[record[key] for key in ("total_loss", "val_loss") if key in record] for record in records]
     for one, other in zip(runs["cached"], runs["anew"]):
@@ -84,13 +85,15 @@ def test_training_on_what_the_trunk_gives(dataset: Path, tmp_path: Path) -> None
     trained = torch.load(tmp_path / "cached" / "checkpoint" / "act-train-last.pth")
     torch.manual_seed(tiny_config().seed)
     first = ActTrainer(
-        tiny_config(
-            dataset_dir=str(dataset),
-            output_dir=str(tmp_path / "third"),
-            feature_cache=True,
-            encoder={**RESNET, "freeze": True, "train_last": 1, "fuse": "tokens"},
-            mixed_precision="no",
-            lr=1e-3,
+        prepare_run(
+            tiny_config(
+                dataset_dir=str(dataset),
+                output_dir=str(tmp_path / "third"),
+                feature_cache=True,
+                encoder={**RESNET, "freeze": True, "train_last": 1, "fuse": "tokens"},
+                mixed_precision="no",
+                lr=1e-3,
+            )
         )
     ).bare_policy.state_dict()
     changed = {name for name in first if not torch.equal(first[name], trained[name]) and "image_encoder" in name}

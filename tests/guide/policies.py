@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bimact.config import Config, load_config
 from bimact.policy.act import ActPolicy
-from bimact.train.act_trainer import ActTrainer
-from bimact.train.tracking import read_metrics
+from bimact.run_directory import read_metrics
+from bimact.training.act_trainer import ActTrainer, train_run
+from bimact.training.prepare import PreparedRun, prepare_run
 
 ROOT = Path(__file__).parents[2]
 SIZES: dict[str, Any] = {"state_dim": 14, "action_dim": 14, "cameras": ["left", "right"], "dropout": 0.0}
@@ -53,14 +54,12 @@ def guides_policy(*changes: str) -> ActPolicy:
 
 
 def train(dataset: Path, run: Path, **changes: Any) -> ActTrainer:
-    trainer = make_trainer(dataset, run, **changes)
-    trainer.fit()
-    return trainer
+    return train_run(prepare(dataset, run, **changes))
 
 
-def make_trainer(dataset: Path, run: Path, **changes: Any) -> ActTrainer:
+def prepare(dataset: Path, run: Path, **changes: Any) -> PreparedRun:
     settings = {"mixed_precision": "no", "log_frequency": 1, "checkpoint_frequency": 100, **changes}
-    return ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(run), **settings))
+    return prepare_run(tiny_config(dataset_dir=str(dataset), output_dir=str(run), **settings))
 
 
 def step_records(run: Path) -> list[dict[str, Any]]:

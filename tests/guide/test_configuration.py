@@ -33,7 +33,7 @@ from bimact.data.loader import create_temporal_dataloader
 from bimact.data.windows import split_episodes
 from bimact.policy.act import ActOutput, ActPolicy, act_losses, build_act_policy
 from bimact.policy.ensembling import TemporalEnsemble
-from bimact.train.tracking import read_metrics
+from bimact.run_directory import read_metrics
 
 # how settings are given
 
@@ -283,13 +283,10 @@ def test_ensemble_window_is_how_many_chunks_are_averaged(window: int | None) -> 
 
 
 def test_acting_takes_window_and_coefficient_from_the_runs_config() -> None:
-    from bimact.evaluate.rollout import RolloutSettings, _acting
-    from bimact.evaluate.run import LoadedRun
-    from bimact.policy.acting import Actor
+    from bimact.policy.inference import Execution, Policy
 
     policy = make_policy(temporal_ensemble=True, ensemble_window=3, ensemble_coefficient=0.5)
-    run = LoadedRun(Path("run"), Path("act-train-1.pth"), policy.config, policy, torch.device("cpu"))
-    act = _acting(run, Actor(policy), RolloutSettings("transfer_cube", temporal_ensemble=True))
+    acting = Policy(policy, Execution.of(policy.config))
     chunks: list[Tensor] = []
     for step in range(8):
         obs = make_batch(policy.config, size=1)[0]
@@ -301,7 +298,7 @@ def test_acting_takes_window_and_coefficient_from_the_runs_config() -> None:
         with torch.no_grad():
             chunks.append(policy(obs)[0][0])
         by_camera = {name: x.permute(0, 1, 3, 4, 2) if name.startswith("image_") else x for name, x in obs.items()}
-        action = act({name: value.numpy() for name, value in by_camera.items()})
+        action = acting.next_actions({name: value.numpy() for name, value in by_camera.items()})
         said = [chunks[at][step - at] for at in range(max(0, step - 2), step + 1)]
         shares = [math.exp(-0.5 * age) for age in range(len(said))]
         expected = sum(share * one for share, one in zip(shares, said)) / sum(shares)

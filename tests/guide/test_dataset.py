@@ -30,7 +30,8 @@ from bimact.config import load_config
 from bimact.data.formats.guide_npy import observation_dtype
 from bimact.data.opening import open_dataset
 from bimact.errors import UserError
-from bimact.train.act_trainer import ActTrainer
+from bimact.training.act_trainer import train_run
+from bimact.training.prepare import prepare_run
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [9, 12, 7, 10]
@@ -125,7 +126,7 @@ def test_recorded_types_are_those_of_the_guide(dataset: Path) -> None:
 def test_pickled_layouts_train(tmp_path: Path, form: str, encoder: dict[str, Any]) -> None:
     folder = make_content(LENGTHS).save(tmp_path / "data", form)
     config = tiny_config(dataset_dir=str(folder), output_dir=str(tmp_path / "run"), num_steps=2, encoder=encoder)
-    run = ActTrainer(config).fit()
+    run = train_run(prepare_run(config)).run.path
     trained = load_config(run / "config.yaml")
     assert (trained.cameras, trained.state_dim, trained.action_dim) == (["left", "right"], STATE_DIM, 14)
     weights = torch.load(run / "checkpoint" / "act-train-last.pth", weights_only=True)

@@ -20,8 +20,8 @@ from policies import (
     count,
     make_batch,
     make_policy,
-    make_trainer,
     predict,
+    prepare,
     train,
     weights,
 )
@@ -33,7 +33,8 @@ from bimact.encoder.conv import ConvEncoder
 from bimact.encoder.pri3d import Pri3dEncoder
 from bimact.encoder.timm_backbone import TimmEncoder
 from bimact.policy.act import ActPolicy
-from bimact.train.act_trainer import ActTrainer
+from bimact.training.act_trainer import train_run
+from bimact.training.prepare import prepare_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,9 +141,9 @@ def test_freeze_keeps_the_encoder_to_the_last_bit(
     dataset: Path, tmp_path: Path, encoder: dict[str, Any], freeze: bool
 ) -> None:
     chosen = {**encoder, "freeze": freeze}
-    trainer = make_trainer(dataset, tmp_path / "run", encoder=chosen, num_steps=2, val_split=0)
-    before = {f"image_encoder.{name}": x.clone() for name, x in trainer.policy.image_encoder.state_dict().items()}
-    trainer.fit()
+    prepared = prepare(dataset, tmp_path / "run", encoder=chosen, num_steps=2, val_split=0)
+    before = {f"image_encoder.{name}": x.clone() for name, x in prepared.policy.image_encoder.state_dict().items()}
+    trainer = train_run(prepared)
     after = weights(tmp_path / "run")  # parameters and batch norm's statistics
     of_encoder = dict(trainer.policy.image_encoder.named_parameters())
     trained = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
@@ -227,9 +228,9 @@ def test_the_guides_encoder_variants_train(dataset: Path, tmp_path: Path, snippe
     small = {"hidden_dim": 16, "nheads": 2, "dim_feedforward": 32, "batch_size": 2, "num_steps": 2, "lr": 1e-3}
     here = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "run"), "device": "cpu", "mixed_precision": "no"}
     encoder = {**variant["encoder"], "model_name": model_name, "pretrained": None}  # no download
-    trainer = ActTrainer(to_config({**variant, **small, **here, "encoder": encoder, "num_workers": 0}))
-    before = {name: value.clone() for name, value in trainer.policy.named_parameters()}
-    trainer.fit()
+    prepared = prepare_run(to_config({**variant, **small, **here, "encoder": encoder, "num_workers": 0}))
+    before = {name: value.clone() for name, value in prepared.policy.named_parameters()}
+    train_run(prepared)
     after = weights(tmp_path / "run")
     still = [name for name, value in before.items() if torch.equal(value, after[name])]
     assert [name for name in still if name.startswith("image_encoder.")] == []

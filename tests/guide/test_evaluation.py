@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bimact.data.loader import create_temporal_dataloader
 from bimact.policy.act import ActPolicy, build_act_policy
-from bimact.train.act_trainer import ActTrainer
+from bimact.training.act_trainer import train_run
+from bimact.training.prepare import prepare_run
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [15, 22, 18]
@@ -82,7 +83,7 @@ def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that has learned something: about 200 steps."""
     run = tmp_path_factory.mktemp("guide") / "run"
     settings = {"num_epochs": EPOCHS, "checkpoint_frequency": EPOCHS, "lr": 3e-3, "val_split": 0.3}
-    ActTrainer(tiny_config(dataset_dir=str(dataset), output_dir=str(run), **settings)).fit()
+    train_run(prepare_run(tiny_config(dataset_dir=str(dataset), output_dir=str(run), **settings)))
     return run
 
 

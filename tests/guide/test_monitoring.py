@@ -14,7 +14,7 @@ from guide_files import write_dataset
 from wandb_files import WandbFile, read_wandb_files
 
 from bimact.config import save_config
-from bimact.train.tracking import METRICS, read_metrics
+from bimact.run_directory import METRICS, read_metrics
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--wandb_project", "bimanual-manipulation"]

@@ -17,8 +17,8 @@ from conftest import tiny_config
 from guide_files import write_dataset
 from omegaconf import OmegaConf
 
+from bimact.run_directory import read_metrics
 from bimact.sweep.sweep_file import read_sweep
-from bimact.train.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ROOT / "configs" / "sweep.yaml"

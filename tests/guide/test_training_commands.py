@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from processes import ROOT, project_copy, run_script, start_script
 
 from bimact.config import save_config
-from bimact.train import act_trainer  # noqa: F401  (children of this process start with it loaded)
+from bimact.training import act_trainer  # noqa: F401  (children of this process start with it loaded)
 
 TRAIN = ["scripts/train_act.py"]
 
@@ -162,7 +162,10 @@ def test_from_any_folder(root: Path, tmp_path_factory: pytest.TempPathFactory) -
     command = [script, "--dataset_dir", str(root / "your_dataset"), "--num_steps=1", "--encoder.name=nothing"]
     status, output = run_script(command, elsewhere)
     assert status == 2
-    assert f"Config: {ROOT / 'configs' / 'policy_act.yaml'}" in output and "no encoder named 'nothing'" in output
+    assert (
+        f"Config: {(ROOT / 'configs').resolve() / 'policy_act.yaml'}" in output
+        and "no encoder named 'nothing'" in output
+    )
 
 
 @pytest.mark.parametrize(

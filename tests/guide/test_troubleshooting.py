@@ -18,8 +18,8 @@ from bimact.config import save_config
 from bimact.data.windows import Batch, WindowDataset
 from bimact.errors import UserError
 from bimact.policy.act import ActPolicy
-from bimact.train import act_trainer  # noqa: F401  (children of this process start with it loaded)
-from bimact.train.device import make_accelerator
+from bimact.training import act_trainer  # noqa: F401  (children of this process start with it loaded)
+from bimact.training.device import make_accelerator
 
 # Children of the test process inherit what a test puts in the place of hardware.
 

@@ -32,9 +32,9 @@ from safetensors.torch import load_file, save_file
 
 from bimact.cli import main
 from bimact.config import load_config, save_config
-from bimact.evaluate.run import load_run
 from bimact.interop.lerobot_reader import read_lerobot
-from bimact.train.resume import new_run_settings
+from bimact.policy.loading import load_run
+from bimact.run_directory import recorded
 
 
 def bimact(*arguments: object) -> int:
@@ -268,7 +268,7 @@ def test_options_without_a_meaning_are_refused(
 
 def test_a_run_that_lerobot_has_no_place_for(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wider = small_policy(("left",), temporal_context=2)
-    save_config(new_run_settings(wider.config), tmp_path / "run" / "config.yaml")
+    save_config(recorded(wider.config), tmp_path / "run" / "config.yaml")
     (tmp_path / "run" / "checkpoint").mkdir()
     torch.save(wider.state_dict(), tmp_path / "run" / "checkpoint" / "act-train-best.pth")
     assert "temporal_context is 2, not 1" in fails(capsys, tmp_path / "run", tmp_path / "new")

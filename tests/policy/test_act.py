@@ -96,7 +96,7 @@ def test_chunk_is_in_the_robots_units() -> None:
         before, output = policy(obs)
         torch.testing.assert_close(before, output.normalized_actions)
         mean, std = torch.arange(4.0), torch.tensor([1.0, 2.0, 3.0, 4.0])
-        policy.action_normalizer.fit(Statistics(mean.numpy(), std.numpy()))
+        policy.action_normalizer.fit(Statistics(mean.numpy(), std.numpy(), mean.numpy(), mean.numpy()))
         after, _ = policy(obs)
     torch.testing.assert_close(after, before * std + mean)
 

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from sweep_helpers import trials_in, write_sweep
 
 from bimact.cli import main
-from bimact.train.tracking import read_metrics
+from bimact.run_directory import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -18,12 +18,12 @@ from optuna.trial import TrialState
 from sweep_helpers import LR, TRAINING, make_plan, trials_in
 
 from bimact.errors import UserError
+from bimact.run_directory import read_metrics
 from bimact.sweep import run as sweep_run
 from bimact.sweep.plan import SweepPlan, plan_sweep
 from bimact.sweep.run import run_sweep, slot_environments
 from bimact.sweep.sweep_file import read_sweep
 from bimact.sweep.trial import Outcome, has_checkpoint, training_command
-from bimact.train.tracking import read_metrics
 
 TWO_LRS = {"lr": {"values": [1.0e-5, 1.0e-4]}}
 HALVING = {"type": "hyperband", "min_iter": 1, "eta": 2}

@@ -23,6 +23,7 @@ from bimact.data.opening import open_source
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import Source
+from bimact.data.unread_files import unread_files
 from bimact.errors import UserError
 from bimact.progress import progress_bar
 
@@ -109,6 +110,8 @@ def check_dataset(
         parts = inspect_guide_npy(local, findings)
         if not findings.has_errors:
             source = parts.as_source(local)
+            for note in unread_files(source)[1]:
+                findings.add("read-otherwise", "", note)
         else:
             for episode in np.flatnonzero(parts.lengths == 0).tolist() if parts.lengths is not None else ():
                 sentence = f"{LENGTHS}: episode {episode} has 0 steps; leave empty episodes out"

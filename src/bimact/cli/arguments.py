@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
+from bimact.config import load_config, may_be_true, selecting_settings, settings
 from bimact.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,61 +25,43 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """The options that choose a part of a dataset; they are settings of `bimact train` too."""
-    group = parser.add_argument_group("the part of the dataset")
-    group.add_argument("--cameras", metavar="A,B", help='which cameras (default: all; "": none)')
-    group.add_argument("--state_keys", metavar="A,B", help="columns that make up the state (default: the format's)")
-    group.add_argument("--action_keys", metavar="A,B", help="columns that make up the action (default: the format's)")
-    group.add_argument("--state_dims", metavar="DIMS", help="dimensions of the state, such as 0:14 or 0:7,13:20")
-    group.add_argument("--action_dims", metavar="DIMS", help="dimensions of the action, such as 0:14")
-    add_episodes(group)
-    group.add_argument("--max_episodes", metavar="N", type=int, help="of these, the first N")
-    group.add_argument(
-        "--filter_key", metavar="NAME", help="episodes that the dataset lists under this name (robomimic)"
-    )
-    group.add_argument("--fps", metavar="F", type=float, help="steps a second: resampled if the dataset has others")
-    group.add_argument("--color_order", choices=("rgb", "bgr"), help="of JPEG images whose order the files leave open")
+    """The options that select a part of a dataset: the settings of `bimact train` that do."""
+    _add_settings(parser.add_argument_group("the part of the dataset"), selecting_settings())
 
 
-def add_episodes(group: argparse._ActionsContainer) -> None:
-    """The options that choose episodes."""
-    group.add_argument("--episodes", metavar="E", help="which episodes, by number or name: 0:40,45 (default: all)")
-    group.add_argument("--exclude_episodes", metavar="E", help="episodes to leave out, such as 3,17")
-    group.add_argument(
-        "--skip_unreadable",
-        metavar="true",
-        nargs="?",
-        const="true",
-        choices=("true", "false"),
-        default="false",
-        help="leave out the episodes that are damaged, instead of stopping",
-    )
+def add_episodes(parser: argparse.ArgumentParser) -> None:
+    """The options that select episodes."""
+    _add_settings(parser.add_argument_group("episodes"), ("episodes", "exclude_episodes", "skip_unreadable"))
+
+
+def _add_settings(group: argparse._ActionsContainer, names: Iterable[str]) -> None:
+    for name in names:
+        entry = settings()[name]
+        choices = entry.metadata["choices"]
+        help_text = entry.metadata["meaning"].replace("; null:", "; default:").replace("%", "%%")
+        if may_be_true(name):
+            group.add_argument(f"--{name}", metavar="true", nargs="?", const="true", help=help_text)
+        else:
+            metavar = "{" + ",".join(choices) + "}" if choices else _METAVARS.get(name, "A,B")
+            group.add_argument(f"--{name}", metavar=metavar, help=help_text)
+
+
+_METAVARS = {"state_dims": "DIMS", "action_dims": "DIMS", "max_episodes": "N", "filter_key": "NAME", "fps": "HZ"}
+
+
+def given_settings(options: argparse.Namespace) -> list[str]:
+    """Those of `add_selection` and `add_episodes` that are given, as `key=value`."""
+    values = {name: getattr(options, name, None) for name in selecting_settings()}
+    return [f"{name}={value}" for name, value in values.items() if value is not None]
 
 
 def selection_of(options: argparse.Namespace) -> Selection | None:
-    """The part that `add_selection`'s options choose; None if none is given."""
-    from bimact.config import list_of_text
+    """The part that the options of `add_selection` select; None if none is given.
+
+    Raises:
+        UserError: for a value that the setting cannot have.
+    """
     from bimact.data.selection import Selection
 
-    def names(text: str | None) -> tuple[str, ...] | None:
-        return None if text is None else tuple(list_of_text(text))
-
-    if options.max_episodes is not None and options.max_episodes < 1:
-        raise UserError(f"--max_episodes is {options.max_episodes}, it has to be at least 1")
-    if options.fps is not None and not 0 < options.fps < 1e6:
-        raise UserError(f"--fps is {options.fps:g}, it has to be a number above 0")
-    selection = Selection(
-        cameras=names(options.cameras),
-        state_keys=names(options.state_keys),
-        action_keys=names(options.action_keys),
-        state_dims=options.state_dims,
-        action_dims=options.action_dims,
-        episodes=names(options.episodes),
-        exclude_episodes=names(options.exclude_episodes),
-        max_episodes=options.max_episodes,
-        skip_unreadable=options.skip_unreadable == "true",
-        fps=options.fps,
-        color_order=options.color_order,
-        filter_key=options.filter_key,
-    )
-    return None if selection == Selection() else selection
+    given = given_settings(options)
+    return Selection.of(load_config(None, given)) if given else None

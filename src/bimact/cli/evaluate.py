@@ -37,44 +37,34 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    import bimact
     from bimact.config import list_of_text
-    from bimact.evaluate.results import add_results
-    from bimact.evaluate.run import load_run, run_folder
-    from bimact.files import check_writable
 
-    check_writable(run_folder(options.run_dir))
-    run = load_run(options.run_dir, options.checkpoint, options.device)
-    results: dict[str, object] = {}
-    if options.task is None or options.dataset_dir is not None:
-        from bimact.evaluate.offline import evaluate_offline
-
-        results["offline"] = offline = evaluate_offline(
-            run,
-            options.dataset_dir,
-            episodes=None if options.episodes is None else list_of_text(options.episodes),
-            exclude_episodes=None if options.exclude_episodes is None else list_of_text(options.exclude_episodes),
-            skip_unreadable=options.skip_unreadable == "true",
-        )
-        baselines = ", ".join(f"{name} {of['mae']:.4f}" for name, of in offline["baselines"].items())
-        print(f"Mean Absolute Error: {offline['mae']:.4f} ({baselines})")
-    if options.task is not None:
-        from bimact.evaluate.rollout import RolloutSettings, evaluate_rollouts
-
-        settings = RolloutSettings(
-            task=options.task,
-            rollouts=options.rollouts,
-            seed=options.seed,
-            execute_steps=options.execute_steps,
-            temporal_ensemble=options.temporal_ensemble or (run.config.temporal_ensemble and not options.execute_steps),
-            videos=options.video,
-            image_size=image_size(options.image_size) if options.image_size else None,
-            parallel=options.parallel,
-        )
-        result = evaluate_rollouts(run, settings)
-        results["rollouts"] = {options.task: result}
-        low, high = result["interval_95"]
+    result = bimact.evaluate(
+        options.run_dir,
+        task=options.task,
+        rollouts=options.rollouts,
+        seed=options.seed,
+        execute_steps=options.execute_steps,
+        temporal_ensemble=options.temporal_ensemble or None,
+        videos=options.video,
+        image_size=image_size(options.image_size) if options.image_size else None,
+        parallel=options.parallel,
+        dataset_dir=options.dataset_dir,
+        episodes=None if options.episodes is None else list_of_text(options.episodes),
+        exclude_episodes=None if options.exclude_episodes is None else list_of_text(options.exclude_episodes),
+        skip_unreadable=options.skip_unreadable == "true",
+        checkpoint=options.checkpoint,
+        device=options.device,
+    )
+    if result.offline is not None:
+        baselines = ", ".join(f"{name} {of['mae']:.4f}" for name, of in result.offline["baselines"].items())
+        print(f"Mean Absolute Error: {result.offline['mae']:.4f} ({baselines})")
+    if result.rollouts is not None:
+        low, high = result.rollouts["interval_95"]
         print(
-            f"Success rate: {result['successes']} of {result['rollouts']} = {result['success_rate']:.1%} "
-            f"(95% interval {low:.1%} to {high:.1%}), {result['seconds_a_rollout']:.2f} s a rollout"
+            f"Success rate: {result.rollouts['successes']} of {result.rollouts['rollouts']} = "
+            f"{result.success_rate:.1%} (95% interval {low:.1%} to {high:.1%}), "
+            f"{result.rollouts['seconds_a_rollout']:.2f} s per rollout"
         )
-    print(f"Results: {add_results(run.path, results)}")
+    print(f"Results: {result.path}")

@@ -24,7 +24,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def _report(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from bimact.evaluate.report import summary_table, write_report
+    from bimact.evaluation.report import summary_table, write_report
 
     write_report(options.run_dir)
     # Piped output has no width of its own: paths should stay on one line there.

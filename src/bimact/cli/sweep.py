@@ -39,8 +39,9 @@ def _sweep(options: argparse.Namespace) -> None:
         import optuna  # noqa: F401
     except ModuleNotFoundError:
         raise UserError("sweeps need Optuna: pip install 'optuna>=4'") from None
-    from bimact.cli.train import DEFAULT_CONFIG, settings_of
-    from bimact.sweep.plan import in_project, plan_sweep
+    from bimact.cli.train import settings_of
+    from bimact.configs import DEFAULT, find_config
+    from bimact.sweep.plan import plan_sweep
     from bimact.sweep.run import run_sweep
     from bimact.sweep.study import shown_url
     from bimact.sweep.sweep_file import read_sweep
@@ -54,7 +55,7 @@ def _sweep(options: argparse.Namespace) -> None:
         arguments = [item.replace(options.storage, shown_url(options.storage)) for item in arguments]
     plan = plan_sweep(
         sweep,
-        in_project(options.config or config or DEFAULT_CONFIG),
+        find_config(options.config or config or DEFAULT),
         settings,
         output_dir=options.output_dir,
         storage=options.storage,

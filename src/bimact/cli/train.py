@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-import bimact
 from bimact.cli.arguments import Commands
-from bimact.config import Config
+from bimact.configs import DEFAULT
 from bimact.errors import UserError
-from bimact.files import expand_home
-
-DEFAULT_CONFIG = Path("configs/policy_act.yaml")
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -27,11 +19,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_settings_help(),
     )
-    parser.add_argument("--config", help=f"YAML (default: {DEFAULT_CONFIG}; of a resumed run: its own)")
     parser.add_argument(
-        "--resume_from", help="go on from this checkpoint (.pth) or from the last one of this run's folder"
+        "--config",
+        help=f"YAML file, or name of a config of bimact (default: {DEFAULT}; when resuming: the run's)",
     )
-    parser.add_argument("--override_config", action="store_true", help="go on with other settings than the run had")
+    parser.add_argument(
+        "--resume_from", help="resume from this checkpoint (.pth), or from the last one of this run directory"
+    )
+    parser.add_argument("--override_config", action="store_true", help="resume with other settings than the run had")
     parser.set_defaults(run=_train)
     return parser
 
@@ -48,63 +43,13 @@ def _settings_help() -> str:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from bimact.config import load_config
-    from bimact.train.device import make_accelerator
-    from bimact.train.ranks import Ranks
-    from bimact.train.resume import dataset_of, run_of
+    from bimact.training.prepare import prepare_run, request
 
-    run = None if options.resume_from is None else run_of(options.resume_from)
-    path = _config_path(options.config, run)
-    settings = settings_of(options.rest)
-    if run is not None and options.config is None:
-        settings.insert(0, f"output_dir={run}")  # where it lies now; its own config knows where it began
-    config = load_config(path, settings)
-    moved = None
-    if run is not None and options.config is None and not any(item.startswith("dataset_dir=") for item in settings):
-        dataset, moved = dataset_of(config, run)
-        config = dataclasses.replace(config, dataset_dir=dataset)
-    accelerator = make_accelerator(config)
-    ranks = Ranks(accelerator)
-    dataset = config.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", "")) or None
-    output = config.output_dir or run or ranks.main_ones(_free_output_dir(config, dataset))
-    config = dataclasses.replace(config, dataset_dir=dataset, output_dir=str(output))
-    if ranks.is_main:
-        print(f"=== ACT Training ===\nConfig: {path}\nDataset: {dataset}\nOutput: {output}\n", flush=True)
-        if moved is not None:
-            print(moved, flush=True)
-    from bimact.train.act_trainer import ActTrainer
+    asked = request(options.config, settings_of(options.rest), options.resume_from)
+    prepared = prepare_run(asked, options.resume_from, override_config=options.override_config)
+    from bimact.training.act_trainer import train_run
 
-    try:
-        ActTrainer(config, options.resume_from, override_config=options.override_config, accelerator=accelerator).fit()
-    except RuntimeError as error:
-        if ranks.lost(error):
-            raise _other_process_ended(Path(str(output))) from error
-        raise
-    accelerator.end_training()  # the processes part
-
-
-def _other_process_ended(run: Path) -> UserError:
-    go_on = f", and go on from the last checkpoint by --resume_from {run}" if (run / "checkpoint").is_dir() else ""
-    return UserError(f"another process of this training has ended: see its message{go_on}")
-
-
-def _config_path(given: str | None, run: Path | None) -> Path:
-    """The config to use: as given, else that of the run that goes on, else the guide's."""
-    if given is not None:
-        return Path(expand_home(given))
-    if run is not None and (run / "config.yaml").is_file():
-        return run / "config.yaml"
-    project = Path(bimact.__file__).parents[2]  # where an editable installation comes from
-    return DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else project / DEFAULT_CONFIG
-
-
-def _free_output_dir(config: Config, dataset: str | None) -> str:
-    """A folder of its own for a run that got none."""
-    sweep, trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
-    if sweep and trial:  # started by `wandb agent`
-        return f"runs/sweep-{sweep}/{trial}"
-    name = Path(dataset).resolve().name if dataset else "act"
-    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    train_run(prepared)
 
 
 def settings_of(arguments: Sequence[str]) -> list[str]:

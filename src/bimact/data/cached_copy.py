@@ -32,7 +32,7 @@ from bimact.errors import UserError
 from bimact.files import write_json
 from bimact.progress import progress_bar
 
-_VERSION = 2  # of what copies look like: another number makes them anew
+_VERSION = 3  # of what copies look like: another number makes them anew
 _BLOCK = 16  # images that are written at once
 _SECONDS_A_STEP = 1.0  # a child that is slower than this hangs
 _EPISODES_A_JOB = 64  # whose vectors are read at once
@@ -93,6 +93,19 @@ class _Plan:
         is_larger = height >= self.image_size[0] and width >= self.image_size[1]
         return self.image_size if is_larger else (height, width)
 
+    def _resized(self) -> list[str]:
+        """Notes on images that are stored in another size than they were recorded in."""
+        notes = []
+        for name, (height, width) in self.sizes.items():
+            recorded = self.source.cameras[name]
+            if (recorded.height, recorded.width) != (height, width):
+                is_squeezed = recorded.height * width != recorded.width * height
+                note = (
+                    f"camera {name}: its images of {recorded.height}x{recorded.width} are resized to {height}x{width}"
+                )
+                notes.append(note + (", without keeping their aspect ratio" if is_squeezed else ""))
+        return notes
+
     @cached_property
     def arrays(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         """file name → type and shape."""
@@ -127,7 +140,7 @@ class _Plan:
             "fps": source.fps,
             "task": _common_task(source),
             "metadata": dict(source.metadata),
-            "columns": {key: [vector.keys, vector.dims] for key, vector in source.vectors.items()},
+            "columns": {key: [vector.keys, vector.shifts, vector.dims] for key, vector in source.vectors.items()},
             "color_order": source.whole.color_order,
             "recorded_fps": source.whole.fps,
         }
@@ -153,7 +166,8 @@ class _Plan:
             camera_sizes={name: (camera.height, camera.width) for name, camera in source.cameras.items()},
             metadata=source.metadata,
         )
-        read = dataclasses.replace(source, notes=(*source.notes, *told["notes"])).without(_unusable(source, faults))
+        notes = (*source.notes, *told["notes"], *self._resized())
+        read = dataclasses.replace(source, notes=notes).without(_unusable(source, faults))
         read.refuse_damaged()
         return episodes.only([position for position in range(len(source.episodes)) if position not in faults]), read
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from bimact.files import flush_to_disk, write_json
 IDENTITY = "source.json"
 _TEMPORARY = ".unfinished-"
 _ABANDONED = 24 * 3600  # seconds after which an unfinished copy is nobody's work
-_VERSION = 3  # of what copies look like: another number makes them anew
+_VERSION = 4  # of what copies look like: another number makes them anew
 
 
 class Conversion(Protocol):
@@ -37,19 +38,26 @@ class Conversion(Protocol):
 
 @dataclass(frozen=True)
 class _Identity:
-    """Which source a copy was made of; a source that changes gets another one."""
+    """Which source a copy was made of; a source that changes gets another one.
+
+    Attributes:
+        beside: of what the copy depends on besides.
+    """
 
     size: int
     mtime_ns: int
+    beside: str
     version: int = _VERSION
 
     @classmethod
-    def of(cls, source: Path) -> _Identity:
+    def of(cls, source: Path, beside: bytes) -> _Identity:
         status = source.stat()
-        return cls(status.st_size, status.st_mtime_ns)
+        return cls(status.st_size, status.st_mtime_ns, hashlib.sha256(beside).hexdigest()[:12])
 
 
-def converted_copy(source: Path, cache_dir: Path | None, prepare: Callable[[], Conversion]) -> Path:
+def converted_copy(
+    source: Path, cache_dir: Path | None, prepare: Callable[[], Conversion], *, beside: bytes = b""
+) -> Path:
     """The folder that holds the converted copy of a dataset's file; it is made if there is none yet.
 
     Args:
@@ -57,12 +65,13 @@ def converted_copy(source: Path, cache_dir: Path | None, prepare: Callable[[], C
         cache_dir: a folder for the copies of any datasets. None: `.bimact_cache` beside the source or, where
             that cannot be written, the user's cache folder.
         prepare: opens the source for conversion; only called if the copy has to be made.
+        beside: what the copy depends on besides the file: another one has a copy of its own.
 
     Raises:
         UserError: if the copy cannot be written, and what `prepare` and the conversion raise. No part of a
             copy is left then.
     """
-    identity = _Identity.of(source)
+    identity = _Identity.of(source, beside)
     candidates = places(source, cache_dir)
     for place in candidates:
         if _is_whole(_folder_of(source, place, identity), identity):
@@ -76,7 +85,7 @@ def converted_copy(source: Path, cache_dir: Path | None, prepare: Callable[[], C
         _clean_up(copy, is_alone)
         check_space(source, place, conversion.size)
         try:
-            _write_whole(source, copy, identity, conversion)
+            _write_whole(source, copy, identity, conversion, beside)
         except OSError as error:
             raise UserError(
                 f"cannot write the converted copy of {source} to {place}: {error.strerror or error}"
@@ -85,7 +94,7 @@ def converted_copy(source: Path, cache_dir: Path | None, prepare: Callable[[], C
 
 
 def _folder_of(source: Path, place: Path, identity: _Identity) -> Path:
-    return place / f"{source.stem}-{identity.size}-{identity.mtime_ns}"
+    return place / f"{source.stem}-{identity.size}-{identity.mtime_ns}-{identity.beside}"
 
 
 def _is_whole(copy: Path, identity: _Identity) -> bool:
@@ -107,13 +116,13 @@ def _clean_up(copy: Path, is_alone: bool) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_whole(source: Path, copy: Path, identity: _Identity, conversion: Conversion) -> None:
+def _write_whole(source: Path, copy: Path, identity: _Identity, conversion: Conversion, beside: bytes) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=copy.parent))
     try:
         conversion.write(temporary)
         for file in temporary.iterdir():
             flush_to_disk(file)
-        if _Identity.of(source) != identity:
+        if _Identity.of(source, beside) != identity:
             raise UserError(f"{source} was changed while it was converted: try again when it is written")
         write_json(temporary / IDENTITY, asdict(identity))
         # mkdtemp makes folders that only their owner can read; give the usual permissions.

@@ -70,6 +70,12 @@ class Episodes:
         return int(self.lengths.sum())
 
     @property
+    def fingerprint(self) -> str:
+        """Which demonstrations these are, by their lengths and the sizes of what they hold."""
+        sizes = (self.state.shape, self.actions.shape, {name: rows.shape for name, rows in self.images.items()})
+        return hashlib.sha256(repr((self.lengths.tolist(), sizes)).encode()).hexdigest()
+
+    @property
     def starts(self) -> np.ndarray:
         """(E,) int64: the row of each episode's first step."""
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)

@@ -46,17 +46,25 @@ def _no_modules_of_the_current_folder() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-class _Process(ForkServerProcess):
-    """A child that does not run the main program again, which needs no `if __name__ == "__main__"` then."""
+@contextmanager
+def without_main_program() -> Iterator[None]:
+    """Processes that are started meanwhile do not run the main program again: it needs no `if __name__ == "__main__"`.
 
+    `multiprocessing` looks at `sys.modules["__main__"]` for what to run.
+    """
+    with _LOCK:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Process(ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
-        with _LOCK:
-            main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-            try:
-                return ForkServerProcess._Popen(process_obj)
-            finally:
-                sys.modules["__main__"] = main
+        with without_main_program():
+            return ForkServerProcess._Popen(process_obj)
 
 
 class _Context(ForkServerContext):

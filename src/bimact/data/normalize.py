@@ -14,10 +14,12 @@ STD_FLOOR = 1e-2  # of the original ACT: a joint that hardly moves must not be b
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation (D,) float32 of a vector, in the robot's units."""
+    """Mean, standard deviation, lowest and highest value (D,) float32 of a vector, in the robot's units."""
 
     mean: np.ndarray
     std: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 def compute_statistics(parts: Iterable[np.ndarray]) -> Statistics:
@@ -33,6 +35,7 @@ def compute_statistics(parts: Iterable[np.ndarray]) -> Statistics:
         ValueError: if there is no row.
     """
     count, mean, spread = 0, np.zeros(()), np.zeros(())
+    low, high = np.array(np.inf), np.array(-np.inf)
     for part in parts:
         part = np.asarray(part, dtype=np.float64)
         if len(part) == 0:
@@ -44,10 +47,12 @@ def compute_statistics(parts: Iterable[np.ndarray]) -> Statistics:
         mean = mean + difference * (len(part) / total)
         spread = spread + part_spread + difference**2 * (count * len(part) / total)
         count = total
+        low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
     if count == 0:
         raise ValueError("statistics need at least one row")
     std = np.sqrt(spread / count)
-    return Statistics(mean.astype(np.float32), np.maximum(std, STD_FLOOR).astype(np.float32))
+    floored = np.maximum(std, STD_FLOOR)
+    return Statistics(*(values.astype(np.float32) for values in (mean, floored, low, high)))
 
 
 class Normalizer(nn.Module):

@@ -14,6 +14,8 @@ from bimact.data.nonfinite import without_nonfinite
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import Format, Source
+from bimact.data.summary import told_lines
+from bimact.data.unread_files import unread_files
 from bimact.data.workers import run_apart
 from bimact.errors import UserError
 
@@ -68,7 +70,7 @@ def open_dataset(
 ) -> Episodes:
     """Open demonstrations for training: as arrays on disk, converted once if their format needs it.
 
-    Episodes that are missing are skipped, with a line for each on standard output.
+    What is left out, skipped, guessed or read otherwise than the files say is told by lines on standard output.
 
     Args:
         path: as `open_source` takes it.
@@ -83,8 +85,8 @@ def open_dataset(
     source = (selection or Selection()).applied_to(open_source(path, cache_dir=cache_dir))
     source.require_camera()
     episodes, source = arrays_of(source, cache_dir, image_size)
-    for episode in source.unusable:
-        print(f"Skipped: {episode.sentence}")
+    for line in told_lines(source):
+        print(line)
     return episodes
 
 
@@ -111,7 +113,7 @@ def arrays_of(
 def _open(path: Path, cache_dir: Path | None) -> Source:
     for candidate in (_own("guide_npy"), *_plugins()):
         if candidate.in_process and candidate.recognizes(path):
-            return candidate.open(path, cache_dir)
+            return _with_unread_files(candidate.open(path, cache_dir))
     source: Source = run_apart(_open_first, path, cache_dir, what=str(path), timeout=_PATIENCE)
     return source
 
@@ -128,9 +130,16 @@ def _open_first(path: Path, cache_dir: Path | None) -> Source:
                 if other is not candidate and not other.in_process and other.recognizes(path)
             ]
             notes = (f"there is another dataset in the same folder, which is not read: {', '.join(others)}",)
-            return dataclasses.replace(source, notes=(*source.notes, *notes)) if others else source
+            source = dataclasses.replace(source, notes=(*source.notes, *notes)) if others else source
+            return _with_unread_files(source)
     names = "; ".join(candidate.name for candidate in formats)
     raise UserError(f"{path.resolve()} is no dataset in a format that bimact knows ({names})")
+
+
+def _with_unread_files(source: Source) -> Source:
+    """The same source, where data files in its folder that it does not read are told."""
+    left_out, notes = unread_files(source)
+    return dataclasses.replace(source, left_out=(*source.left_out, *left_out), notes=(*source.notes, *notes))
 
 
 def _not_found(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -12,11 +13,15 @@ from bimact.errors import UserError
 
 _HUB_URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SECONDS_TO_ANSWER = 10.0
 _FILES = (".hdf5", ".h5", ".npy", ".zarr", ".zip", ".parquet", ".mp4")  # what ends so is no hub's dataset
 
 
 def local_copy(path: str, cache_dir: Path | None) -> Path | None:
     """A dataset's local copy, if it is elsewhere; whatever of it is here already is not fetched again.
+
+    Where the hub does not answer, and a whole copy is here, that is taken and a line on standard output tells it.
 
     Args:
         path: a dataset's name on the Hugging Face hub, such as "lerobot/aloha_sim_insertion_human", with "@revision"
@@ -50,6 +55,7 @@ def _from_hub(name: str, revision: str | None, folder: str, path: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     patterns = [f"{folder}/**", folder] if folder else None
+    silence = None if revision is not None and _COMMIT.fullmatch(revision) else _silence_of_hub(name, revision)
     try:
         snapshot = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
     except errors.GatedRepoError:
@@ -74,7 +80,32 @@ def _from_hub(name: str, revision: str | None, folder: str, path: str) -> Path:
     found = Path(snapshot) / folder
     if not found.exists():
         raise UserError(f"the dataset {name} on the Hugging Face hub has no folder {folder!r}")
+    if silence is not None:
+        day = datetime.fromtimestamp(Path(snapshot).stat().st_mtime)
+        print(
+            f"Note: the Hugging Face hub does not answer for {name} ({silence}): the copy of {day:%Y-%m-%d} is used, "
+            f"which may not be the newest ({snapshot})",
+            flush=True,
+        )
     return found
+
+
+def _silence_of_hub(name: str, revision: str | None) -> str | None:
+    """Why the hub does not tell which is the newest version of a dataset, so that an older copy may be taken.
+
+    `snapshot_download` takes that copy without a word.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:  # the user knows
+        return None
+    try:
+        HfApi().dataset_info(
+            name, revision=revision or constants.DEFAULT_REVISION, timeout=_SECONDS_TO_ANSWER, expand=["sha"]
+        )
+    except library_errors() as error:
+        return _in_words(error)
+    return None
 
 
 def _unreachable(name: str, path: str) -> str:

@@ -78,6 +78,9 @@ class Selection:
         """
         if self.color_order is not None and source.color_order is not None:
             source = dataclasses.replace(source, color_order=self.color_order)
+        elif self.color_order is not None and source.cameras:
+            note = f"color_order {self.color_order} changes nothing: the format tells the colours of these images"
+            source = dataclasses.replace(source, notes=(*source.notes, note))
         if self.filter_key is not None:
             source = _filtered(source, self.filter_key)
         positions, unusable = _chosen_episodes(source, self)

@@ -135,6 +135,7 @@ class Source(ABC):
         columns: vectors by the format's own key, such as "observation.state" or "qpos".
         state_keys: columns that make up the proprioceptive state unless the user chooses others.
         action_keys: columns that make up the action unless the user chooses others.
+        read_as_float32: columns that the reader itself converts → their type in the files.
         fps: steps a second; None: not told.
         color_order: "rgb" or "bgr", where the format leaves open how its images are to be read: what the reader took,
             which may be replaced. None: there is no doubt.
@@ -143,6 +144,7 @@ class Source(ABC):
         left_out: what else is in the files, and why it is not used.
         camera_forms: camera → position of an episode → what it is there, where it is not as in `cameras`.
         column_forms: column → position of an episode → what it is there, where it is not as in `columns`.
+        left_aside: data files beside these, relative to `path`, of which `notes` tell why they are not read.
         notes: what was guessed, or read otherwise than the files say: whole sentences.
         metadata: whatever else is worth keeping, such as {"robot_type": "aloha"}; JSON's types only.
     """
@@ -154,9 +156,11 @@ class Source(ABC):
     columns: Mapping[str, Column]
     state_keys: tuple[str, ...]
     action_keys: tuple[str, ...]
+    read_as_float32: Mapping[str, str] = field(default_factory=dict)
     fps: float | None = None
     color_order: str | None = None
     files: tuple[str, ...] = ()
+    left_aside: tuple[str, ...] = ()
     unusable: tuple[Unusable, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     camera_forms: Mapping[str, Mapping[int, Camera | Fault]] = field(default_factory=dict)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from bimact.data.selection import SelectedSource
+import numpy as np
+
+from bimact.data.selection import ACTION, STATE, SelectedSource
 from bimact.data.source import LeftOut, Unusable
 from bimact.errors import printable
 
@@ -21,23 +23,37 @@ def dataset_lines(source: SelectedSource) -> list[str]:
     many = f"{len(source.episodes)}" + (f" of {total}" if total > len(source.episodes) else "")
     rate = "" if source.fps is None else f", {source.fps:g} Hz"
     if source.whole.fps is not None and source.fps != source.whole.fps:
-        rate += f" (resampled: recorded at {source.whole.fps:g})"
+        rate += f" (resampled: recorded at {source.whole.fps:g}; steps are counted, timestamps not used)"
     told = {*source.state.keys, *source.action.keys, *(entry.name for entry in source.left_out)}
     others = [f"{key} {column.size}" for key, column in source.whole.columns.items() if key not in told]
+    tasks = {episode.task for episode in source.episodes if episode.task}
     facts = {
         "Format": f"{source.format}{rate}",
         "Episodes": f"{many}, {source.num_steps} steps",
         "Cameras": ", ".join(cameras) or "none",
-        "State": ", ".join(f"{name} {size}" for name, size in source.state.parts),
-        "Action": ", ".join(f"{name} {size}" for name, size in source.action.parts),
+        "State": _vector(source, STATE),
+        "Action": _vector(source, ACTION),
+        "Tasks": f"{len(tasks)}; the policy takes no text: only images tell them apart" if len(tasks) > 1 else None,
         "Colours": _color_order(source),
         "Not used": f"columns {', '.join(others)}" if others else None,
     }
     lines = [f"{name + ':':<{_WIDTH}}{value}" for name, value in facts.items() if value]
-    lines += left_out_lines(source.left_out)
-    lines += unusable_lines(source)
+    return [*(printable(line) for line in lines), *told_lines(source)]
+
+
+def told_lines(source: SelectedSource) -> list[str]:
+    """What is left out or skipped, with the reason, and what was guessed or read otherwise; nothing if all is used."""
+    lines = [*left_out_lines(source.left_out), *unusable_lines(source)]
     lines += [f"{'Note:':<{_WIDTH}}{note}" for note in source.notes]
     return [printable(line) for line in lines]
+
+
+def _vector(source: SelectedSource, name: str) -> str:
+    """Which columns are the state or the action, and of which type if it is converted."""
+    vector, whole = source.vectors[name], source.whole
+    parts = ", ".join(f"{key} {size}" for key, size in vector.parts)
+    dtype = np.result_type(*(np.dtype(whole.read_as_float32.get(key, whole.columns[key].dtype)) for key in vector.keys))
+    return parts if np.can_cast(dtype, np.float32) else f"{parts} ({dtype}, read as float32)"
 
 
 def _color_order(source: SelectedSource) -> str | None:

@@ -85,8 +85,8 @@ class ImageEncoder(nn.Module):
         super().train(mode and not self.frozen)
         return self
 
-    def settle(self) -> None:
-        """Make an encoder that only acts from now on faster, in ways that end its training and its saving."""
+    def prepare_for_inference(self) -> None:
+        """Make inference faster, in ways after which the encoder can no longer be trained or saved."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bimact.config import EncoderConfig
 from bimact.encoder.base import ImageEncoder
-from bimact.encoder.frozen_norm import settle_norms
+from bimact.encoder.frozen_norm import fold_norms_for_inference
 from bimact.errors import UserError
 
 _PATCH = 4  # pixels: each 4 × 4 patch becomes one position with 48 channels
@@ -65,8 +65,8 @@ class ConvEncoder(ImageEncoder):
         )
         self.spatial = config.spatial is not False
 
-    def settle(self) -> None:
-        settle_norms(self.stages)
+    def prepare_for_inference(self) -> None:
+        fold_norms_for_inference(self.stages)
 
     def features(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

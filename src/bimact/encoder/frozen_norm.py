@@ -55,26 +55,26 @@ def fold_frozen_norms(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def settle_norms(network: nn.Module) -> None:
+def fold_norms_for_inference(network: nn.Module) -> None:
     """Write all norms, as they are in evaluation mode, into the weights of the convolutions before them, for good.
 
     For networks as above; their tensors have other names and values after it.
     """
     for parent, (conv_name, conv), (norm_name, norm) in _neighbours(network):
         if isinstance(conv, (nn.Conv2d, _NormedConv)) and isinstance(norm, (_DoneBefore, nn.BatchNorm2d)):
-            settled = copy.copy(conv.conv if isinstance(conv, _NormedConv) else conv)
-            settled._parameters = dict(settled._parameters)
-            settled.weight, settled.bias = fuse_conv_bn_weights(
+            folded = copy.copy(conv.conv if isinstance(conv, _NormedConv) else conv)
+            folded._parameters = dict(folded._parameters)
+            folded.weight, folded.bias = fuse_conv_bn_weights(
                 conv.weight,
-                settled.bias,
+                folded.bias,
                 norm.running_mean,  # type: ignore[arg-type]
                 norm.running_var,  # type: ignore[arg-type]
                 norm.eps,
                 norm.weight,
                 norm.bias,
             )
-            settled.to(memory_format=torch.channels_last)  # as images come
-            setattr(parent, conv_name, settled)
+            folded.to(memory_format=torch.channels_last)  # as images come
+            setattr(parent, conv_name, folded)
             setattr(parent, norm_name, nn.Identity())
 
 

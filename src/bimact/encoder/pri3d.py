@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from bimact.config import EncoderConfig
 from bimact.encoder.base import ImageEncoder
-from bimact.encoder.frozen_norm import fold_frozen_norms, settle_norms
+from bimact.encoder.frozen_norm import fold_frozen_norms, fold_norms_for_inference
 from bimact.encoder.weights import choose_source, download, misfits, read_state_dict, strip_prefix
 from bimact.errors import UserError
 
@@ -88,8 +88,8 @@ class Pri3dEncoder(ImageEncoder):
         x = self.backbone[-self.train_last :](features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x if self.spatial else x.mean(dim=(1, 2), keepdim=True)
 
-    def settle(self) -> None:
-        settle_norms(self.backbone)
+    def prepare_for_inference(self) -> None:
+        fold_norms_for_inference(self.backbone)
 
     def features(self, images: Tensor) -> Tensor:
         x = self.backbone(images)  # (N, C, rows, columns)

@@ -13,15 +13,14 @@ import torch
 
 from bimact.config import save_config
 from bimact.errors import UserError
-from bimact.evaluate.run import load_run
 from bimact.files import atomic_folder, atomic_write
 from bimact.interop.assembly import Converted
 from bimact.interop.lerobot_reader import CONFIG, lerobot_folder, read_lerobot, weights_of
 from bimact.interop.lerobot_writer import refuse_inexpressible, write_lerobot
 from bimact.interop.original_act import HEADS, IMAGE_SIZE, original_checkpoint, read_original
+from bimact.policy.loading import load_run
 from bimact.policy.weights import BIMACT, ORIGINAL, read_policy_weights
-from bimact.train.checkpoint import FOLDER, RUN_CONFIG
-from bimact.train.resume import new_run_settings
+from bimact.run_directory import CHECKPOINTS, RUN_CONFIG, Run, recorded
 
 FORMATS = ("bimact", "lerobot")
 
@@ -49,8 +48,10 @@ class PolicyFiles:
 
     @property
     def is_run(self) -> bool:
-        run = self.path.parent if self.path.absolute().name == FOLDER else self.path
-        return any((path / RUN_CONFIG).is_file() and (path / FOLDER).is_dir() for path in (self.path, run))
+        return any(
+            (path / RUN_CONFIG).is_file() and (path / CHECKPOINTS).is_dir()
+            for path in (self.path, Run.of(self.path).path)
+        )
 
 
 def convert(source: PolicyFiles, target: Path, to: str | None = None) -> Converted:
@@ -79,9 +80,9 @@ def convert(source: PolicyFiles, target: Path, to: str | None = None) -> Convert
         if to == "lerobot":
             write_lerobot(converted, folder)
         else:
-            config = dataclasses.replace(new_run_settings(converted.policy.config), output_dir=str(target))
+            config = dataclasses.replace(recorded(converted.policy.config), output_dir=str(target))
             save_config(config, folder / RUN_CONFIG)
-            best, last = (folder / FOLDER / f"act-train-{name}.pth" for name in ("best", "last"))
+            best, last = (folder / CHECKPOINTS / f"act-train-{name}.pth" for name in ("best", "last"))
             with atomic_write(best) as file:
                 torch.save(converted.policy.state_dict(), file)
             try:
@@ -101,12 +102,12 @@ def read(source: PolicyFiles) -> Converted:
     if source.is_run:
         _refuse_options(source, "a run of bimact", ("cameras", "stats", "nheads"))
         run = load_run(path, source.checkpoint or "best", "cpu")
-        config = run.policy.config
+        config = run.network.config
         if source.image_size is not None:
-            run.policy.config = dataclasses.replace(config, image_size=list(source.image_size))
+            run.network.config = dataclasses.replace(config, image_size=list(source.image_size))
         is_windowed = config.temporal_ensemble and config.ensemble_window is not None
         window_notes = ("LeRobot averages all chunks: ensemble_window is left out",) if is_windowed else ()
-        return Converted(run.policy, f"run of bimact, checkpoint {run.checkpoint.name}", window_notes)
+        return Converted(run.network, f"run of bimact, checkpoint {run.checkpoint.name}", window_notes)
     lerobot: tuple[Path, Path | None] | None = None  # folder, and a file of weights that is not the folder's
     original: Path | None = None
     notes: list[str] = []

@@ -25,7 +25,7 @@ from bimact.encoder.base import IMAGENET_MEAN, IMAGENET_STD
 from bimact.errors import UserError
 from bimact.interop.assembly import Affine, Converted, assemble, checked_cameras, network_settings, read_policy
 from bimact.interop.json_file import JsonObject
-from bimact.policy.lerobot_weights import from_lerobot
+from bimact.interop.lerobot_weights import from_lerobot
 from bimact.policy.weights import LEROBOT
 from bimact.weights_file import read_content, state_dicts
 

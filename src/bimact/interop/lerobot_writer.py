@@ -27,8 +27,8 @@ from bimact.interop.lerobot_reader import (
     UNNORMALIZER,
     WEIGHTS,
 )
+from bimact.interop.lerobot_weights import to_lerobot
 from bimact.policy.act import ActPolicy
-from bimact.policy.lerobot_weights import to_lerobot
 
 _EPSILON = 1e-8  # which LeRobot adds to each standard deviation
 _MODES = dict.fromkeys(("VISUAL", "STATE", "ACTION"), "MEAN_STD")

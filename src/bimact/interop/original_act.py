@@ -27,7 +27,7 @@ from bimact.interop.assembly import (
     network_settings,
     read_policy,
 )
-from bimact.policy.original_act_weights import from_original
+from bimact.interop.original_act_weights import from_original
 from bimact.policy.weights import ORIGINAL
 
 STATISTICS = "dataset_stats.pkl"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from bimact.config import Config, to_config
 from bimact.data.normalize import Normalizer
 from bimact.encoder.base import build_encoder
-from bimact.encoder.fusion import build_fusion
 from bimact.errors import UserError
+from bimact.policy.fusion import build_fusion
 from bimact.policy.transformer import (
     TransformerDecoder,
     TransformerEncoder,
@@ -152,12 +152,10 @@ class ActPolicy(nn.Module):
         normalized = self._decode(latent, state, self._visual_tokens(obs)).float()
         return self.action_normalizer.inverse(normalized), ActOutput(normalized, mu, log_sigma2)
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Make a policy that only acts from now on faster, in ways that end its training and its saving."""
+    def prepare_for_inference(self) -> None:
+        """Make inference faster, in ways after which the policy can no longer be trained or saved."""
         if self.cameras:
-            self.image_encoder.settle()
-        self.decoder.settle(self.queries.weight[None])
+            self.image_encoder.prepare_for_inference()
 
     def _decode(self, latent: Tensor, state: Tensor, visual: tuple[Tensor, Tensor] | None) -> Tensor:
         """Latent (B, Z), state (B, T, S), visual tokens and positions → normalised chunk (B, C, A)."""
@@ -178,10 +176,10 @@ class ActPolicy(nn.Module):
         grids = [(features.shape[2], features.shape[3]) for features in encoded]
         batch, context = encoded[0].shape[:2]
         tokens = [self.image_proj(features.flatten(2, 3)) for features in encoded]  # of each camera (B, T, K, D)
-        if self.config.encoder.fuse != "tokens":
+        if self.fusion is not None:
             if len(set(grids)) > 1:
                 raise UserError(
-                    f"encoder.fuse '{self.config.encoder.fuse}' joins tokens place by place, but the cameras' "
+                    f"encoder.fuse '{self.config.encoder.fuse}' fuses tokens per location, but the cameras' "
                     "images have different sizes: set encoder.image_size, or fuse: tokens"
                 )
             stacked = torch.stack(tokens, dim=2).flatten(0, 1)  # (B·T, V, K, D): fusion sees cameras side by side

@@ -6,7 +6,6 @@ Letters: B batch, L or M tokens, D width, H heads.
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -123,32 +122,23 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(dim, feedforward, dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
-        self._settled: Tensor | None = None
 
     def forward(self, x: Tensor, queries: Tensor, memory: Tensor, placed_memory: Tensor) -> Tensor:
         """x (B, C, D), queries (1, C, D), memory and the same with positions (B, M, D) → (B, C, D)."""
-        x = self._among_queries(x, queries) if self._settled is None else self._settled.expand_as(x)
-        return self._attend_to_memory(x, queries, memory, placed_memory)
 
-    def settle(self, x: Tensor, queries: Tensor) -> None:
-        """Compute self-attention once and for all, of x and queries (1, C, D) that change no more."""
-        self._settled = self._among_queries(x, queries)
-
-    def _among_queries(self, x: Tensor, queries: Tensor) -> Tensor:
-        def attended(x: Tensor) -> Tensor:
+        def self_attended(x: Tensor) -> Tensor:
             placed = x + queries
             return self.dropout(self.self_attn(placed, placed, x))
 
-        return x + attended(self.norm1(x)) if self.pre_norm else self.norm1(x + attended(x))
-
-    def _attend_to_memory(self, x: Tensor, queries: Tensor, memory: Tensor, placed_memory: Tensor) -> Tensor:
-        def attended(x: Tensor) -> Tensor:
+        def cross_attended(x: Tensor) -> Tensor:
             return self.dropout(self.cross_attn(x + queries, placed_memory, memory))
 
         if self.pre_norm:
-            x = x + attended(self.norm2(x))
+            x = x + self_attended(self.norm1(x))
+            x = x + cross_attended(self.norm2(x))
             return x + self.dropout(self.feed_forward(self.norm3(x)))
-        x = self.norm2(x + attended(x))
+        x = self.norm1(x + self_attended(x))
+        x = self.norm2(x + cross_attended(x))
         return self.norm3(x + self.dropout(self.feed_forward(x)))
 
 
@@ -179,10 +169,6 @@ class TransformerDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, feedforward, dropout, pre_norm) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         xavier_init(self)
-
-    def settle(self, queries: Tensor) -> None:
-        """For acting: compute once what queries (1, C, D), which change no more, find in each other at first."""
-        cast(DecoderLayer, self.layers[0]).settle(torch.zeros_like(queries), queries)
 
     def forward(self, queries: Tensor, memory: Tensor, positions: Tensor) -> Tensor:
         """queries (1, C, D), memory (B, M, D) and its positions (1, M, D) → (B, C, D)."""

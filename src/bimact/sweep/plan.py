@@ -11,14 +11,13 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution
 
 import bimact
-from bimact.config import Config, load_config, setting_names
+from bimact.config import Config, keys, load_config
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.files import check_writable, expand_home
-from bimact.policy.demonstrations import open_demonstrations
 from bimact.sweep.space import as_text
 from bimact.sweep.sweep_file import Sweep
-from bimact.train.resume import FREE, fingerprint
+from bimact.training.demonstrations import open_demonstrations
 
 _WARM_UP = 10  # values of a metric that is not logged once per epoch
 
@@ -69,7 +68,11 @@ class SweepPlan:
     def comparable(self) -> dict[str, Any]:
         """What all trials have to share besides the sweep file, for their results to be comparable."""
         values = {**asdict(self.base), **{f"encoder.{key}": value for key, value in asdict(self.base.encoder).items()}}
-        names = [name for name in setting_names() if name not in FREE and name not in self.sweep.space]
+        names = [
+            name
+            for name, entry in keys().items()
+            if entry.metadata["changes"] != "nothing" and name not in self.sweep.space
+        ]
         return {"demonstrations": self.dataset, **{name: values[name] for name in names}}
 
     def settings_of(self, parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -171,4 +174,4 @@ def _check_demonstrations(sweep: Sweep, base: Config) -> str:
     episodes, _ = open_demonstrations(base, path)
     if sweep.metric == "val_loss" and len(split_episodes(episodes.lengths, max(shares, default=0.1), 0)[1]) == 0:
         raise UserError(f"{path} has a single episode, so none can be held out, and there is no val_loss to compare")
-    return fingerprint(episodes)
+    return episodes.fingerprint

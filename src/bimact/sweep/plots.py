@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from bimact.evaluate.page import COLORS, plain, plain_numbers, shorten, svg_plot
+from bimact.evaluation.page import COLORS, plain, plain_numbers, shorten, svg_plot
 from bimact.sweep.summary import best_trial, last_value, short
 from bimact.sweep.sweep_file import Sweep
 

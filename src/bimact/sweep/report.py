@@ -17,7 +17,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 import bimact
-from bimact.evaluate.page import page_environment
+from bimact.evaluation.page import page_environment
 from bimact.files import write_text
 from bimact.sweep import plots
 from bimact.sweep.plan import SweepPlan

@@ -19,7 +19,7 @@ from bimact.sweep.report import write_report
 from bimact.sweep.study import SweepStudy
 from bimact.sweep.summary import best_trial, finished_line, summary
 from bimact.sweep.trial import LOG, Outcome, RunningTrial, has_checkpoint, training_command
-from bimact.train.watch import stop_at_step_end
+from bimact.training.watch import stop_at_step_end
 
 _POLL = 0.2  # seconds
 

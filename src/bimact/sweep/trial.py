@@ -15,9 +15,8 @@ from pathlib import Path
 import optuna
 import psutil
 
+from bimact.run_directory import CHECKPOINTS, METRICS, read_metrics
 from bimact.sweep.study import HEARTBEAT, process_mark
-from bimact.train.checkpoint import FOLDER
-from bimact.train.tracking import METRICS, read_metrics
 
 LOG = "train.log"
 _TO_SAVE = 120.0  # seconds until a training that saves its checkpoint is killed
@@ -147,4 +146,4 @@ def training_command(
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a folder has a checkpoint to resume from."""
-    return any((folder / FOLDER).glob("act-train-*.pth"))
+    return any((folder / CHECKPOINTS).glob("act-train-*.pth"))

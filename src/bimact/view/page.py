@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bimact.evaluate.page import page_environment
+from bimact.evaluation.page import page_environment
 
 _FOLDER = Path(__file__).parent
 _SCRIPTS = (
@@ -23,7 +23,7 @@ _SCRIPTS = (
     "distributions.js",
     "main.js",
 )
-_STYLES = ("vendor/uplot/uPlot.min.css", "../evaluate/page_style.css", "view.css")
+_STYLES = ("vendor/uplot/uPlot.min.css", "../evaluation/page_style.css", "view.css")
 
 
 def render_page(name: str, embedded: Mapping[str, Any] | None = None) -> tuple[str, str]:

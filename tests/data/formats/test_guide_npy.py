@@ -491,7 +491,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, values: np.ndar
 def test_an_episode_without_steps_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(write(tmp_path, [4, 3]) / "rollout_length.npy", np.array([4, 0, 3]))
     episodes = open_dataset(tmp_path)
-    assert episodes.lengths.tolist() == [4, 3] and "Skipped: episode 1: it has no steps" in capsys.readouterr().out
+    assert episodes.lengths.tolist() == [4, 3] and "Skipped:  episode 1: it has no steps" in capsys.readouterr().out
     np.testing.assert_array_equal(episodes.state[episodes.rows_of(1)], make_observations(7)["state"][4:])
 
 

@@ -376,7 +376,10 @@ def test_values_that_are_no_colours_are_named_with_their_episode_and_step(tmp_pa
     images = replay_arrays(LENGTHS)["camera_0"].astype(np.float32)
     images[6, 3, 3, 1] = value
     path = write_replay(tmp_path / "x.zarr", LENGTHS, {"img": images})
-    assert "data/img (episode 1, step 1) has values that are no colours: they have to be from 0 to 255" in refusal(path)
+    assert (
+        "data/img (episode 1, step 1) has values that are no colours: clip them, they have to be from 0 to 255"
+        in refusal(path)
+    )
 
 
 @pytest.mark.parametrize("version", [2, 3] if HAS_V3 else [2])

@@ -7,7 +7,8 @@
 - `/base_action` (T, 2) of Mobile ALOHA's wheels, joined to the action as ACT++ does. ACT++ also averages it over 5
   steps when it loads a file; here it stays as it was recorded;
 - any other (T, D) or (T,) numbers are columns too, by their path without `observations/`, such as `left/force`; and
-  images elsewhere in the file are cameras. Depth and what cannot be read is left out with the reason.
+  images elsewhere in the file are cameras. Of two that would have the same name, such as `/observations/qpos` and
+  `/qpos`, the second one is `root/qpos`. Depth and what cannot be read is left out with the reason.
 
 Files of another layout are read the same way, but that the user chooses which columns are the state and the action.
 The files tell no rate unless they have an attribute `fps`: ALOHA is controlled 50 times a second. Fourteen numbers are
@@ -45,19 +46,31 @@ from bimact.data.formats.hdf5 import (
     find_group,
     has_signature,
     hdf5_files,
+    is_link,
     members,
+    number_notes,
     numbers_in,
+    one_number,
     open_hdf5,
     rate_of,
     read_vectors,
     text_of,
     walk,
 )
-from bimact.data.formats.hdf5_episodes import Contents, encoded_images, frames_of, in_no_episode, steps_of, whites
+from bimact.data.formats.hdf5_episodes import (
+    Contents,
+    encoded_images,
+    failed_notes,
+    frames_of,
+    in_no_episode,
+    refuse_other_whites,
+    steps_of,
+    whites,
+)
 from bimact.data.formats.images import conversion_notes
 from bimact.data.formats.in_common import usual_forms
 from bimact.data.source import Column, Fault, Format, Source, SourceEpisode, Unusable
-from bimact.errors import UserError
+from bimact.errors import UserError, some_of
 
 _FPS = 50.0
 _JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
@@ -69,6 +82,7 @@ _STATE, _ACTION, _BASE = "qpos", "action", "base_action"
 _KNOWN = (_STATE, "qvel", "effort", _ACTION, _BASE)
 _NO_COLUMNS = ("compress_len",)
 _IMAGES = "observations/images"
+_RATES = ("fps", "frequency", "freq", "hz", "control_frequency", "control_freq", "control_hz", "sampling_rate")
 _TASKS = ("task", "language_instruction", "prompt", "instruction")
 _EPISODE = re.compile(r"episode[_-]?\d+", re.IGNORECASE)
 _FILES_TO_RECOGNIZE = 3
@@ -84,10 +98,13 @@ class _File(Contents):
     number: int = 0
     task: str | None = None
     fps: float | None = None
+    rate_from: str | None = None  # what tells the rate, if it is no attribute fps
     odd_fps: str | None = None  # what is said of the rate, and is none
     color_order: str | None = None
+    odd_colors: str | None = None  # what is said of the order of colours, and is none
     sim: Value | None = None
-    paths: dict[str, str] = field(default_factory=dict)  # camera → where it is in the file
+    success: Value | None = None
+    paths: dict[str, str] = field(default_factory=dict)  # camera or column → where it is in the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +112,21 @@ class AlohaHdf5(Source):
     """Episodes in files of their own.
 
     Attributes:
-        paths: camera → where it is in each file.
+        paths: camera or column → the places where it is in files, the first of those in one file first.
         whites: camera of floats → the number that stands for white.
     """
 
-    paths: Mapping[str, str]
+    paths: Mapping[str, tuple[str, ...]]
     whites: Mapping[str, float]
 
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         with open_hdf5(self._file(episode)) as file:
-            return {key: read_vectors(dataset_at(file, key, f"observations/{key}")) for key in keys}
+            return {key: read_vectors(dataset_at(file, *self.paths[key])) for key in keys}
 
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
         with open_hdf5(self._file(episode)) as file:
             yield from frames_of(
-                dataset_at(file, self.paths[camera]),
+                dataset_at(file, *self.paths[camera]),
                 steps,
                 swaps=self.color_order == BGR,
                 white=self.whites.get(camera, 1.0),
@@ -162,6 +179,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         raise UserError(f"{path} holds no .hdf5 files")
     read = [_read(path, name, number) for name, number in zip(names, numbers_in(names))]
     _refuse_other_rates(read, usual_fps)
+    _refuse_other_colors(read)
     files = [file for file in read if file.fault is None]
     unusable = tuple(
         Unusable(file.number, path.name if file.name == "." else file.name, file.fault, file.is_missing)
@@ -172,16 +190,24 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         told = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD])
         more = f"; and {len(unusable) - _MOST_TOLD} more" if len(unusable) > _MOST_TOLD else ""
         raise UserError(f"{path} holds no episode that can be read: {told}{more}")
+    refuse_other_whites(files)
     faults = [one.faults for one in files]
     cameras, camera_forms = usual_forms([one.cameras for one in files], faults)
     columns, column_forms = usual_forms([one.columns for one in files], faults)
     left_out = in_no_episode(files)
     columns = {key: _with_names(key, columns[key]) for key in _in_order(columns)}
+    paths = _paths(files)
     fps, notes = _fps_notes(files, usual_fps)
+    notes += [
+        f"{name} is {' in some files and '.join(f'/{place}' for place in places)} in others: both are taken as one"
+        for name, places in paths.items()
+        if len(places) > 1 and (name in cameras or name in columns)
+    ]
+    notes += failed_notes({file.number: file.success for file in files})
     notes += conversion_notes([file.forms for file in files], whites(files))
-    notes += _number_notes(names, [file.number for file in read])
+    notes += number_notes(names, [file.number for file in read])
     if left_aside:
-        notes.append(f"left aside, since others are called episode_<number>: {', '.join(left_aside[:_MOST_TOLD])}")
+        notes.append(f"left aside, since others are called episode_<number>: {some_of(left_aside)}")
     source = AlohaHdf5(
         path=path,
         format=format_name,
@@ -197,6 +223,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         action_keys=tuple(key for key in (_ACTION, _BASE) if key in columns),
         fps=fps,
         files=tuple(file.name for file in files),
+        left_aside=tuple(left_aside),
         unusable=unusable,
         left_out=left_out,
         camera_forms=camera_forms,
@@ -206,7 +233,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         },
         notes=tuple(notes),
         metadata=_sim(files),
-        paths={name: where for file in files for name, where in file.paths.items() if name in file.cameras},
+        paths=paths,
         whites=whites(files),
     )
     return _with_color_order(source, files)
@@ -249,24 +276,42 @@ def _read(path: Path, name: str, number: int) -> _File:
             datasets = [(place, item) for place, item in walk(file) if place not in _NO_COLUMNS]
             found.length = _length_of(file, datasets, where)
             found.task = text_of(file, *_TASKS)
-            told = attribute(file, "fps")
-            found.fps = rate_of(told)
-            found.odd_fps = None if told is None or found.fps is not None else str(told)
-            found.color_order = text_of(file, "color_order")
-            found.sim = attribute(file, "sim")
+            _read_rate(file, found)
+            told = attribute(file, "color_order")
+            found.color_order = told.lower() if isinstance(told, str) and told.lower() in (RGB, BGR) else None
+            found.odd_colors = None if told is None or found.color_order is not None else str(told)
+            found.sim, found.success = attribute(file, "sim"), attribute(file, "success")
             if not found.length:
                 found.fault, found.is_missing = "it has no steps", True
                 return found
-            for place, item in datasets:
+            taken: set[str] = set()
+            for place, item in sorted(datasets, key=lambda entry: _order(entry[0])):
                 is_camera = place.startswith(f"{_IMAGES}/")
                 key = place.removeprefix(f"{_IMAGES}/" if is_camera else "observations/")
+                if key in taken:  # /qpos beside /observations/qpos
+                    key = place if place != key else f"root/{place}"
+                taken.add(key)
                 camera = key.replace("/", ".")
-                key = place if key in found.columns else key  # /qpos beside /observations/qpos
+                before = {*found.cameras, *found.columns}
                 found.add(key, item, camera=camera, is_camera=is_camera)
-                found.paths[camera] = place
+                found.paths |= dict.fromkeys(({*found.cameras, *found.columns} - before), place)
     except UserError as error:
         found.fault = str(error).removeprefix(f"cannot read {where}: ")
     return found
+
+
+def _order(place: str) -> tuple[bool, list[str]]:
+    """Which of several places comes first: that of images, then as `walk` gives them."""
+    return not place.startswith(f"{_IMAGES}/"), place.split("/")
+
+
+def _paths(files: Sequence[_File]) -> dict[str, tuple[str, ...]]:
+    """Camera or column → the places where it is in files."""
+    found: dict[str, set[str]] = {}
+    for file in files:
+        for name, place in file.paths.items():
+            found.setdefault(name, set()).add(place)
+    return {name: tuple(sorted(places, key=_order)) for name, places in found.items()}
 
 
 def _length_of(file: h5py.File, datasets: Sequence[tuple[str, h5py.Dataset | str]], where: str) -> int:
@@ -301,6 +346,33 @@ def _refuse_other_rates(files: Sequence[_File], usual: float | None) -> None:
             file.fault = f"was recorded at {file.fps or usual or 'an unknown number of'} Hz, most episodes at {most}"
 
 
+def _refuse_other_colors(files: Sequence[_File]) -> None:
+    """An episode whose encoded images are said to have another order of colours cannot be used beside most others."""
+    orders = Counter(file.color_order for file in files if file.fault is None and file.encoded and file.color_order)
+    if len(orders) < 2:
+        return
+    most = orders.most_common(1)[0][0]
+    for file in files:
+        if file.fault is None and file.encoded and file.color_order not in (None, most):
+            file.fault = f"its attribute color_order is {file.color_order}, in most episodes {most}"
+
+
+def _read_rate(file: h5py.File, found: _File) -> None:
+    """Take a file's rate from its attribute `fps`; else from an attribute or a dataset with a name for such."""
+    told = attribute(file, "fps")
+    found.fps = rate_of(told)
+    if found.fps is None and h5py.h5a.exists(file.id, b"fps"):
+        found.odd_fps = "no single number" if told is None else str(told)
+    for name in _RATES if found.fps is None else ():
+        dataset = find_dataset(file, name) if name in members(file) and not is_link(file, name) else None
+        values = {f"dataset {name}": one_number(dataset), f"attribute {name}": attribute(file, name)}
+        for found.rate_from, value in values.items():
+            found.fps = rate_of(value)
+            if found.fps is not None:
+                return
+    found.rate_from = None
+
+
 def _fps_notes(files: Sequence[_File], usual: float | None) -> tuple[float | None, list[str]]:
     """Steps a second of files that agree, and notes where they do not tell."""
     notes = [
@@ -309,18 +381,11 @@ def _fps_notes(files: Sequence[_File], usual: float | None) -> tuple[float | Non
         if file.odd_fps is not None
     ][:_MOST_TOLD]
     told = next((file.fps for file in files if file.fps is not None), None)
+    for name in dict.fromkeys(file.rate_from for file in files if file.rate_from is not None):
+        notes.append(f"the rate, {told:g} Hz, is told by the {name} of the files")
     if told is None and usual is not None:
         notes.append(f"no file tells its rate: {usual:g} Hz, as ALOHA's")
     return told or usual, notes
-
-
-def _number_notes(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
-    """What episodes are called where that is not the number in their names."""
-    own = [re.findall(r"\d{1,9}", Path(name).stem) for name in names]
-    if names == ["."] or all(digits and int(digits[-1]) == number for digits, number in zip(own, numbers)):
-        return []
-    told = ", ".join(f"{number} is {name}" for name, number in list(zip(names, numbers))[:_MOST_TOLD])
-    return [f"episodes are numbered by their places, since their names do not tell them apart by numbers: {told}"]
 
 
 def _sim(files: Sequence[_File]) -> dict[str, Any]:
@@ -331,12 +396,29 @@ def _sim(files: Sequence[_File]) -> dict[str, Any]:
 
 def _with_color_order(source: AlohaHdf5, files: Sequence[_File]) -> AlohaHdf5:
     """Decide how JPEG images are to be read, and say in the metadata why."""
+    notes = [
+        f"{file.where}: the attribute color_order is {file.odd_colors}, which is neither rgb nor bgr"
+        for file in files
+        if file.odd_colors is not None
+    ][:_MOST_TOLD]
+    swapped = [file for file in files if file.color_order == BGR]
+    arrays = dict.fromkeys(name for file in swapped for name in file.cameras if name not in file.encoded)
+    if arrays:
+        notes.append(
+            f"the attribute color_order is bgr, which is of encoded images: the images of camera {', '.join(arrays)} "
+            "are arrays, and taken for RGB"
+        )
+    source = dataclasses.replace(source, notes=(*source.notes, *notes))
     encoded = [file for file in files if file.encoded]
     if not encoded:
         return source
-    told = {file.color_order for file in encoded}
-    if told in ({RGB}, {BGR}):
-        return dataclasses.replace(source, color_order=told.pop())
+    told = [file.color_order for file in encoded if file.color_order is not None]
+    if told:  # all the same, see `_refuse_other_colors`
+        silent = len(encoded) - len(told)
+        note = (
+            f"{silent} of {len(encoded)} files do not tell color_order: it is taken to be {told[0]}, as in the others"
+        )
+        return dataclasses.replace(source, color_order=told[0], notes=(*source.notes, *([note] if silent else [])))
     episodes, steps = _FRAMES_FOR_COLORS
     colors = colors_of(image for file in _spread(encoded, episodes) for image in _some_images(source.path, file, steps))
     why = {"warmth": round(colors.warmth, 3), "frames": colors.frames, "is_sure": colors.is_sure}

@@ -3,7 +3,8 @@
 Where there are as many frames as steps, they belong together in their order, whatever the times say: robots whose clock
 drops ticks, or runs at another rate than the camera is said to, are recorded so. Else a frame belongs to a step if it
 is the nearest to the step's time and not more than half a frame away; the last steps may be up to one frame beyond the
-last frame.
+last frame. Times that go back tell that the steps are in another order than the frames, unless something else says that
+they are in their order.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ class Matching:
 
 
 def match_frames(
-    frames: np.ndarray, begin: float, end: float, steps: np.ndarray, fps: float, describe: Callable[[int], str]
+    frames: np.ndarray,
+    begin: float,
+    end: float,
+    steps: np.ndarray,
+    fps: float,
+    describe: Callable[[int], str],
+    *,
+    is_ordered: bool = False,
 ) -> Matching:
     """Find the frame of each step.
 
@@ -44,9 +52,10 @@ def match_frames(
         steps: (T,) times of the steps as recorded, in seconds; since the episode's beginning or any other time.
         fps: the frames' usual rate.
         describe: number of a step → what messages call it.
+        is_ordered: something else than the times says that the steps are in their order.
 
     Raises:
-        UserError: naming the first step that has no frame.
+        UserError: naming the first step that has no frame, or whose time goes back.
     """
     half = 0.5 / fps
     own = frames[(frames >= begin - half) & (frames < end - half)]
@@ -64,6 +73,8 @@ def match_frames(
         by_time = _nearest(own, own[0] + since_first)
         if np.array_equal(by_time, np.arange(len(own))):
             return Matching(own, None)
+        if not is_ordered:
+            _refuse_going_back(since_first, len(own), describe)
         what = "timestamps and frames disagree, and are as many: they are matched in their order"
         return Matching(own, FramesNote(what, float(np.abs(own - own[0] - since_first).max())))
 
@@ -90,13 +101,21 @@ def match_frames(
         raise UserError(
             f"has no frame at {wanted[step]:.2f} s ({describe(step)}); it has {len(own)} frames for {len(steps)} steps"
         )
-    if (np.diff(found) < 0).any():
-        step = int(np.argmax(np.diff(found) < 0)) + 1
+    _refuse_going_back(found, len(own), describe)
+    if ((np.diff(found) == 0) & ~is_beyond[1:]).any() and len(own) < len(steps):
+        told.append("there are fewer frames than steps: a frame is shown for several steps")
+    return Matching(own[found], FramesNote("; ".join(told)) if told else None)
+
+
+def _refuse_going_back(steps: np.ndarray, frames: int, describe: Callable[[int], str]) -> None:
+    """See that times, or the frames found by them, do not go back."""
+    back = np.diff(steps) < 0
+    if back.any():
+        step = int(back.argmax()) + 1
         raise UserError(
-            f"has {len(own)} frames for {len(steps)} steps, whose timestamps go back ({describe(step)}): nothing tells "
+            f"has {frames} frames for {len(steps)} steps, whose timestamps go back ({describe(step)}): nothing tells "
             "which belong together"
         )
-    return Matching(own[found], FramesNote("; ".join(told)) if told else None)
 
 
 def _nearest(frames: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -99,7 +99,9 @@ class GuideSource(Source):
         observations = path / OBSERVATIONS
         found: Found | None = None
         if read_npy_header(observations).is_pickled:
-            copy = converted_copy(observations, cache_dir, partial(PickledObservations, observations, lengths))
+            # What is wrong with its observations is told by episode.
+            prepare = partial(PickledObservations, observations, lengths)
+            copy = converted_copy(observations, cache_dir, prepare, beside=lengths.tobytes())
             observations = copy / OBSERVATIONS
             found = Found.read(copy)
         records = open_records(observations)
@@ -107,7 +109,7 @@ class GuideSource(Source):
         fields = structured_fields(records.dtype, path / OBSERVATIONS)
         if found is None:  # else it was looked at when it was converted
             layout = Layout.of_fields(fields, f"{path / OBSERVATIONS}: each observation")
-            found = Found(left_out=layout.left_out)
+            found = Found(left_out=layout.left_out, state_dtype=str(fields[STATE][0]))
         forms, _ = camera_forms(fields)
         opened = Episodes(
             path=path,
@@ -119,7 +121,8 @@ class GuideSource(Source):
             actions=actions,
             **read_metadata(path / METADATA, actions.shape[1]),
         )
-        return cls.of(opened, found)
+        dtypes = {STATE: found.state_dtype, ACTION: str(actions.array.dtype)}
+        return dataclasses.replace(cls.of(opened, found), read_as_float32=dtypes)
 
     @classmethod
     def of(cls, opened: Episodes, found: Found) -> GuideSource:

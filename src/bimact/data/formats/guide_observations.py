@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from bimact.data.episodes import Rows, identity_of
-from bimact.data.formats.images import ImageForm, NoCamera, conversion_notes, image_form, not_by_name, white_of
+from bimact.data.formats.images import (
+    ImageForm,
+    NoCamera,
+    conversion_notes,
+    has_two_whites,
+    image_form,
+    not_by_name,
+    white_of,
+)
 from bimact.data.safe_pickle import load_pickled_npy
 from bimact.data.source import LeftOut
 from bimact.errors import UserError
@@ -100,12 +108,13 @@ class RgbRows:
         whole: (N, …).
         form: of each row.
         white: the number that stands for white, of floats.
+        is_mixed: some images seem to have another white.
     """
 
-    def __init__(self, whole: Rows, form: ImageForm, white: float) -> None:
+    def __init__(self, whole: Rows, form: ImageForm, white: float, is_mixed: bool = False) -> None:
         self.shape = (len(whole), form.height, form.width, 3)
         self.dtype = np.dtype(np.uint8)
-        self.form, self.white = form, white
+        self.form, self.white, self.is_mixed = form, white, is_mixed
         self._whole = whole
 
     @classmethod
@@ -114,8 +123,8 @@ class RgbRows:
         if not form.is_float and form.channels == 3 and form.channel_axis == 2:
             return whole
         places = np.linspace(0, max(0, len(whole) - 1), _IMAGES_FOR_WHITE).astype(int)
-        white = white_of(whole[place] for place in places) if form.is_float and len(whole) else 1.0
-        return cls(whole, form, white)
+        some = [whole[place] for place in places] if form.is_float and len(whole) else []
+        return cls(whole, form, white_of(some), has_two_whites(some))
 
     @property
     def identity(self) -> dict[str, Any] | None:
@@ -136,7 +145,18 @@ class RgbRows:
 def rgb_notes(images: Mapping[str, Rows]) -> tuple[str, ...]:
     """What is said of cameras whose rows hold images in another form than RGB."""
     rows = {camera: rows for camera, rows in images.items() if isinstance(rows, RgbRows)}
-    return conversion_notes([{camera: of.form for camera, of in rows.items()}], {c: of.white for c, of in rows.items()})
+    notes = conversion_notes(
+        [{camera: of.form for camera, of in rows.items()}], {c: of.white for c, of in rows.items()}
+    )
+    return (*notes, *two_whites_notes(camera for camera, of in rows.items() if of.is_mixed))
+
+
+def two_whites_notes(cameras: Iterable[str]) -> Iterator[str]:
+    for camera in cameras:
+        yield (
+            f"camera {camera}: some of its images seem to be floats from 0 to 1, others to 255, and all are taken for "
+            "0 to 255: save them alike"
+        )
 
 
 def structured_fields(dtype: np.dtype[Any], path: Path) -> Fields:
@@ -228,7 +248,8 @@ class PickledObservations:
         self._columns: dict[str, np.ndarray] | None = None
         if isinstance(content, dict):
             arrays, no_arrays = column_arrays(content)
-            layout = Layout.of_fields(column_fields(arrays), f"the dictionary in {path}")
+            self._usual: Fields = column_fields(arrays)
+            layout = Layout.of_fields(self._usual, f"the dictionary in {path}")
             check_total(lengths, len(arrays[STATE]), path)
             even, uneven = even_cameras(layout.forms, arrays)
             self.layout = replace(layout, forms=even, left_out=(*layout.left_out, *uneven, *no_arrays))
@@ -237,7 +258,9 @@ class PickledObservations:
             check_total(lengths, len(content), path)
             self._observations = content
             self.layout = self._usual_layout()
-        self._whites = {name: self._white(name) for name, form in self.layout.forms.items() if form.is_float}
+        some = {name: list(self._some(name)) for name, form in self.layout.forms.items() if form.is_float}
+        self._whites = {name: white_of(images) for name, images in some.items()}
+        self._mixed = [name for name, images in some.items() if has_two_whites(images)]
 
     @property
     def size(self) -> int:
@@ -277,8 +300,9 @@ class PickledObservations:
                 file.write(block.view(np.uint8).data)
                 progress.advance(len(block))
         left_out = [[entry.kind, entry.name, entry.reason] for entry in self.layout.left_out]
-        notes = conversion_notes([self.layout.forms], self._whites)
-        write_json(folder / FOUND, {"faults": faults, "left_out": left_out, "notes": notes})
+        notes = [*conversion_notes([self.layout.forms], self._whites), *two_whites_notes(self._mixed)]
+        found = {"faults": faults, "left_out": left_out, "notes": notes, "state_dtype": str(self._usual[STATE][0])}
+        write_json(folder / FOUND, found)
 
     def _value(self, step: int, name: str) -> np.ndarray:
         """A field of a step, as the structured array holds it.
@@ -327,20 +351,16 @@ class PickledObservations:
             for name, value in self._observations[step].items():
                 array = as_array(value)
                 forms[name][array.dtype, array.shape] += 1
-        self._usual: Fields = {
-            name: of.most_common(1)[0][0] for name, of in forms.items() if 2 * of.total() >= len(steps)
-        }
+        self._usual = {name: of.most_common(1)[0][0] for name, of in forms.items() if 2 * of.total() >= len(steps)}
         layout = Layout.of_fields(self._usual, self._where(steps[0]))
         odd = [LeftOut("column", str(name), "is not in most observations") for name in forms if name not in self._usual]
         return replace(layout, left_out=(*layout.left_out, *odd))
 
-    def _white(self, camera: str) -> float:
-        def images() -> Iterator[np.ndarray]:
-            for step in np.linspace(0, self._steps - 1, _IMAGES_FOR_WHITE).astype(int).tolist():
-                with contextlib.suppress(UserError):
-                    yield self._recorded(step, IMAGE_PREFIX + camera)
-
-        return white_of(images())
+    def _some(self, camera: str) -> Iterator[np.ndarray]:
+        """Some of a camera's images, to tell the number that stands for white."""
+        for step in np.linspace(0, self._steps - 1, _IMAGES_FOR_WHITE).astype(int).tolist():
+            with contextlib.suppress(UserError):
+                yield self._recorded(step, IMAGE_PREFIX + camera)
 
     def _where(self, step: int) -> str:
         episode, step_in_it = episode_and_step(step, self._lengths)
@@ -355,18 +375,21 @@ class Found:
         faults: episode → field → what is wrong with it.
         left_out: other fields.
         notes: how images were converted: whole sentences.
+        state_dtype: of the states before they were converted.
     """
 
     faults: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    state_dtype: str = "float32"
 
     @classmethod
     def read(cls, folder: Path) -> Found:
         """What `PickledObservations.write` has written beside the observations."""
         content = json.loads((folder / FOUND).read_text())
         faults = {int(episode): of_fields for episode, of_fields in content["faults"].items()}
-        return cls(faults, tuple(LeftOut(*entry) for entry in content["left_out"]), tuple(content["notes"]))
+        left_out = tuple(LeftOut(*entry) for entry in content["left_out"])
+        return cls(faults, left_out, tuple(content["notes"]), content["state_dtype"])
 
 
 def load_observations(path: Path) -> np.ndarray | dict[Any, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from bimact.data.formats.hdf5_heap import FileWithSoundHeaps
 from bimact.data.formats.inside import real_file
-from bimact.errors import UserError
+from bimact.errors import UserError, some_of
 from bimact.files import refuse_pointer
 
 SUFFIXES = (".hdf5", ".h5")
@@ -133,6 +133,15 @@ def numbers_in(names: Sequence[str]) -> list[int]:
     found = [re.findall(r"\d{1,9}", Path(name).stem) for name in names]
     numbers = [int(digits[-1]) for digits in found if digits]
     return numbers if len(set(numbers)) == len(names) else list(range(len(names)))
+
+
+def number_notes(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """What episodes are called where that is not the number in their names."""
+    own = [re.findall(r"\d{1,9}", Path(name).stem) for name in names]
+    if names == ["."] or all(digits and int(digits[-1]) == number for digits, number in zip(own, numbers)):
+        return []
+    told = some_of([f"{number} is {name}" for name, number in zip(names, numbers)])
+    return [f"episodes are numbered by their places, since their names do not tell them apart by numbers: {told}"]
 
 
 def printable(text: str) -> str:
@@ -353,6 +362,17 @@ def is_numeric(dtype: np.dtype[Any]) -> bool:
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """A type in this machine's byte order; an enumeration's numbers."""
     return np.dtype(dtype.newbyteorder("=").str)
+
+
+def one_number(dataset: h5py.Dataset | None) -> float | None:
+    """The number of a dataset that holds a single one; None: it does not, or may not be read."""
+    if dataset is None or dataset.size != 1 or not is_numeric(dataset.dtype):
+        return None
+    is_here = not dataset.is_virtual and not dataset.id.get_create_plist().get_external_count()
+    if not is_here or (dataset.shape and fault_of(dataset) is not None):
+        return None
+    number: float = np.asarray(dataset[()]).reshape(-1)[0].item()
+    return number
 
 
 def read_vectors(dataset: h5py.Dataset) -> np.ndarray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,14 +22,18 @@ from bimact.data.formats.images import (
     is_depth,
     is_encoded,
     not_by_name,
-    white_of,
+    other_file,
+    white_in,
 )
 from bimact.data.source import Camera, Column, Fault, LeftOut
 from bimact.errors import UserError
 
 _LARGEST_VECTOR = 4096
 _MOST_STEPS = 10**8
+_MOST_TOLD = 20  # numbers of episodes in one sentence
+_NO = {"false", "0", "0.0", "no"}
 _CHANNELS = 3
+_SMALLEST_IMAGE = 24  # pixels of height and width, in arrays of more channels than images have
 
 
 @dataclass
@@ -40,7 +45,7 @@ class Contents:
         length: steps.
         forms: how the images of each camera are held.
         encoded: cameras whose images are JPEG or PNG files.
-        brightest: of cameras of floats, the largest number in the first image.
+        whites: of cameras of floats, the number that stands for white in the first image; None: it is too dark.
         left_out: what is neither a camera nor a column in this episode, by its name.
         damaged: those of it that cannot be read, though others of their kind can.
         fault: why none of it can be used.
@@ -53,7 +58,7 @@ class Contents:
     columns: dict[str, Column] = field(default_factory=dict)
     forms: dict[str, ImageForm] = field(default_factory=dict)
     encoded: tuple[str, ...] = ()
-    brightest: dict[str, float] = field(default_factory=dict)
+    whites: dict[str, float | None] = field(default_factory=dict)
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     fault: str | None = None
@@ -72,6 +77,8 @@ class Contents:
         """
         camera = camera or name
         if camera in self.cameras or name in self.columns:
+            where = name if isinstance(dataset, str) else name_of(dataset).lstrip("/")
+            self._leave_out("column", where, "has the name of another array: rename one of the two")
             return
         if isinstance(dataset, str) or not dataset.shape:
             reason = dataset if isinstance(dataset, str) else "holds no rows"
@@ -106,13 +113,17 @@ class Contents:
         check(dataset, may_be_sparse=form is None)
         if form is None:
             content = next(_rows(dataset, [0]))[1]
+            other = other_file(content)
+            if other is not None:
+                self._leave_out("image", name, f"holds {other} files, which are not read: store PNG or JPEG files")
+                return True
             if is_depth(content):
                 self._leave_out("depth", name, "is depth: its files have more than 8 bits per channel")
                 return True
             form = encoded_form(content, f"{self.where}, camera {name}, step 0")
             self.encoded += (name,)
         elif isinstance(form, ImageForm) and form.is_float:
-            self.brightest[name] = float(np.nanmax(dataset[0], initial=0))
+            self.whites[name] = white_in(dataset[0])
         if isinstance(form, ImageForm):
             self.cameras[name], self.forms[name] = Camera(form.height, form.width), form
         return True
@@ -121,11 +132,13 @@ class Contents:
         if fault_of(dataset, may_be_sparse=True) is not None:
             return False
         _, row = next(_rows(dataset, [0]))
-        return is_encoded(row)
+        return is_encoded(row) or other_file(row) is not None
 
     def _add_column(self, name: str, dataset: h5py.Dataset) -> None:
         if not is_numeric(dataset.dtype):
             self._leave_out("column", name, f"holds {dataset.dtype} instead of numbers")
+        elif dataset.ndim == 4 and dataset.dtype == np.uint8 and min(sorted(dataset.shape[1:])[1:]) >= _SMALLEST_IMAGE:
+            self._leave_out("image", name, f"has shape {dataset.shape}; images have 1, 3 or 4 channels")
         elif dataset.ndim > 2 or not 0 < math.prod(dataset.shape[1:]) <= _LARGEST_VECTOR:
             self._leave_out("column", name, f"has shape {dataset.shape}; vectors are ({self.length}, size)")
         else:
@@ -173,10 +186,37 @@ def in_no_episode(episodes: Sequence[Contents]) -> tuple[LeftOut, ...]:
     return tuple(left_out[name] for name in sorted(left_out))
 
 
+def refuse_other_whites(episodes: Sequence[Contents]) -> None:
+    """A camera whose floats are of another range than in most episodes cannot be used in that episode."""
+    usual = whites(episodes)
+    for episode in episodes:
+        for camera, white in episode.whites.items():
+            if white is not None and white != usual[camera] and camera in episode.cameras:
+                del episode.cameras[camera], episode.forms[camera]
+                what = f"holds floats from 0 to {white:g}, in most episodes from 0 to {usual[camera]:g}"
+                episode._leave_out("image", camera, what)
+                episode.damaged.add(camera)
+
+
 def whites(episodes: Sequence[Contents]) -> dict[str, float]:
-    """Camera of floats → the number that stands for white in all episodes."""
-    names = {name for episode in episodes for name in episode.brightest}
-    return {name: white_of(np.array([e.brightest.get(name, 0.0)]) for e in episodes) for name in sorted(names)}
+    """Camera of floats → the number that stands for white in most episodes."""
+    told: dict[str, Counter[float]] = {}
+    for episode in episodes:
+        for name, white in episode.whites.items():
+            told.setdefault(name, Counter()).update([] if white is None else [white])
+    return {name: counts.most_common(1)[0][0] if counts else 1.0 for name, counts in sorted(told.items())}
+
+
+def failed_notes(episodes: Mapping[int, object]) -> list[str]:
+    """What is said of episodes whose attribute `success` says no.
+
+    Args:
+        episodes: number → the attribute; None: there is none.
+    """
+    failed = [number for number, value in episodes.items() if value is not None and str(value).lower() in _NO]
+    numbers = ",".join(str(number) for number in failed[:_MOST_TOLD]) + (",…" if len(failed) > _MOST_TOLD else "")
+    note = f"{len(failed)} of {len(episodes)} episodes say by their attribute success that they failed, and are used"
+    return [f"{note}: --exclude_episodes {numbers} leaves them out"] if failed else []
 
 
 # Images ---------------------------------------------------------------------------------------------

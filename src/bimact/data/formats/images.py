@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,19 @@ _MAX_PIXELS = 1 << 25  # far above any camera's, far below what fills the memory
 _SMALLEST, _LARGEST = 8, 8192  # pixels of an image's height and width
 _SMALLEST_GRAY = 24  # pixels: smaller arrays without channels may be anything, unless they are said to be images
 _COLOR = 3  # channels
+_BRIGHTEST_OF_UNITS = 2.0  # in images from 0 to 1 that a filter has brought beyond
 _CHANNELS = (_COLOR, 4, 1)  # that images may have, the likeliest first: both axes at the ends may have such a size
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+_OTHER_FILES = {  # what images begin with that are not decoded
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"v/1\x01": "OpenEXR",
+}
+_ORIENTATION = 0x0112  # of EXIF
 
 
 def decode_image(content: bytes, where: str) -> np.ndarray:
@@ -61,7 +73,11 @@ def encoded_form(content: bytes, where: str) -> ImageForm:
     height, width = decode_image(content, where).shape[:2]
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         channels = {"L": 1, "1": 1, "LA": 1, "RGBA": 4}.get(image.mode, _COLOR)
-    return ImageForm(height, width, channels, 2, is_float=False)
+        try:
+            is_turned = image.getexif().get(_ORIENTATION, 1) != 1
+        except (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error):
+            is_turned = False
+    return ImageForm(height, width, channels, 2, is_float=False, is_turned=is_turned)
 
 
 def is_depth(content: bytes) -> bool:
@@ -78,6 +94,15 @@ def is_encoded(content: bytes) -> bool:
     return content.startswith(_SIGNATURES)
 
 
+def other_file(content: bytes) -> str | None:
+    """Which kind of image file some bytes begin as that cannot be decoded here, such as "BMP"; None: none is known."""
+    if content.startswith(b"BM") and content[6:10] == bytes(4):
+        return "BMP"
+    if content[4:8] == b"ftyp":
+        return {b"avif": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}.get(content[8:12])
+    return next((kind for begin, kind in _OTHER_FILES.items() if content.startswith(begin)), None)
+
+
 @dataclass(frozen=True)
 class ImageForm:
     """How an array or a file holds an image.
@@ -86,6 +111,7 @@ class ImageForm:
         channels: 1 (grey), 3, or 4 (the last one is transparency, and is dropped).
         channel_axis: 2, 0, or None: there is no axis of channels.
         is_float: numbers up to 1 or up to 255.
+        is_turned: a file whose EXIF data ask a viewer to turn it.
     """
 
     height: int
@@ -93,6 +119,7 @@ class ImageForm:
     channels: int
     channel_axis: int | None
     is_float: bool
+    is_turned: bool = False
 
     def as_rgb(self, image: np.ndarray, white: float, where: str) -> np.ndarray:
         """An array → (H, W, 3) uint8 RGB.
@@ -113,7 +140,9 @@ class ImageForm:
             with np.errstate(all="ignore"):  # what is no colour is told below
                 image = np.rint(image.astype(np.float32) * (255 / white))
             if not ((image >= 0) & (image <= 255)).all():
-                raise UserError(f"{where} has values that are no colours: they have to be from 0 to {white:g}")
+                raise UserError(
+                    f"{where} has values that are no colours: clip them, they have to be from 0 to {white:g}"
+                )
             image = image.astype(np.uint8)
         if self.channels == 1:
             image = np.repeat(image, _COLOR, axis=2)
@@ -189,6 +218,8 @@ def conversion_notes(
                 counts[f"camera {name}: its images have a fourth channel, which is dropped"] += 1
             if form.channels == 1:
                 counts[f"camera {name}: its images are grey, so that red, green and blue are the same"] += 1
+            if form.is_turned:
+                counts[f"camera {name}: its images' EXIF data ask a viewer to turn them, and they are not turned"] += 1
             if form.is_float:
                 counts[f"camera {name}: its images are floats, taken to be from 0 to {whites.get(name, 1):g}"] += 1
     many = len(episodes)
@@ -197,6 +228,21 @@ def conversion_notes(
     )
 
 
+def white_in(image: np.ndarray) -> float | None:
+    """The number that stands for white in an array of floats: 1 or 255; None: it is too dark to tell.
+
+    Filters may bring images from 0 to 1 a little above 1.
+    """
+    if np.nanmax(image, initial=0) > _BRIGHTEST_OF_UNITS:
+        return 255.0
+    return 1.0 if ((image > 0) & (image < 1)).any() else None
+
+
+def has_two_whites(images: Iterable[np.ndarray]) -> bool:
+    """Whether some arrays of floats seem to be from 0 to 1 and others from 0 to 255."""
+    return {white_in(image) for image in images} >= {1.0, 255.0}
+
+
 def white_of(images: Iterable[np.ndarray]) -> float:
-    """The number that stands for white in arrays of floats: 1, or 255 where one of them goes beyond."""
-    return 255.0 if any(np.nanmax(image, initial=0) > 1 for image in images) else 1.0
+    """The number that stands for white in arrays of floats: 1, or 255 where one of them goes far beyond."""
+    return 255.0 if any(white_in(image) == 255 for image in images) else 1.0

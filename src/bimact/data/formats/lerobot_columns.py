@@ -35,12 +35,12 @@ class TableFile:
     Attributes:
         rows: in it.
         columns: those of numbers, by name.
-        others: names of all other columns.
+        others: all other columns: name → what its cells are, "images" or Arrow's name of their type.
     """
 
     rows: int
     columns: Mapping[str, Column]
-    others: frozenset[str]
+    others: Mapping[str, str]
 
 
 def describe_table(path: Path) -> TableFile:
@@ -161,7 +161,8 @@ def _describe(path: Path, stamp: tuple[int, int]) -> TableFile:
         for name, dtype in dtypes.items()
         if dtype is not None and 0 < (size := sizes[name] or 0) <= _MAX_SIZE
     }
-    return TableFile(metadata.num_rows, columns, frozenset(dtypes) - frozenset(columns))
+    others = {field.name: _told_type(field.type) for field in schema if field.name not in columns}
+    return TableFile(metadata.num_rows, columns, others)
 
 
 # Row groups ----------------------------------------------------------------------------------------
@@ -254,6 +255,15 @@ def _number_type(kind: pa.DataType) -> np.dtype[Any] | None:
         kind = inner
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     return np.dtype(kind.to_pandas_dtype()) if is_number else None
+
+
+def _told_type(kind: pa.DataType) -> str:
+    """What cells are that are not numbers: encoded images are bytes, or structs that hold them."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    holds = [field.type for field in kind] if pa.types.is_struct(kind) else [kind]
+    is_bytes = any(pa.types.is_binary(its) or pa.types.is_large_binary(its) for its in holds)
+    return "images" if is_bytes else str(kind)[:60]
 
 
 def _inner(kind: pa.DataType) -> pa.DataType | None:

@@ -36,7 +36,10 @@ _DEFAULT_PATHS = {
     ),
 }
 _MAX_JSON = 1 << 28  # bytes
-_MOST_SPLITS = 10
+_MOST_SPLITS, _MOST_FAILED = 10, 100
+# What people call the success of an episode, and its failure: no part of LeRobot's own lists.
+_SUCCESS = ("success", "is_success", "successful", "episode_success")
+_FAILURE = ("failed", "is_failed", "failure", "is_failure")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Info:
     Attributes:
         root: the dataset's folder.
         version: such as "v2.1".
-        notes: what is to be known of it: whole sentences.
+        splits: name → its episodes, such as "0:40".
     """
 
     root: Path
@@ -76,7 +79,7 @@ class Info:
     robot_type: str | None
     total_episodes: int | None
     total_frames: int | None
-    notes: tuple[str, ...]
+    splits: Mapping[str, Any]
 
     @property
     def is_v3(self) -> bool:
@@ -115,6 +118,7 @@ class ListedEpisode:
         untold: features whose video is not told, and what is missing.
         fault: why it cannot be used, if so.
         name: what messages call it.
+        is_failed: the list says that the demonstration did not succeed.
     """
 
     index: int
@@ -126,6 +130,7 @@ class ListedEpisode:
     untold: Mapping[str, str] = field(default_factory=dict)
     fault: str | None = None
     name: str = ""
+    is_failed: bool = False
 
 
 def read_info(root: Path) -> Info:
@@ -138,7 +143,7 @@ def read_info(root: Path) -> Info:
     content = _Record(_parsed(_read_text(root, INFO), str(path)), path)
     version = _version(content, root)
     data_path, video_path = _DEFAULT_PATHS[3 if version.startswith("v3") else 2]
-    features = content.values.get("features")
+    features, splits = content.values.get("features"), content.values.get("splits")
     if not isinstance(features, dict):
         raise UserError(
             f"{path}: features is {shortened(features)}, it has to be an object with the columns and cameras"
@@ -154,15 +159,32 @@ def read_info(root: Path) -> Info:
         robot_type=content.text("robot_type"),
         total_episodes=None if content.is_missing("total_episodes") else content.integer("total_episodes"),
         total_frames=None if content.is_missing("total_frames") else content.integer("total_frames"),
-        notes=_splits(content.values.get("splits")),
+        splits=splits if isinstance(splits, dict) else {},
     )
 
 
-def _splits(splits: Any) -> tuple[str, ...]:
-    if not isinstance(splits, dict) or len(splits) < 2:
-        return ()
-    told = ", ".join(f"{shortened(name)} {shortened(span)}" for name, span in list(splits.items())[:_MOST_SPLITS])
-    return (f"the episodes of all splits are used ({told}); --episodes chooses",)
+def notes_on_choice(info: Info, listed: Sequence[ListedEpisode]) -> list[str]:
+    """What the lists say of episodes that might be left out, and are used."""
+    notes = []
+    told = ", ".join(f"{shortened(name)} {shortened(span)}" for name, span in list(info.splits.items())[:_MOST_SPLITS])
+    if len(info.splits) > 1:
+        notes.append(f"the episodes of all splits are used ({told}); --episodes chooses")
+    for span in info.splits.values() if len(info.splits) == 1 else ():
+        bounds = re.fullmatch(r"(\d{1,15}):(\d{1,15})", str(span))
+        inside = range(int(bounds[1]), int(bounds[2])) if bounds else span
+        if not isinstance(inside, (range, list)):
+            continue
+        if any(episode.index >= 0 and episode.index not in inside for episode in listed):
+            notes.append(
+                f"{INFO} has one split ({told}), and other episodes are listed: they are used too; --episodes chooses"
+            )
+    failed = [str(episode.index) for episode in listed if episode.is_failed]
+    if failed:
+        notes.append(
+            f"{len(failed)} of {len(listed)} episodes are listed as failed, and are used: --exclude_episodes "
+            f"{','.join(failed[:_MOST_FAILED])}{',…' if len(failed) > _MOST_FAILED else ''} leaves them out"
+        )
+    return notes
 
 
 def read_tasks(info: Info) -> tuple[dict[int, str], list[str]]:
@@ -229,7 +251,8 @@ def read_episodes(info: Info, files: DatasetFiles) -> list[ListedEpisode]:
             file = files.named("video_path", info.video_path, {**its[0], "video_key": key})
             videos[key] = VideoPart(file, its[1], its[2])
         data_file = files.named("data_path", info.data_path, places)
-        listed.append(ListedEpisode(index, length, tasks, data_file, first, videos, untold, name=name))
+        is_failed = _is_failed(record.values)
+        listed.append(ListedEpisode(index, length, tasks, data_file, first, videos, untold, None, name, is_failed))
     return sorted(listed, key=lambda episode: episode.index)
 
 
@@ -262,6 +285,13 @@ def _episode_records(info: Info) -> Iterator[_Record | UserError]:
         keys = [key for key in column_names(path) if not key.startswith("stats/")]
         for row in read_table(path, keys):
             yield _Record(row, path)
+
+
+def _is_failed(values: Mapping[str, Any]) -> bool:
+    """Whether the list says that an episode did not succeed."""
+    told = {key: str(values[key]).lower() for key in (*_SUCCESS, *_FAILURE) if values.get(key) is not None}
+    no, yes = ("false", "0", "0.0", "no", "failure", "fail", "failed"), ("true", "1", "1.0", "yes")
+    return any(told.get(key) in no for key in _SUCCESS) or any(told.get(key) in yes for key in _FAILURE)
 
 
 def _places_v3(record: _Record) -> dict[str, str | int]:

@@ -32,6 +32,7 @@ class DatasetFiles:
         self.notes: dict[str, str] = {}
         self._root = root
         self._where = where
+        self._all: list[str] | None = None
         self._listed: dict[tuple[str, int], list[str]] | None = None
         self._faults: dict[str, tuple[str, bool] | None] = {}
 
@@ -83,7 +84,7 @@ class DatasetFiles:
         """The only file whose last number is that of the file or episode, and whose folders do not contradict."""
         if self._listed is None:
             self._listed = {}
-            for path in _all_files(self._root):
+            for path in self.all():
                 numbers = re.findall(r"\d{1,9}", Path(path).stem)
                 if numbers:
                     self._listed.setdefault((Path(path).suffix, int(numbers[-1])), []).append(path)
@@ -101,9 +102,15 @@ class DatasetFiles:
         found = same or others
         return found[0] if len(found) == 1 else None
 
+    def all(self) -> list[str]:
+        """All files but hidden ones and those of the metadata, sorted."""
+        if self._all is None:
+            self._all = sorted(_all_files(self._root))
+        return self._all
+
     def tables(self) -> list[str]:
-        """All Parquet files but those of the metadata, sorted."""
-        return sorted(path for path in _all_files(self._root) if path.endswith(".parquet"))
+        """Those that are Parquet files."""
+        return [path for path in self.all() if path.endswith(".parquet")]
 
 
 def _all_files(root: Path) -> list[str]:

@@ -130,7 +130,7 @@ def open_raw_memmap(path: Path, cache_dir: Path | None) -> RawMemmap:
     """
     path = path.absolute()
     numbers = _read_metadata(path)
-    layout = _layout(path, numbers)
+    layout, guess = _layout(path, numbers)
     all_lengths = _read_lengths(path)
     recorded = all_lengths[: numbers.get("rollout_count")]
     lengths = _that_fit(recorded, layout.rows, path)
@@ -160,10 +160,14 @@ def open_raw_memmap(path: Path, cache_dir: Path | None) -> RawMemmap:
             for number in range(len(all_lengths))
             if number >= len(lengths) or not lengths[number]
         ),
-        notes=tuple(
-            f"episode {number} has {length} steps, and only {fit} fit into the files: it is used up to there"
-            for number, (length, fit) in enumerate(zip(recorded, lengths, strict=True))
-            if 0 < fit < length
+        notes=(
+            *guess,
+            *_more_counted(numbers, all_lengths),
+            *(
+                f"episode {number} has {length} steps, and only {fit} fit into the files: it is used up to there"
+                for number, (length, fit) in enumerate(zip(recorded, lengths, strict=True))
+                if 0 < fit < length
+            ),
         ),
         metadata={key: numbers[key] for key in ("max_steps_per_rollout", "skip_frames") if key in numbers},
         layout=layout,
@@ -247,8 +251,18 @@ def _that_fit(lengths: list[int], rows: int, path: Path) -> list[int]:
     return [*lengths[:-1], min(lengths[-1], rows - before_last)]
 
 
-def _layout(path: Path, numbers: dict[str, int]) -> _Layout:
-    """The layout of the rows, as metadata.txt says or as the sizes of the files show."""
+def _more_counted(numbers: dict[str, int], lengths: list[int]) -> list[str]:
+    """Notes on rollouts and steps that metadata.txt counts and rollout_length.npy does not list."""
+    counts = {"rollouts": ("rollout_count", len(lengths)), "steps": ("sample_count", sum(lengths))}
+    return [
+        f"{METADATA} counts {numbers[key]} {what}, and {LENGTHS} {listed}: the rest is not read"
+        for what, (key, listed) in counts.items()
+        if numbers.get(key, 0) > listed
+    ]
+
+
+def _layout(path: Path, numbers: dict[str, int]) -> tuple[_Layout, list[str]]:
+    """The layout of the rows, as metadata.txt says or as the sizes of the files show; and notes on guesses."""
     size, action_bytes = (_required(path, name).stat().st_size for name in (OBSERVATIONS, ACTIONS))
     height, width = (numbers.get(f"camera_{side}", numbers.get(side)) for side in ("height", "width"))
     if height is None or width is None:
@@ -262,10 +276,10 @@ def _layout(path: Path, numbers: dict[str, int]) -> _Layout:
             f"{path / OBSERVATIONS} has {size} bytes and {METADATA} tells of {rows} rows of {layout.row_bytes}: mend "
             "its camera_height, camera_width or total_sample_count"
         )
-    return _Layout(rows, height, width)
+    return _Layout(rows, height, width), []
 
 
-def _inferred_layout(path: Path, numbers: dict[str, int], size: int, action_bytes: int) -> _Layout:
+def _inferred_layout(path: Path, numbers: dict[str, int], size: int, action_bytes: int) -> tuple[_Layout, list[str]]:
     listed = [numbers[str(n)] for n in range(len(numbers)) if str(n) in numbers]
     for header in _HEADERS:
         rows, rest = divmod(action_bytes - header, ACTION_SIZE * _FLOAT.itemsize)
@@ -279,7 +293,10 @@ def _inferred_layout(path: Path, numbers: dict[str, int], size: int, action_byte
         usual = {pair for pair in (*_WIDE_SIZES, (side, side)) if math.prod(pair) == pixels}
         choices = told or usual
         if len(choices) == 1 and pixels <= _LARGEST_SIDE**2:
-            return _Layout(rows, *choices.pop())
+            by = f"{METADATA} lists these numbers" if told else f"an image has {pixels} pixels"
+            height, width = choices.pop()
+            note = f"nothing names the size of the images: height {height} and width {width} are taken, since {by}"
+            return _Layout(rows, height, width), [f"{note}; write camera_height=... camera_width=... if that is wrong"]
     raise UserError(
         f"nothing tells the size of the images in {path / OBSERVATIONS}: write camera_height=... camera_width=... into "
         f"{path / METADATA}"

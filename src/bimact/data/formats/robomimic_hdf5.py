@@ -31,6 +31,7 @@ import numpy as np
 from bimact.data.default_state import guessed_state
 from bimact.data.formats.hdf5 import (
     SUFFIXES,
+    Value,
     attribute,
     dataset_at,
     file_inside,
@@ -42,6 +43,7 @@ from bimact.data.formats.hdf5 import (
     json_of,
     members,
     natural_order,
+    number_notes,
     numbers_in,
     open_hdf5,
     printable,
@@ -51,11 +53,19 @@ from bimact.data.formats.hdf5 import (
     text_of,
     walk,
 )
-from bimact.data.formats.hdf5_episodes import Contents, frames_of, in_no_episode, steps_of, whites
+from bimact.data.formats.hdf5_episodes import (
+    Contents,
+    failed_notes,
+    frames_of,
+    in_no_episode,
+    refuse_other_whites,
+    steps_of,
+    whites,
+)
 from bimact.data.formats.images import conversion_notes
 from bimact.data.formats.in_common import usual_forms
 from bimact.data.source import Format, LeftOut, Source, SourceEpisode, Unusable
-from bimact.errors import UserError
+from bimact.errors import UserError, some_of
 
 _ACTION = "actions"
 _STATE = re.compile(r"(robot\d+_(?:\w+_)?)(eef_pos|eef_quat|gripper_qpos)")
@@ -77,6 +87,7 @@ class _Demo(Contents):
     name: str = ""
     number: int = 0
     task: str | None = None
+    success: Value | None = None
     observed: list[str] = field(default_factory=list)
 
 
@@ -129,10 +140,11 @@ class RobomimicHdf5(Source):
             return {key: read_vectors(dataset_at(demo, key, f"obs/{key}")) for key in keys}
 
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
-        name = self.episodes[episode].name
+        name, in_groups = self.episodes[episode].name, camera.replace(".", "/")
         with self._demo(episode) as demo:
             yield from frames_of(
-                dataset_at(demo, f"obs/{camera}"),
+                # As named by `_read`: beside the action, else in obs; and "." stands for "/".
+                dataset_at(demo, camera, f"obs/{camera}", f"obs/{in_groups}", in_groups),
                 steps,
                 swaps=False,
                 white=self.whites.get(camera, 1.0),
@@ -182,8 +194,10 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
                 f"{where} holds no demonstrations with steps (data/demo_<number>)" + (f": {told}" if told else "")
             )
         environment = json_of(data, "env_args")
+        aside = _left_aside(file, data, read)
         general_task = _task_of(data) or _plain_text(environment.get("env_name"))
         filter_keys = _filter_keys(find_group(file, "mask"))
+    refuse_other_whites(demos)
     faults = [one.faults for one in demos]
     cameras, camera_forms = usual_forms([one.cameras for one in demos], faults)
     columns, column_forms = usual_forms([one.columns for one in demos], faults)
@@ -205,7 +219,13 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         left_out=left_out,
         camera_forms=camera_forms,
         column_forms=column_forms,
-        notes=(*_of_all_subsets(filter_keys), *conversion_notes([demo.forms for demo in demos], whites(demos))),
+        notes=(
+            *number_notes(names, [demo.number for demo in read]),
+            *aside,
+            *failed_notes({demo.number: demo.success for demo in demos}),
+            *_of_all_subsets(filter_keys),
+            *conversion_notes([demo.forms for demo in demos], whites(demos)),
+        ),
         metadata=_about(environment, filter_keys),
         file=name,
         filter_keys=filter_keys,
@@ -231,10 +251,33 @@ def _has_layout(path: Path, name: str) -> bool | None:
 
 def _only_file(folder: Path) -> str:
     names = hdf5_files(folder)
-    found = [name for name in names if _has_layout(folder, name)] or names
+    layouts = {name: _has_layout(folder, name) for name in names}
+    found = [name for name, has_layout in layouts.items() if has_layout] or names
     if len(found) != 1:
         raise UserError(f"{folder} holds {len(found)} files of demonstrations: name one of them, such as {found[0]}")
+    damaged = [name for name, has_layout in layouts.items() if has_layout is None and name != found[0]]
+    if damaged:  # which may be demonstrations, too
+        raise UserError(
+            f"{folder} holds {found[0]} and files that cannot be read ({some_of(damaged)}): copy these again, or name "
+            f"the file to use, such as {folder / found[0]}"
+        )
     return found[0]
+
+
+def _left_aside(file: h5py.File, data: h5py.Group, read: Sequence[_Demo]) -> list[str]:
+    """Notes on what of a file is in no demonstration that is read."""
+    known = {demo.name for demo in read}
+    names = [f"data/{name}" for name in data if name not in known]
+    names += [name for name in file if name not in ("data", "mask")]
+    told = some_of([ascii(name)[1:-1] for name in names])
+    notes = [f"not read, since demonstrations are groups in data, without a dot before their names: {told}"]
+    notes = notes if names else []
+    total, steps = attribute(data, "total"), sum(demo.length for demo in read)
+    if isinstance(total, int) and total > steps and not any(demo.fault for demo in read):
+        notes.append(
+            f"the attribute total counts {total} steps, and the demonstrations have {steps}: some may be missing"
+        )
+    return notes
 
 
 def _demo_names(data: h5py.Group) -> list[str]:
@@ -251,6 +294,7 @@ def _read(data: h5py.Group, name: str, number: int, path: str) -> _Demo:
             raise UserError(f"it has no {_ACTION}")
         demo.length = steps_of(action, demo.where)
         demo.task = _task_of(group)
+        demo.success = attribute(group, "success")
         samples = attribute(group, "num_samples")
         if samples is not None and samples != demo.length:
             raise UserError(f"{_ACTION} has {demo.length} rows, num_samples says {samples}")
@@ -264,14 +308,14 @@ def _read(data: h5py.Group, name: str, number: int, path: str) -> _Demo:
                 demo.add(key, group[key])
             elif key not in ("obs", "next_obs"):
                 demo.add(key, "is a group; of groups only obs is read")
-        before = set(demo.columns)
+        before = {*demo.columns, *demo.cameras, *demo.left_out}
         observations = find_group(group, "obs")
         for key, item in walk(observations) if observations is not None else ():
             name = f"obs/{key}" if key in before else key  # such as the action before, beside the action
             demo.add(
                 name,
                 item,
-                camera=key.replace("/", "."),
+                camera=name.replace("/", "."),
                 is_camera=not isinstance(item, str) and item.ndim == _IMAGE_AXES,
             )
         demo.observed = [key for key in demo.columns if key not in before]

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
+from av.video.format import VideoFormat as AvFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
@@ -72,11 +74,21 @@ def frames_at(
 
 @dataclass(frozen=True)
 class VideoFormat:
-    """Height and width of a video's frames in pixels, and libav's name of how pixels are stored, such as yuv420p."""
+    """What a video's frames are.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        pixels: libav's name of how they are stored, such as yuv420p.
+        channels: 1 (grey), 3, or 4 (the last one is transparency, and is dropped).
+        rotation: degrees by which a player turns them; they are read as they are stored.
+    """
 
     height: int
     width: int
     pixels: str
+    channels: int
+    rotation: int
 
 
 def video_format(path: Path) -> VideoFormat:
@@ -87,29 +99,54 @@ def video_format(path: Path) -> VideoFormat:
     """
     with _libav_errors(path, "decoded"), _open(path) as container:
         for frame in container.decode(container.streams.video[0]):
-            return VideoFormat(frame.height, frame.width, frame.format.name)
+            rotation = round(frame.rotation) % 360
+            return VideoFormat(frame.height, frame.width, frame.format.name, _channels(frame.format), rotation)
     raise UserError(f"{path} holds no frame")
 
 
-def frame_times(path: Path) -> np.ndarray:
-    """(N,) float64 ascending: when each frame of a file is shown, in seconds since the first. Nothing is decoded.
+@dataclass(frozen=True)
+class VideoListing:
+    """What a video file lists.
+
+    Attributes:
+        times: (N,) float64 ascending: when each frame is shown, in seconds since the first.
+        channels: of its frames, as in a `VideoFormat`; None: not told.
+        videos: how many videos it holds; only the first one is read.
+    """
+
+    times: np.ndarray
+    channels: int | None
+    videos: int
+
+
+def video_listing(path: Path) -> VideoListing:
+    """What a video file lists. Nothing is decoded.
 
     Raises:
         UserError: if the file cannot be read.
     """
     status = path.stat()
-    return _frame_times(path, status.st_size, status.st_mtime_ns)
+    return _video_listing(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _frame_times(path: Path, size: int, mtime_ns: int) -> np.ndarray:
+def _video_listing(path: Path, size: int, mtime_ns: int) -> VideoListing:
     with _libav_errors(path, "read"), _open(path) as container:
         stream = container.streams.video[0]
         unit, origin = float(stream.time_base or 1), stream.start_time or 0
+        pixels = stream.codec_context.format
+        # A title picture is a video of its own to libav.
+        videos = [its for its in container.streams.video if not its.disposition & Disposition.attached_pic]
         shown = [packet.pts for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard]
     times = np.sort(np.array(shown, np.float64) - origin) * unit
     times.setflags(write=False)
-    return times
+    return VideoListing(times, None if pixels is None else _channels(pixels), len(videos))
+
+
+def _channels(pixels: AvFormat) -> int:
+    if any(component.is_alpha for component in pixels.components):
+        return 4
+    return 1 if len(pixels.components) == 1 and not pixels.has_palette else 3
 
 
 class _TimedFrame(NamedTuple):

@@ -7,6 +7,7 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,8 +24,8 @@ class ZarrFiles(ABC):
     """The files of one zarr hierarchy. It is small and picklable."""
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """All files, such as "data/img/.zarray", sorted."""
+    def names(self) -> tuple[list[str], dict[str, list[str]]]:
+        """All files, such as "data/img/.zarray", sorted; and links to folders, or to nothing → names in that folder."""
 
     @abstractmethod
     def where(self, name: str) -> str:
@@ -61,12 +62,30 @@ class FolderFiles(ZarrFiles):
 
     root: Path
 
-    def names(self) -> list[str]:
-        found = []
-        for folder, _, files in os.walk(self.root):
-            inside = Path(folder).relative_to(self.root).as_posix()
-            found += files if inside == "." else [f"{inside}/{name}" for name in files]
-        return sorted(found)
+    def names(self) -> tuple[list[str], dict[str, list[str]]]:
+        names: list[str] = []
+        links: dict[str, list[str]] = {}
+        folders = [""]
+        for inside in folders:  # which grows
+            try:
+                entries = list(os.scandir(self.root / inside))
+            except OSError as error:
+                raise UserError(f"cannot read {self.where(inside)}: {error.strerror}") from None
+            for entry in entries:
+                name = f"{inside}{entry.name}"
+                if entry.is_symlink():
+                    target = Path(entry.path)
+                    if target.is_file():
+                        names.append(name)
+                        continue
+                    links[name] = []
+                    with suppress(OSError):
+                        links[name] = sorted(inner.name for inner in target.iterdir())
+                elif entry.is_dir():
+                    folders.append(f"{name}/")
+                else:
+                    names.append(name)
+        return sorted(names), links
 
     def where(self, name: str) -> str:
         return str(self.root / name)
@@ -110,9 +129,9 @@ class ZipFiles(ZarrFiles):
             raise UserError(f"{path} holds {len(found) or 'no'} replay buffers (meta/episode_ends): it has to hold one")
         return cls(path, found.pop())
 
-    def names(self) -> list[str]:
+    def names(self) -> tuple[list[str], dict[str, list[str]]]:
         inside = (name for name in _archive(self.path).namelist() if name.startswith(self.prefix))
-        return sorted(name[len(self.prefix) :] for name in inside if not name.endswith("/"))
+        return sorted(name[len(self.prefix) :] for name in inside if not name.endswith("/")), {}
 
     def where(self, name: str) -> str:
         return f"{self.prefix}{name} in {self.path}"

@@ -49,6 +49,9 @@ _STATES = ("state", "robot_state", "agent_pos", "qpos", "robot_eef_pose", "robot
 _STATE_PARTS = re.compile(
     r"robot\d+_(eef_pos|eef_rot_axis_angle|eef_quat|eef_pose|joint|joint_pos|qpos|gripper_width|gripper_qpos)"
 )
+_AXES_OF_IMAGES = 3  # that chunks are numbered along
+_PICTURES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".png", ".jpg", ".jpeg")
+_SLOWEST, _FASTEST = 0.5, 2000.0  # steps a second, beyond which times are in another unit than seconds
 _FPS_ATTRIBUTES = ("fps", "frequency", "control_frequency", "control_freq", "hz")
 
 
@@ -119,9 +122,9 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     path = path.absolute()
     buffer = _buffer_of(path)
     files = open_files(buffer)
-    names = files.names()
+    names, links = files.names()
     ends = _read_ends(files)
-    arrays, left_out = _arrays(files, names, ends)
+    arrays, left_out = _arrays(files, names, links, ends)
     if not arrays:
         told = "; ".join(f"{entry.name} {entry.reason}" for entry in left_out[:_MOST_TOLD])
         raise UserError(f"{files.where('data')} holds no arrays of numbers: copy the dataset again ({told or 'none'})")
@@ -134,6 +137,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     cameras = {key: arrays[key] for key in forms}
     whites = {key: _white(array, places) for key, array in cameras.items() if forms[key].is_float}
     columns = {key: array for key, array in arrays.items() if key not in cameras}
+    fps, fps_note = _fps(files, columns.get(_TIMES), places, ends[-1])
     faults = {key: _beyond(array, places, lengths) for key, array in arrays.items()}
     read_from = _relative(path, buffer, [f"data/{key}" for key in arrays])
     return ZarrReplay(
@@ -147,7 +151,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
         columns={key: Column(math.prod(array.shape[1:]), dtype=str(array.dtype)) for key, array in columns.items()},
         state_keys=_state_keys(columns, unread),
         action_keys=tuple(key for key in _ACTIONS if key in columns and unread.isdisjoint(_ACTIONS))[:1],
-        fps=_fps(files, columns.get(_TIMES), places, ends[-1]),
+        fps=fps,
         files=_relative(path, buffer, [name for name in names if name.startswith(("data/", "meta/", ".z", "zarr."))]),
         unusable=tuple(
             Unusable(number, f"episode {number}", "it has no steps", is_missing=True)
@@ -157,7 +161,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
         left_out=tuple(left_out),
         camera_forms={key: faults[key] for key in cameras if faults[key]},
         column_forms={key: faults[key] for key in columns if faults[key]},
-        notes=(*_rows_of_no_episode(arrays, ends[-1]), *conversion_notes([forms], whites)),
+        notes=(*_rows_of_no_episode(arrays, ends[-1]), *conversion_notes([forms], whites), *fps_note),
         arrays=arrays,
         places=places,
         whites=whites,
@@ -218,26 +222,32 @@ def _read_ends(files: ZarrFiles) -> list[int]:
     return ends
 
 
-def _arrays(files: ZarrFiles, names: list[str], ends: Sequence[int]) -> tuple[dict[str, ZarrArray], list[LeftOut]]:
+def _arrays(
+    files: ZarrFiles, names: list[str], links: Mapping[str, list[str]], ends: Sequence[int]
+) -> tuple[dict[str, ZarrArray], list[LeftOut]]:
     """The cameras and columns in `data`, and what else there is.
 
     One that is too short for more than half of the episodes is none with a row for each step.
     """
     arrays: dict[str, ZarrArray] = {}
     left_out: list[LeftOut] = []
+    groups = {"", "data", *(name.removesuffix("/.zgroup") for name in names if name.endswith("/.zgroup"))}
+    documented: set[str] = set()
     for name in names:
         folder, _, document = name.rpartition("/")
         place, _, key = folder.partition("/")
         if document not in (".zarray", "zarr.json") or place in ("", "meta"):
             continue
         key = key if place == "data" else folder
+        documented.add(folder)
         try:
             array = ZarrArray.open(files, folder)
         except UserError as error:
             kind: Literal["image", "column"] = "column" if _IMAGE_WORDS.isdisjoint(words_of(key)) else "image"
             left_out.append(LeftOut(kind, key, f"cannot be read: {error}"))
             continue
-        if array is None:  # a group
+        if array is None:
+            groups.add(folder)
             continue
         if place != "data":
             left_out.append(LeftOut("column", key, "lies outside of data"))
@@ -248,7 +258,9 @@ def _arrays(files: ZarrFiles, names: list[str], ends: Sequence[int]) -> tuple[di
         if no_camera is not None:
             left_out.append(LeftOut(no_camera.kind, key, no_camera.reason))
         elif not key.isprintable() or key.startswith(".") or not (is_camera or is_column):
-            left_out.append(LeftOut("column", key, f"is {_described(array)}"))
+            is_odd = array.dtype is None and not _IMAGE_WORDS.isdisjoint(words_of(key))  # such as encoded images
+            is_odd |= array.dtype == np.uint8 and len(array.shape) > _AXES_OF_IMAGES
+            left_out.append(LeftOut("image" if is_odd or is_camera else "column", key, f"is {_described(array)}"))
         elif is_camera and "/" in key:
             left_out.append(LeftOut("image", key, "is in a group: cameras stand in data itself"))
         elif array.shape[0] < ends[(len(ends) - 1) // 2]:
@@ -257,7 +269,46 @@ def _arrays(files: ZarrFiles, names: list[str], ends: Sequence[int]) -> tuple[di
             left_out.append(LeftOut(kind, key, reason))
         else:
             arrays[key] = array
-    return arrays, left_out
+    return arrays, [*left_out, *_of_no_array(names, links, documented, groups)]
+
+
+def _of_no_array(
+    names: Sequence[str], links: Mapping[str, list[str]], documented: set[str], groups: set[str]
+) -> list[LeftOut]:
+    """Files and links that belong to no array, such as the chunks of one whose document was not copied.
+
+    Args:
+        documented: folders that have a document, which need no look.
+        groups: folders that hold arrays.
+    """
+    groups = groups.union(folder[: match.start()] for folder in documented for match in re.finditer("/", folder))
+    found: dict[str, list[str]] = {}
+    for name in (*names, *links):
+        parts = name.split("/")
+        depth = 1
+        while depth < len(parts) and "/".join(parts[:depth]) in groups:
+            depth += 1
+        place = "/".join(parts[:depth])
+        is_known = place in documented or parts[0] == "meta" or parts[-1] == "zarr.json"
+        is_beside = len(parts) == 1 and name not in links  # such as a README
+        if not (is_known or is_beside or any(part.startswith(".") for part in parts)):
+            found.setdefault(place, []).extend(links.get(name, ["/".join(parts[depth:]) or name]))
+    left_out = []
+    for place, inside in found.items():
+        chunks = [re.findall(r"\d+", name) for name in inside if re.fullmatch(r"(c[./])?\d+([./]\d+)*", name)]
+        is_image = (
+            not _IMAGE_WORDS.isdisjoint(words_of(place))
+            or any(len(axes) >= _AXES_OF_IMAGES for axes in chunks)
+            or any(name.lower().endswith(_PICTURES) for name in inside)
+        )
+        if place in links:
+            reason = "is a link to a folder, which is not followed: put the folder itself there"
+        elif chunks:
+            reason = "has chunks, and no .zarray or zarr.json that tells of them: copy the dataset again"
+        else:
+            reason = "is no zarr array"
+        left_out.append(LeftOut("image" if is_image else "column", place.removeprefix("data/"), reason))
+    return left_out
 
 
 def _beyond(array: ZarrArray, places: _Places, lengths: Sequence[int]) -> dict[int, Fault]:
@@ -308,24 +359,34 @@ def _white(array: ZarrArray, places: _Places) -> float:
     return white_of(images())
 
 
-def _fps(files: ZarrFiles, times: ZarrArray | None, places: _Places, steps: int) -> float | None:
-    """Steps a second, as an attribute says or as the times of steps show."""
+def _fps(
+    files: ZarrFiles, times: ZarrArray | None, places: _Places, steps: int
+) -> tuple[float | None, tuple[str, ...]]:
+    """Steps a second, as an attribute says or as times show that may be seconds; and a note if these do."""
     for folder in ("", "data/", "meta/"):
         attributes = _attributes(files, folder)
         for value in (attributes.get(name) for name in _FPS_ATTRIBUTES):
             if isinstance(value, (int, float)) and 0 < value < 1e6:
-                return float(value)
+                return float(value), ()
     if times is None or math.prod(times.shape[1:]) != 1:
-        return None
+        return None, ()
     rows = min(steps, _ROWS_FOR_FPS, times.shape[0])
     try:
         seconds = times.read(0, rows, places).reshape(-1).astype(np.float64)
     except UserError:
-        return None  # whoever needs the times is told
+        return None, ()  # whoever needs the times is told
     with np.errstate(all="ignore"):
         gaps = np.delete(np.diff(seconds), [start - 1 for start in places.starts if 0 < start < rows])
         middle = float(np.median(gaps)) if len(gaps) else 0.0
-    return round(1 / middle, 2) if 1e-6 < middle < 1e6 else None
+    if not 0 < middle < np.inf:
+        return None, ()
+    rate = round(1 / middle, 2)
+    if not _SLOWEST <= rate <= _FASTEST:
+        told = f"its steps are {middle:g} apart, which are no seconds"
+        return None, (
+            f"no attribute tells the control frequency, and {times.name} does not either ({told}): give --fps",
+        )
+    return rate, (f"no attribute tells the control frequency: {rate:g} Hz is taken from {times.name}, as seconds",)
 
 
 def _attributes(files: ZarrFiles, folder: str) -> Mapping[str, object]:

@@ -1,0 +1,260 @@
+"""What `import bimact` offers; the command line does the same things through these functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bimact.config import Config, settings, to_config
+from bimact.errors import UserError
+from bimact.run_directory import CHECKPOINTS, Run
+
+if TYPE_CHECKING:
+    from bimact.data.episodes import Episodes
+    from bimact.policy.inference import Policy
+
+
+def load_policy(
+    path: str | Path | Run,
+    *,
+    checkpoint: str | int | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    execute_steps: int | None = None,
+    temporal_ensemble: bool | None = None,
+    cameras: Sequence[str] | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> Policy:
+    """Load a policy that acts.
+
+    Args:
+        path: a run directory, a checkpoint file in one, or a policy of LeRobot or of the original ACT (its directory or
+            weights file), which is converted in memory.
+        checkpoint: of a run: `best`, `last` or an epoch; None: the best.
+        device: cuda, cuda:1, mps, cpu, or auto.
+        precision: of matrix products: auto, no (float32), bf16 or fp16; None: the run's `mixed_precision`.
+        execute_steps: actions of each chunk to execute before the next prediction; None: as the run's config says.
+        temporal_ensemble: predict at each step and average the overlapping chunks; None: as the run's config says.
+        cameras: names of the cameras, for policies of other software whose files do not tell them.
+        image_size: height and width of their images, likewise.
+
+    Raises:
+        UserError: if there is no policy, it cannot be read, or a value is not possible.
+
+    Example:
+        >>> import bimact
+        >>> policy = bimact.load_policy("runs/cube")
+        >>> policy.reset()
+        >>> action = policy.act({"image_top": image, "state": state})  # (A,), in the robot's units
+    """
+    from bimact.device import choose_device, choose_precision, precision_dtype
+    from bimact.policy.inference import Execution, Interface, Policy
+    from bimact.policy.loading import load_run
+
+    path = path.path if isinstance(path, Run) else Path(path).expanduser()
+    if precision not in (None, "auto", "no", "bf16", "fp16"):
+        raise UserError(f"precision is '{precision}', it has to be auto, no, bf16 or fp16")
+    run = Run.of(path)
+    if run.config_path.is_file() and (path.is_dir() or path.absolute().parent.name == CHECKPOINTS):
+        if cameras is not None or image_size is not None:
+            raise UserError(f"{run.path} is a run, which knows its cameras: leave cameras and image_size out")
+        if path.is_file():
+            if checkpoint is not None:
+                raise UserError(f"{path} is a checkpoint already, so checkpoint '{checkpoint}' has no meaning")
+            checkpoint = path.stem.removeprefix("act-train-")
+        loaded = load_run(run.path, "best" if checkpoint is None else checkpoint, device)
+        network, config, interface = loaded.network, loaded.config, loaded.interface
+        name, file = run.path.resolve().name, loaded.checkpoint.name
+    else:
+        from bimact.interop.convert import PolicyFiles, read
+
+        if checkpoint is not None:
+            raise UserError(f"{path} is not a run directory, so checkpoint '{checkpoint}' has no meaning")
+        converted = read(PolicyFiles(path, cameras=cameras, image_size=image_size))
+        for note in converted.notes:
+            print(f"Note: {note}", flush=True)
+        network = converted.policy.to(choose_device(device))
+        config, interface = network.config, Interface.of_config(network.config)
+        name, file = path.resolve().name, converted.origin
+    chosen = choose_precision(config.mixed_precision if precision is None else precision, choose_device(device))
+    execution = Execution.of(config, execute_steps, temporal_ensemble)
+    return Policy(network, execution, interface, dtype=precision_dtype(chosen), name=name, checkpoint=file)
+
+
+def open_dataset(path: str | Path, *, cache_dir: str | Path | None = None, **selection: Any) -> Episodes:
+    """Open demonstrations in any format that bimact reads; converted once where the format needs it.
+
+    What is used and what is left out is printed.
+
+    Args:
+        path: a directory or file; a dataset's name on the Hugging Face hub; or a URL that fsspec knows.
+        cache_dir: where downloads and converted copies go; None: next to the dataset, or the user's cache directory.
+        selection: settings of `bimact train` that select a part of a dataset: cameras, state_keys, action_keys,
+            state_dims, action_dims, episodes, exclude_episodes, max_episodes, skip_unreadable, filter_key, fps and
+            color_order.
+
+    Returns:
+        the demonstrations: `state` (N, S), `actions` (N, A) and `images` of each camera (N, H, W, 3), one episode after
+        the other; `lengths` of the episodes, `rows_of(episode)`, `fps`, names.
+
+    Raises:
+        UserError: if there is no such dataset, it is faulty, or it lacks what is selected.
+
+    Example:
+        >>> dataset = bimact.open_dataset("data/cube", cameras=["top"])
+        >>> dataset.actions[dataset.rows_of(0)]  # (T, A) of the first episode
+    """
+    from bimact.data.opening import arrays_of, open_source
+    from bimact.data.selection import Selection
+    from bimact.data.summary import dataset_lines, unusable_lines
+
+    for name in selection:
+        if name not in settings() or not settings()[name].metadata["selects"]:
+            raise TypeError(f"open_dataset() has no argument '{name}'")
+    chosen = Selection.of(to_config(selection))
+    source = chosen.applied_to(open_source(path, cache_dir=cache_dir))
+    for line in dataset_lines(source):
+        print(line)
+    source.require_camera()
+    episodes, read = arrays_of(source, cache_dir)
+    for line in unusable_lines(read, known=source.unusable):
+        print(line)
+    return episodes
+
+
+def train(
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    *,
+    resume_from: str | Path | Run | None = None,
+    override_config: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a policy, or resume a training: what `bimact train` does.
+
+    Args:
+        config: YAML file, name of a config that bimact comes with, mapping or `Config`; None: that of the run to
+            resume, or else the training guide's policy.
+        resume_from: a run directory or a checkpoint file.
+        override_config: whether a resumed run may have other settings than before.
+        settings: on top of the config, such as `batch_size=16`; the encoder's as `encoder={"freeze": False}`.
+
+    Returns:
+        the run.
+
+    Raises:
+        UserError: for faulty input, if the loss goes wrong, or the memory is not enough.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; everything is saved.
+
+    Example:
+        >>> run = bimact.train("demo", dataset_dir="data/cube", output_dir="runs/cube")
+        >>> run = bimact.train(resume_from=run)  # after an interruption
+    """
+    from bimact.training.act_trainer import train_run
+    from bimact.training.prepare import prepare_run, request
+
+    resume_from = resume_from.path if isinstance(resume_from, Run) else resume_from
+    asked = request(config, settings, resume_from)
+    return train_run(prepare_run(asked, resume_from, override_config=override_config)).run
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a policy; the same stands in the run's `evaluation.json`.
+
+    Attributes:
+        path: of `evaluation.json`.
+        offline: the error on demonstrations; None if it was not asked for.
+        rollouts: successes in the simulation; None if they were not asked for.
+    """
+
+    path: Path
+    offline: dict[str, Any] | None
+    rollouts: dict[str, Any] | None
+
+    @property
+    def success_rate(self) -> float:
+        """Successful rollouts, as a fraction.
+
+        Raises:
+            ValueError: if there were no rollouts.
+        """
+        if self.rollouts is None:
+            raise ValueError("there were no rollouts: pass task=")
+        return float(self.rollouts["success_rate"])
+
+
+def evaluate(
+    run: str | Path | Run,
+    *,
+    task: str | None = None,
+    rollouts: int = 50,
+    seed: int = 1000,
+    execute_steps: int | None = None,
+    temporal_ensemble: bool | None = None,
+    videos: int = 0,
+    image_size: tuple[int, int] | None = None,
+    parallel: int | None = None,
+    dataset_dir: str | Path | None = None,
+    episodes: Sequence[str] | None = None,
+    exclude_episodes: Sequence[str] | None = None,
+    skip_unreadable: bool = False,
+    checkpoint: str | int = "best",
+    device: str = "auto",
+) -> Evaluation:
+    """Measure a policy: what `bimact evaluate` does.
+
+    With `task` the policy is rolled out in the simulation. Without, or with `dataset_dir`, its chunks are compared with
+    demonstrations: the held-out ones of its training, or those of `dataset_dir`.
+
+    Args:
+        run: a run directory.
+        task: `transfer_cube` or `insertion`.
+        rollouts: how many.
+        seed: of the first rollout's scene; the next ones follow.
+        execute_steps: actions of each chunk to execute before the next prediction; None: as the run's config says.
+        temporal_ensemble: predict at each step and average the overlapping chunks; None: as the run's config says.
+        videos: how many of the first rollouts are filmed.
+        image_size: height and width of the simulated cameras' images; None: as in training.
+        parallel: environments that step at once; None: by the machine's CPU cores.
+        dataset_dir: demonstrations to compare with.
+        episodes: numbers and names of those to use.
+        exclude_episodes: those to leave out.
+        skip_unreadable: leave out damaged episodes instead of stopping.
+        checkpoint: `best`, `last` or an epoch.
+        device: cuda, cuda:1, mps, cpu, or auto.
+
+    Raises:
+        UserError: if there is no such run, task or dataset, or the policy is not for them.
+
+    Example:
+        >>> bimact.evaluate("runs/cube", task="transfer_cube", rollouts=100).success_rate
+    """
+    from bimact.evaluation.results import add_results
+    from bimact.files import check_writable
+    from bimact.policy.loading import load_run
+
+    directory = run if isinstance(run, Run) else Run.existing(run)
+    check_writable(directory.path)
+    loaded = load_run(directory.path, checkpoint, device)
+    results: dict[str, Any] = {}
+    if task is None or dataset_dir is not None:
+        from bimact.evaluation.offline import evaluate_offline
+
+        results["offline"] = evaluate_offline(
+            loaded,
+            None if dataset_dir is None else str(dataset_dir),
+            episodes=episodes,
+            exclude_episodes=exclude_episodes,
+            skip_unreadable=skip_unreadable,
+        )
+    if task is not None:
+        from bimact.evaluation.rollout import RolloutSettings, evaluate_rollouts
+
+        rollout_settings = RolloutSettings(
+            task, rollouts, seed, execute_steps, temporal_ensemble, videos, image_size, parallel
+        )
+        results["rollouts"] = {task: evaluate_rollouts(loaded, rollout_settings)}
+    path = add_results(directory.path, results)
+    return Evaluation(path, results.get("offline"), None if task is None else results["rollouts"][task])

@@ -1,0 +1,162 @@
+"""Open-loop evaluation on demonstrations: how far the predicted actions are from the demonstrated ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bimact.data.episodes import Episodes
+from bimact.data.loader import Loader
+from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_episodes
+from bimact.errors import UserError
+from bimact.policy.loading import LoadedPolicy
+from bimact.progress import progress_bar
+from bimact.training.demonstrations import open_demonstrations
+
+BASELINES = ("hold the last position", "mean action")
+
+
+class _ErrorSums:
+    """Sums of absolute errors (C, A) over the real steps of windows, and how many they were."""
+
+    def __init__(self, chunk_size: int, action_dim: int) -> None:
+        self.sums = np.zeros((chunk_size, action_dim))
+        self.counts = np.zeros(chunk_size)
+
+    def add(self, predicted: Tensor, actions: Tensor, is_pad: Tensor) -> None:
+        real = (~is_pad).unsqueeze(-1)
+        self.sums += ((predicted - actions).abs() * real).sum(dim=0).double().cpu().numpy()
+        self.counts += real[..., 0].sum(dim=0).cpu().numpy()
+
+    def summary(self) -> dict[str, Any]:
+        """Mean absolute error in all, by joint and by step of the horizon, in the robot's units."""
+        seen = self.counts > 0
+        return {
+            "mae": float(self.sums.sum() / (self.counts.sum() * self.sums.shape[1])),
+            "mae_by_joint": (self.sums.sum(axis=0) / self.counts.sum()).tolist(),
+            "mae_by_horizon_step": (self.sums[seen].mean(axis=1) / self.counts[seen]).tolist(),
+        }
+
+
+def evaluate_offline(
+    loaded: LoadedPolicy,
+    dataset_dir: str | None = None,
+    *,
+    episodes: Sequence[str] | None = None,
+    exclude_episodes: Sequence[str] | None = None,
+    skip_unreadable: bool = False,
+) -> dict[str, Any]:
+    """Compare predicted chunks with demonstrated ones, beside two baselines that look at no image.
+
+    "Hold the last position" repeats the present state (or, where states and actions have different sizes,
+    the previous action); "mean action" is the training mean.
+
+    Args:
+        loaded: the policy.
+        dataset_dir: the demonstrations; None: those of the training, of which only held-out episodes are
+            used (all, where none was held out, and the result says so).
+        episodes: those to use, by numbers and names; None: all of `dataset_dir`, or those of the training.
+        exclude_episodes: those to leave out.
+        skip_unreadable: leave out the damaged ones, instead of stopping.
+
+    Returns:
+        what goes into `evaluation.json`.
+    """
+    config = loaded.config
+    path: str | None = dataset_dir
+    has_choice = episodes is not None or exclude_episodes is not None
+    if dataset_dir is not None or has_choice:  # what the training chose was of its own demonstrations
+        config = dataclasses.replace(
+            config,
+            episodes=None if episodes is None else list(episodes),
+            exclude_episodes=None if exclude_episodes is None else list(exclude_episodes),
+            max_episodes=None,
+            filter_key=None,
+        )
+    config = dataclasses.replace(config, skip_unreadable=skip_unreadable or config.skip_unreadable)
+    if path is None:
+        path, moved = loaded.run.dataset()
+        if moved is not None:
+            print(moved)
+    if path is None:
+        raise UserError("offline evaluation needs --dataset_dir")
+    demonstrations, source = open_demonstrations(config, path, for_training=False)
+    chosen, which = _choose_episodes(loaded, demonstrations, own_data=dataset_dir is None and not has_choice)
+    which = "chosen" if has_choice else which
+    trained_on = loaded.run.dataset()[0]
+    if which in ("all", "chosen") and trained_on is not None and Path(trained_on).resolve() == source.path.resolve():
+        print("Note: these are the demonstrations of the training: what it was trained on may be among them")
+    index = WindowIndex.over(demonstrations, chosen, config.temporal_context, config.chunk_size)
+    loader = Loader(
+        WindowDataset(demonstrations, index, config.cameras),
+        in_batches(range(len(index)), max(32, config.batch_size)),
+        num_workers=config.num_workers,
+    )
+    sums = {name: _ErrorSums(config.chunk_size, demonstrations.actions.shape[1]) for name in ("policy", *BASELINES)}
+    mean_action = loaded.network.action_normalizer.mean
+    row = 0
+    with progress_bar("evaluating on demonstrations", len(index)) as progress, torch.inference_mode():
+        for obs, actions in loader:
+            obs = {name: value.to(loaded.device) for name, value in obs.items()}
+            actions, is_pad = actions.to(loaded.device), obs["action_is_pad"]
+            sums["policy"].add(loaded.network(obs)[0], actions, is_pad)
+            held = _last_position(demonstrations, index, row, obs["state"][:, -1], actions)
+            sums[BASELINES[0]].add(held[:, None], actions, is_pad)
+            sums[BASELINES[1]].add(mean_action, actions, is_pad)
+            row += len(actions)
+            progress.advance(len(actions))
+    return {
+        "checkpoint": loaded.checkpoint.name,
+        "dataset": str(demonstrations.path.resolve()),
+        "episodes": which,
+        "episode_numbers": [source.number_of(place) for place in chosen.tolist()],
+        "windows": len(index),
+        "joint_names": list(
+            demonstrations.joint_names or [f"joint {j}" for j in range(demonstrations.actions.shape[1])]
+        ),
+        "fps": demonstrations.fps,
+        **sums["policy"].summary(),
+        "baselines": {name: sums[name].summary() for name in BASELINES},
+        "trajectory": _trajectory(loaded, demonstrations, int(chosen[0])),
+    }
+
+
+def _choose_episodes(loaded: LoadedPolicy, episodes: Episodes, own_data: bool) -> tuple[np.ndarray, str]:
+    everything = np.arange(len(episodes.lengths))
+    if not own_data:
+        return everything, "all"
+    _, held_out = split_episodes(episodes.lengths, loaded.config.val_split, loaded.config.seed)
+    return (held_out, "held out") if len(held_out) else (everything, "training (none was held out)")
+
+
+def _last_position(episodes: Episodes, index: WindowIndex, row: int, state: Tensor, actions: Tensor) -> Tensor:
+    """(B, A): where the robot is; the previous action stands for it where the state is something else."""
+    if state.shape[-1] == actions.shape[-1]:
+        return state
+    windows = np.arange(row, row + len(actions))
+    previous = np.maximum(index.rows[windows] - 1, index.first[windows])
+    return torch.as_tensor(np.asarray(episodes.actions[previous], dtype=np.float32), device=actions.device)
+
+
+@torch.inference_mode()
+def _trajectory(loaded: LoadedPolicy, episodes: Episodes, episode: int) -> dict[str, Any]:
+    """One episode, demonstrated and predicted: a chunk from each C-th observation, one after the other."""
+    config = loaded.config
+    index = WindowIndex.over(episodes, np.array([episode]), config.temporal_context, config.chunk_size)
+    dataset = WindowDataset(episodes, index, config.cameras)
+    obs, _ = dataset.__getitems__(list(range(0, len(index), config.chunk_size)))
+    chunks, _ = loaded.network({name: value.to(loaded.device) for name, value in obs.items()})
+    predicted = chunks.flatten(0, 1)[: len(index)].cpu().numpy()
+    demonstrated = np.asarray(episodes.actions[episodes.rows_of(episode)], dtype=np.float32)
+    return {
+        "episode": episode,
+        "chunk_size": config.chunk_size,
+        "predicted": np.round(predicted, 5).tolist(),
+        "demonstrated": np.round(demonstrated, 5).tolist(),
+    }

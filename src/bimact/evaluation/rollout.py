@@ -1,0 +1,167 @@
+"""Closed-loop evaluation: the policy acts in the simulation, and successes are counted."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from bimact.data.fork_server import without_main_program
+from bimact.device import choose_precision, precision_dtype
+from bimact.errors import UserError
+from bimact.evaluation.intervals import wilson_interval
+from bimact.machine import usable_cores
+from bimact.policy.inference import Execution, Policy
+from bimact.policy.loading import LoadedPolicy
+from bimact.progress import progress_bar
+from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, JOINTS, MAX_REWARD, find_task
+
+_MAX_PARALLEL = 8
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How a policy is evaluated in closed loop.
+
+    Attributes:
+        task: the simulated task.
+        rollouts: how many, from seeds `seed`, `seed + 1`, …
+        seed: of the first rollout's scene.
+        execute_steps: steps of each chunk to execute before the next prediction; None: as the run's config says.
+        temporal_ensemble: predict at each step and average, as in the paper; None: as the run's config says, unless
+            `execute_steps` is given.
+        videos: how many of the first rollouts are filmed.
+        image_size: height and width of the camera images; None: as in the training data.
+        parallel: environments that step at once; None: chosen by the machine.
+    """
+
+    task: str
+    rollouts: int = 50
+    seed: int = 1000
+    execute_steps: int | None = None
+    temporal_ensemble: bool | None = None
+    videos: int = 0
+    image_size: tuple[int, int] | None = None
+    parallel: int | None = None
+
+
+@dataclass
+class Rollout:
+    """One rollout: its seed, the highest reward, the reward at its end, and its video if it was filmed."""
+
+    seed: int
+    highest_reward: float = 0.0
+    final_reward: float = 0.0
+    video: str | None = None
+
+    @property
+    def success(self) -> bool:
+        return self.highest_reward == MAX_REWARD
+
+
+def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[str, Any]:
+    """Roll the policy out and count successes; the same settings give the same result on the same machine.
+
+    Success is the paper's: the task's last stage was reached at some step of the 400.
+
+    Returns:
+        what goes into `evaluation.json`: success rate with Wilson's 95% interval, rewards, times, rollouts.
+
+    Raises:
+        UserError: if the policy is not for the simulated robot and its cameras, or a setting is wrong.
+    """
+    config = loaded.config
+    find_task(settings.task)
+    if settings.rollouts < 1:
+        raise UserError(f"--rollouts is {settings.rollouts}, it has to be at least 1")
+    cameras = tuple(config.cameras or ())
+    for camera in cameras:
+        if camera not in CAMERAS:
+            raise UserError(
+                f"the policy was trained with camera '{camera}', which the simulation does not have "
+                f"({', '.join(CAMERAS)})"
+            )
+    for setting, dim in (("state_dim", config.state_dim), ("action_dim", config.action_dim)):
+        if dim not in (None, len(JOINTS)):
+            raise UserError(
+                f"the policy has {setting} {dim}, the simulated robot {len(JOINTS)}: it is for another robot"
+            )
+    execution = Execution.of(config, settings.execute_steps, settings.temporal_ensemble)
+    # Images of another size than in training would be new to the policy.
+    size = settings.image_size or config.image_size
+    if size is None:
+        raise UserError(
+            f"{loaded.run.path} does not say which size its training images had: give --image_size, as 240x320"
+        )
+    dtype = precision_dtype(choose_precision(config.mixed_precision, loaded.device))
+    policy = Policy(loaded.network, execution, loaded.interface, dtype=dtype)
+    parallel = min(settings.rollouts, settings.parallel or min(_MAX_PARALLEL, 2 * usable_cores()))
+    environment = partial(
+        _make_environment,
+        execute_steps=execution.execute_steps,
+        history=config.temporal_context,
+        task=settings.task,
+        cameras=cameras,
+        image_size=(size[0], size[1]),
+    )
+    with without_main_program():
+        environments = AsyncVectorEnv(
+            [environment] * parallel, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED
+        )
+    # Gymnasium warns with the traceback of a worker's error, which is then raised here as well.
+    warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
+    rollouts: list[Rollout] = []
+    began = time.perf_counter()
+    try:
+        with progress_bar(f"rollouts of {settings.task}", settings.rollouts) as progress:
+            while len(rollouts) < settings.rollouts:
+                # One rollout per environment; those beyond the last one that is wanted only fill the batch up.
+                first = settings.seed + len(rollouts)
+                wave = [Rollout(seed) for seed in range(first, first + parallel)]
+                wanted = wave[: settings.rollouts - len(rollouts)]
+                for rollout in wanted:
+                    if rollout.seed - settings.seed < settings.videos:
+                        rollout.video = f"videos/{settings.task}-seed-{rollout.seed}.mp4"
+                videos = {r.seed: str(loaded.run.path / r.video) for r in wave if r.video}
+                policy.reset()
+                observation, _ = environments.reset(seed=[r.seed for r in wave], options={"videos": videos})
+                finished = False
+                while not finished:
+                    actions = policy.next_actions(observation)
+                    observation, rewards, _, truncated, info = environments.step(actions)
+                    for rollout, reward, final in zip(wave, rewards, info["final_reward"]):
+                        rollout.highest_reward = max(rollout.highest_reward, float(reward))
+                        rollout.final_reward = float(final)
+                    finished = bool(truncated.all())
+                rollouts += wanted
+                progress.advance(len(wanted), f"{sum(r.success for r in rollouts)} of {len(rollouts)} succeeded")
+    finally:
+        environments.close(terminate=True)
+
+    successes = sum(rollout.success for rollout in rollouts)
+    reached = [sum(r.highest_reward >= reward for r in rollouts) for reward in range(1, MAX_REWARD + 1)]
+    return {
+        "checkpoint": loaded.checkpoint.name,
+        "settings": {**asdict(settings), "temporal_ensemble": execution.temporal_ensemble},
+        "execute_steps": execution.execute_steps,
+        "rollouts": len(rollouts),
+        "successes": successes,
+        "success_rate": successes / len(rollouts),
+        "interval_95": wilson_interval(successes, len(rollouts)),
+        "successes_at_the_end": sum(rollout.final_reward == MAX_REWARD for rollout in rollouts),
+        "reward_reached": {str(reward): count for reward, count in enumerate(reached, start=1)},
+        "steps": EPISODE_STEPS,
+        "seconds_a_rollout": (time.perf_counter() - began) / len(rollouts),
+        "each": [asdict(rollout) for rollout in rollouts],
+    }
+
+
+def _make_environment(**settings: Any) -> Any:
+    # In a worker process: it needs the simulation, but neither PyTorch nor the policy.
+    from bimact.sim.chunked import ChunkedAloha
+
+    return ChunkedAloha(**settings)

@@ -1,0 +1,360 @@
+"""The training loop: a prepared run in, checkpoints and metrics in its directory out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bimact.config import Config, save_config
+from bimact.data.training_order import Part, Step
+from bimact.data.windows import Batch
+from bimact.errors import UserError
+from bimact.files import lock_file, writing_to
+from bimact.policy.act import ActPolicy, Losses, act_losses
+from bimact.training import resume
+from bimact.training.checkpoint import copy_checkpoint, finish_interrupted_saves, save_checkpoint
+from bimact.training.compiled import CompiledPolicy
+from bimact.training.demonstrations import Loaders
+from bimact.training.device import to_device
+from bimact.training.hints import Hints
+from bimact.training.memory import is_out_of_memory, out_of_memory
+from bimact.training.optimizer import load_optimizer_state, make_optimizer, set_learning_rates
+from bimact.training.prediction_plot import predict, prediction_figure
+from bimact.training.prepare import PreparedRun
+from bimact.training.randomness import latent_noise, seed_step
+from bimact.training.tracking import MetricsLog
+from bimact.training.watch import LossWatch, StepTimes, StopRequest, TrainingDisplay, stop_at_step_end
+
+
+def train_run(prepared: PreparedRun) -> ActTrainer:
+    """Train a run to its end, in one process or in several that `torchrun` has started.
+
+    Returns:
+        the trainer at its end.
+
+    Raises:
+        UserError: if the loss goes wrong, the memory is not enough, another process trains into the same directory, or
+            a process of this training ends.
+        KeyboardInterrupt: after a request to stop; everything is saved.
+    """
+    ranks, config = prepared.ranks, prepared.config
+    try:
+        with (
+            ranks.telling_of_lost_processes(prepared.run),
+            _opened_log(prepared) as log,
+            stop_at_step_end(insist=ranks.count == 1) as stop,
+            TrainingDisplay(prepared.step, prepared.total_steps, ranks.is_main) as display,
+        ):
+            trainer = ActTrainer(prepared, log, stop, display)
+            trainer.fit()
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(config, prepared.accelerator.device) from error
+        raise
+    prepared.accelerator.end_training()
+    return trainer
+
+
+@contextmanager
+def _opened_log(prepared: PreparedRun) -> Iterator[MetricsLog | None]:
+    """The main process has the run directory for itself, and its metrics are written to the end; others: None."""
+    if not prepared.ranks.is_main:
+        yield None
+        return
+    run, checkpoint = prepared.run, prepared.checkpoint
+    with writing_to(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock = lock_file(run.path / ".lock")
+    if lock is None:
+        raise UserError(
+            f"another process is training into {run.path.resolve()}: wait for it, or choose another --output_dir"
+        )
+    with lock:
+        finish_interrupted_saves(run)
+        wandb_id = None
+        if checkpoint is not None:
+            resume.take_over_metrics(checkpoint, run, prepared.step)
+            if checkpoint.state is not None and checkpoint.run.path.resolve() == run.path.resolve():
+                wandb_id = checkpoint.state["wandb_id"]
+        log = MetricsLog(prepared.config, run.path, step=prepared.step, wandb_id=wandb_id)
+        log.log_dataset(prepared.dataset_record, prepared.step)
+        with writing_to(run.path):
+            save_config(resume.run_record(prepared.config, run), run.config_path)
+            prepared.interface.write(run.interface_path)
+        exit_code = 1
+        try:
+            yield log
+            exit_code = 0
+        finally:
+            log.close(exit_code)
+
+
+class ActTrainer:
+    """Trains the policy of a prepared run.
+
+    All random numbers of a step depend on the seed, the step and the rank alone, and the order of samples on the seed
+    and the epoch: to resume exactly, a run needs its parameters, the optimizer's state and its position.
+
+    Args:
+        prepared: of `prepare_run`.
+        log: takes the metrics; None in all processes but the main one, which alone saves checkpoints.
+        stop: asks for an end after the present step.
+        display: the live line of the terminal.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        log: MetricsLog | None = None,
+        stop: StopRequest | None = None,
+        display: TrainingDisplay | None = None,
+    ) -> None:
+        self.run, self.config, self.data = prepared.run, prepared.config, prepared.data
+        self.accelerator, self.ranks = prepared.accelerator, prepared.ranks
+        self.total_steps, self.total_epochs = prepared.total_steps, prepared.total_epochs
+        self.order = prepared.order
+        self.step = prepared.step  # optimizer steps done
+        self.pending: list[Tensor] = []  # losses (3,) of steps that are not logged yet, still on the device
+        self.best_val_loss = math.inf
+        self.watch = LossWatch()
+        self.log = log
+        self.stop = stop or StopRequest()
+        self.stopping = False  # all ranks have agreed to stop
+        self.display = display or TrainingDisplay(self.step, self.total_steps, False)
+        self.late_lines = prepared.late_lines
+
+        config, device = self.config, self.accelerator.device
+        self.loaders = Loaders.of(self.data, self.order, config, self.ranks, pin_memory=device.type == "cuda")
+        self.hints = Hints(config, self.loaders.training.num_workers)
+        policy = self.ranks.convert_sync_batchnorm(prepared.policy)
+        optimizer = make_optimizer(policy, config, self.ranks.count * config.gradient_accumulation_steps)
+        self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
+        self.learner = self.policy
+        if config.compile:
+            self._print("Compiling the policy: the first step takes a minute or more")
+            # Gradients that are accumulated must outlive the graph that made them.
+            cuda_graphs = device.type == "cuda" and config.gradient_accumulation_steps == 1
+            self.learner = CompiledPolicy(self.policy, config.batch_size, cuda_graphs=cuda_graphs)
+
+        state = None if prepared.checkpoint is None else prepared.checkpoint.state
+        if state is not None:
+            if not load_optimizer_state(self.optimizer, state["optimizer"]):
+                self._print("Other parameters are trained than before: the optimizer starts anew")
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.best_val_loss = state["best_val_loss"]
+            self.watch.load_state_dict(state["loss_watch"])
+            self.pending = [losses.to(device) for losses in state["pending_losses"]]
+
+    @property
+    def bare_policy(self) -> ActPolicy:
+        """The policy without the wrapper of data-parallel training."""
+        return self.accelerator.unwrap_model(self.policy)
+
+    def fit(self) -> None:
+        """Train to the end, or to the step's end after which a stop was requested.
+
+        Raises:
+            UserError: if the loss goes wrong.
+            KeyboardInterrupt: after a request to stop; everything is saved.
+        """
+        self._print("\nStarting training...")
+        while self.step < self.total_steps and not self.stopping:
+            self._train_epoch()
+        if self.stopping and self.step < self.total_steps:
+            self._reduce_pending()
+            if self.log is not None:
+                path = self._save("last", self.log)
+                self._print(f"\nInterrupted at step {self.step}. To go on: --resume_from {path}")
+            self.accelerator.wait_for_everyone()  # a launcher ends all processes when one has ended
+            raise KeyboardInterrupt
+
+    def _train_epoch(self) -> None:
+        """Train on what is left of an epoch, then validate and save; a request to stop leaves it at a step's end."""
+        times = StepTimes()
+        epoch = self.order.epoch + 1  # counted from 1 where people see it
+        self.policy.train()
+        for step, batches in times.measure_waiting(self._steps_left()):
+            self.pending.append(self.train_step(step, batches))
+            self.step += 1
+            self.order.done += step.num_windows
+            times.step_done()
+            self.display.step_done(times)
+            last = self.step == self.total_steps
+            if self.step % self.config.log_frequency == 0 or last:
+                self._log_steps(times, epoch)
+            self.stopping = self.ranks.agree_to_stop(self.stop.requested)
+            if last:
+                break
+            if self.stopping and self.order.steps_left:
+                return  # a finished epoch is validated and saved first
+        if not self.order.steps_left:
+            self.order.epoch, self.order.done = self.order.epoch + 1, 0
+        self._reduce_pending()
+        self.watch.check(self.pending, self.step)
+        record = {"epoch": epoch, "time_per_epoch": times.elapsed}
+        val_loss = self.validate()
+        if val_loss is not None:
+            record["val_loss"] = val_loss
+            self._print(f"Epoch {epoch}/{self.total_epochs}: val_loss={val_loss:.4f}")
+        if self.log is not None:
+            self.log.log(record, self.step)
+        self._save_epoch(epoch, val_loss)
+
+    def _steps_left(self) -> Iterator[tuple[Step, list[Batch]]]:
+        """The remaining steps of the epoch, with a batch for each part of this process."""
+        steps = list(self.order.steps())  # before the loader's position moves on
+        batches = iter(self.loaders.training)
+        for step in steps:
+            yield step, [next(batches) for _ in step.parts]
+
+    def train_step(self, step: Step, batches: list[Batch]) -> Tensor:
+        """One optimizer step.
+
+        Args:
+            step: how much each batch counts.
+            batches: of this process, one after the other; their gradients are added up.
+
+        Returns:
+            the losses (3,) before the step: total, action, kl; on the device, so that nothing waits for them. The
+            mean over processes is that of the whole step.
+        """
+        seed_step(self.config.seed, self.step, self.ranks.rank)
+        noise = latent_noise(self.config, self.step, step.num_windows)
+        set_learning_rates(self.optimizer, self.config, self.step, self.total_steps)
+        losses = []
+        for number, (part, batch) in enumerate(zip(step.parts, batches), start=1):
+            if number == len(batches):
+                losses.append(self._backward(part, batch, noise))
+            else:
+                with self.accelerator.no_sync(self.policy):  # gradients are all-reduced once per step
+                    losses.append(self._backward(part, batch, noise))
+        if self.config.grad_clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return torch.stack(losses).sum(dim=0)
+
+    def _backward(self, part: Part, batch: Batch, noise: Tensor) -> Tensor:
+        """Add a batch's gradients to those of its step, and give its share (3,) of the losses."""
+        obs, actions = to_device(batch, self.accelerator.device)
+        with self.accelerator.autocast():
+            _, output = self.learner(obs, actions, noise[part.samples].to(self.accelerator.device))
+        target = self.bare_policy.action_normalizer(actions)
+        losses = weighted_losses(act_losses(output, target, obs["action_is_pad"], self.config), part, self.config)
+        self.accelerator.backward(losses.total)
+        return torch.stack([loss.detach() for loss in losses])
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """The action loss on held-out episodes with latent 0, as at inference; None without any."""
+        if self.loaders.validation is None:
+            return None
+        policy = self.bare_policy
+        policy.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch in self.loaders.validation:
+            obs, actions = to_device(batch, self.accelerator.device)
+            with self.accelerator.autocast():
+                _, output = policy(obs)
+            is_pad = obs["action_is_pad"]
+            loss = act_losses(output, policy.action_normalizer(actions), is_pad, self.config).action
+            real = (~is_pad).sum()
+            total += torch.stack([loss * real, real]).cpu().double()  # Apple's GPUs have no float64
+        policy.train()
+        error, count = self.ranks.total(total).tolist()
+        return error / count
+
+    def _reduce_pending(self) -> None:
+        """Make the losses not yet logged those of all processes together."""
+        if self.pending:
+            self.pending = list(self.ranks.mean(torch.stack(self.pending)))
+
+    def _log_steps(self, times: StepTimes, epoch: int) -> None:
+        self._reduce_pending()
+        self.watch.check(self.pending, self.step)
+        total, action, kl = torch.stack(self.pending).mean(dim=0).tolist()
+        self.pending = []
+        weighted = self.config.kl_weight * kl  # so that the loss is the sum of what is shown
+        record = {
+            "epoch": epoch,
+            "total_loss": total,
+            "action_loss": action,
+            "kl_loss": weighted,
+            "kl_divergence": kl,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **times.take(),
+        }
+        if self.accelerator.device.type == "cuda":
+            record["gpu_memory"] = torch.cuda.max_memory_allocated() / 2**30
+        if self.log is not None:
+            self.log.log(record, self.step)
+        self._print(
+            f"Epoch {epoch}/{self.total_epochs}, Step {self.step}: "
+            f"loss={total:.3f}, action_loss={action:.3f}, kl_loss={weighted:.3f}"
+        )
+        for line in self.late_lines:
+            self._print(line)
+        self.late_lines = []
+        for hint in self.hints.look(record):
+            self._print(hint)
+
+    def _save_epoch(self, epoch: int, val_loss: float | None) -> None:
+        is_best = val_loss is not None and val_loss < self.best_val_loss
+        if is_best and val_loss is not None:
+            self.best_val_loss = val_loss
+        ends = self.step >= self.total_steps
+        numbered = epoch % self.config.checkpoint_frequency == 0 or ends
+        is_best = is_best or (ends and val_loss is None)
+        if self.log is None or not (numbered or is_best):
+            return
+        path = self._save(epoch if numbered else "best", self.log)
+        if numbered and is_best:
+            copy_checkpoint(path, "best")
+        copy_checkpoint(path, "last")  # at the end: everything else of the checkpoint is written
+        if numbered:
+            self._print(f"Checkpoint saved: {path}")
+            if self.log.shows_figures:
+                self._log_prediction(self.log)
+        self.log.log_checkpoint(path, is_best=is_best, numbered=numbered)
+
+    def _log_prediction(self, log: MetricsLog) -> None:
+        """A chunk in the middle of the held-out demonstrations, predicted and demonstrated."""
+        windows = self.data.validation or self.data.training
+        batch = to_device(windows.__getitems__([len(windows) // 2]), self.accelerator.device)
+        with self.accelerator.autocast():
+            predicted = predict(self.bare_policy, batch)
+        title = f"Step {self.step}: predicted and demonstrated chunk"
+        figure = prediction_figure(*predicted, self.data.episodes.joint_names, title)
+        log.log_figure("predictions", figure, self.step)
+
+    def _save(self, name: str | int, log: MetricsLog) -> Path:
+        scaler = self.accelerator.scaler
+        state: dict[str, Any] = {
+            "step": self.step,
+            "order": self.order.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "best_val_loss": self.best_val_loss,
+            "loss_watch": self.watch.state_dict(),
+            "pending_losses": [losses.cpu() for losses in self.pending],
+            "wandb_id": log.wandb_id,
+            "dataset": self.data.episodes.fingerprint,
+        }
+        return save_checkpoint(self.run, name, self.bare_policy.state_dict(), state)
+
+    def _print(self, line: str) -> None:
+        if self.ranks.is_main:
+            print(line, flush=True)
+
+
+def weighted_losses(losses: Losses, part: Part, config: Config) -> Losses:
+    """A batch's mean losses → its share of the step's."""
+    action, kl = part.action_weight * losses.action, part.window_weight * losses.kl
+    return Losses(action + config.kl_weight * kl, action, kl)

@@ -1,0 +1,141 @@
+"""What a run saves, so that it can be used and exactly resumed: each file appears whole or not at all.
+
+`checkpoint/act-train-N.pth` is the policy's plain state dict after epoch N. What resuming needs besides stands
+in `act-train-N.state` beside it. `best` and `last` are further names of such a pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bimact.errors import UserError, in_words
+from bimact.files import atomic_write, flush_to_disk, refuse_pointer
+from bimact.policy.loading import load_weights
+from bimact.run_directory import STATE, WEIGHTS, Run, unfinished
+
+_WITHOUT_STATE = "without that file training goes on with the weights alone"
+_DIGEST = "weights_sha256"  # in the state: which weights it belongs to
+
+
+def save_checkpoint(run: Run, name: str | int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Save a policy's state dict and the trainer's state under a name.
+
+    The pair changes in one moment, when the state that names the new weights takes its place: until then the old
+    pair is what counts, and after it `finish_interrupted_saves` finds the new weights even if they could not take
+    their own place any more.
+
+    Returns:
+        the path of the weights.
+
+    Raises:
+        UserError: if the disk is full or cannot be written; what was there before stays.
+    """
+    path = run.checkpoints / f"act-train-{name}{WEIGHTS}"
+    new = unfinished(path)
+    try:
+        with atomic_write(new) as file:
+            torch.save(dict(weights), file)
+        with atomic_write(path.with_suffix(STATE)) as file:
+            torch.save({**state, _DIGEST: _digest(new)}, file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch's writer hides it
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"cannot write {path} ({cause.strerror or cause}): see to it, then go on from the last checkpoint by "
+            f"--resume_from {run.path}"
+        ) from error
+    new.replace(path)
+    flush_to_disk(path.parent)
+    return path
+
+
+def copy_checkpoint(path: Path, name: str) -> None:
+    """Give a saved checkpoint a further name, without a second copy on disk where links are possible."""
+    target = path.with_name(f"act-train-{name}{WEIGHTS}")
+    temporary = target.with_name(f".{target.stem}{STATE}.tmp")
+    _link(path, unfinished(target))
+    _link(path.with_suffix(STATE), temporary)
+    temporary.replace(target.with_suffix(STATE))
+    unfinished(target).replace(target)
+    flush_to_disk(path.parent)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def finish_interrupted_saves(run: Run) -> None:
+    """Put a run's checkpoint folder in order after a kill: what was half written goes, what was whole stays.
+
+    Only for the one process that is about to write there.
+    """
+    folder = run.checkpoints
+    for new in folder.glob(f".act-train-*{WEIGHTS}.new"):
+        path = new.with_name(new.name.removeprefix(".").removesuffix(".new"))
+        state = load_state(path)
+        if state is not None and state.get(_DIGEST) == _digest(new):
+            new.replace(path)
+        else:
+            new.unlink()
+    for left_over in folder.glob(".*act-train-*.tmp"):
+        left_over.unlink()
+
+
+def load_pair(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """A checkpoint's weights, and the trainer's state that belongs to them.
+
+    Returns:
+        the state is None if there is none beside the weights, or one that was saved with other weights.
+
+    Raises:
+        UserError: as `load_weights` does.
+    """
+    path = Path(path)
+    state = load_state(path)
+    if state is None:
+        return load_weights(path), None
+    belonging = [file for file in (path, unfinished(path)) if file.exists() and _digest(file) == state.get(_DIGEST)]
+    return (load_weights(belonging[0]), state) if belonging else (load_weights(path), None)
+
+
+def load_state(path: str | Path) -> dict[str, Any] | None:
+    """The trainer's state beside a weights file; None if there is none.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    state = Path(path).with_suffix(STATE)
+    if not state.exists():
+        return None
+    refuse_pointer(state)
+    try:
+        content = torch.load(state, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(
+            f"{state} cannot be read ({in_words(error) or type(error).__name__}): {_WITHOUT_STATE}"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{state} holds no training state but a {type(content).__name__}: {_WITHOUT_STATE}")
+    return content

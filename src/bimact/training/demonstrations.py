@@ -1,0 +1,175 @@
+"""A run's demonstrations: opened as its config says, split into training and validation, divided over ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bimact.config import Config
+from bimact.data.default_state import answer_sentence, find_answer
+from bimact.data.episodes import Episodes
+from bimact.data.loader import Loader
+from bimact.data.normalize import Statistics, compute_statistics
+from bimact.data.opening import arrays_of, open_source
+from bimact.data.selection import ACTION, STATE, SelectedSource, Selection
+from bimact.data.summary import dataset_lines, unusable_lines
+from bimact.data.training_order import TrainingOrder
+from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_episodes
+from bimact.encoder.base import input_size
+from bimact.errors import UserError
+from bimact.policy.inference import Interface
+from bimact.training.ranks import Ranks
+
+
+def open_demonstrations(
+    config: Config, path: str | Path, say: Callable[[str], None] = print, *, for_training: bool = True
+) -> tuple[Episodes, SelectedSource]:
+    """Open a dataset, the columns and cameras that a policy uses, with images in the size that its encoder needs.
+
+    Args:
+        say: takes lines on what is used, left out and skipped.
+        for_training: False: that the state contains the action is said, and no error any more.
+
+    Returns:
+        the demonstrations as arrays, and what they were read from.
+
+    Raises:
+        UserError: as `open_dataset`; if the dataset has another state or action than the config says, holds images and
+            none that can be read, or its state contains the action.
+    """
+    source = select_demonstrations(config, path)
+    for line in dataset_lines(source):
+        say(line)
+    return read_demonstrations(config, source, say, for_training=for_training)
+
+
+def select_demonstrations(config: Config, path: str | Path) -> SelectedSource:
+    """The first half of `open_demonstrations`: nothing is decoded yet."""
+    source = Selection.of(config).applied_to(open_source(path, cache_dir=config.cache_dir))
+    source.require_camera()
+    for setting, wanted, size in (
+        ("state_dim", config.state_dim, source.columns[STATE].size),
+        ("action_dim", config.action_dim, source.columns[ACTION].size),
+    ):
+        if wanted not in (None, size):  # before hours go into decoding images
+            raise UserError(
+                f"{setting} is {wanted} in the config, but {source.path} has {size}: set {setting} to {size} or null, "
+                f"or select dimensions by {setting}s"
+            )
+    return source
+
+
+def read_demonstrations(
+    config: Config, source: SelectedSource, say: Callable[[str], None], *, for_training: bool = True
+) -> tuple[Episodes, SelectedSource]:
+    """The second half of `open_demonstrations`."""
+    episodes, read = arrays_of(source, config.cache_dir, input_size(config.encoder))
+    for line in unusable_lines(read, known=source.unusable):
+        say(line)
+    if len(read.episodes) < len(source.episodes):
+        say(f"Episodes: {len(read.episodes)} are left, {read.num_steps} steps")
+    for note in read.notes[len(source.notes) :]:
+        say(f"Note:     {note}")
+    sentence = _answer_in_state(episodes, read)
+    if sentence is not None:
+        if for_training and read.selection.state_keys is None:
+            raise UserError(
+                f"{read.path}: {sentence}, so that a policy would copy it: choose other columns by --state_keys, or "
+                "name this one there if it is meant"
+            )
+        say(f"Note:     {sentence}")
+    return episodes, read
+
+
+def _answer_in_state(episodes: Episodes, source: SelectedSource) -> str | None:
+    """The sentence about a column of the state that is the action; None: there is none."""
+    if any(source.action.shifts):  # the action was asked for as a later state
+        return None
+    rows = [episodes.rows_of(number) for number in range(len(episodes.lengths))]
+    states, actions = ([values[part] for part in rows] for values in (episodes.state, episodes.actions))
+    found = find_answer(states, actions, source.state.parts)
+    return None if found is None else answer_sentence(*found, source.action.keys)
+
+
+def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
+    """Fill in what the config leaves to the dataset: cameras and the sizes of images, state and action."""
+    cameras = list(episodes.cameras)  # by the dataset's own names, which the user may have given with a prefix
+    sizes = {size for camera, size in episodes.recorded_sizes.items() if camera in cameras}
+    return dataclasses.replace(
+        config,
+        cameras=cameras,
+        image_size=list(sizes.pop()) if len(sizes) == 1 else None,
+        state_dim=episodes.state.shape[1],
+        action_dim=episodes.actions.shape[1],
+    )
+
+
+@dataclass
+class Demonstrations:
+    """What a run learns from and what it is validated on.
+
+    Attributes:
+        train_episodes: numbers of the training episodes; the statistics come from them alone.
+        training: their windows.
+        validation: windows of the episodes that are held out; None without any.
+    """
+
+    episodes: Episodes
+    train_episodes: np.ndarray
+    training: WindowDataset
+    validation: WindowDataset | None
+
+    @classmethod
+    def split(cls, episodes: Episodes, config: Config) -> Demonstrations:
+        def windows(chosen: np.ndarray) -> WindowDataset:
+            index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
+            return WindowDataset(episodes, index, config.cameras)
+
+        train_episodes, held_out = split_episodes(episodes.lengths, config.val_split, config.seed)
+        return cls(episodes, train_episodes, windows(train_episodes), windows(held_out) if len(held_out) else None)
+
+    def statistics(self) -> tuple[Statistics, Statistics]:
+        """Of states and of actions, over the training episodes."""
+        state, actions = (
+            compute_statistics(rows[self.episodes.rows_of(number)] for number in self.train_episodes)
+            for rows in (self.episodes.state, self.episodes.actions)
+        )
+        return state, actions
+
+    def interface(self, state: Statistics, actions: Statistics) -> Interface:
+        """What the demonstrations say about a policy's inputs and outputs."""
+        episodes = self.episodes
+        return Interface(
+            cameras={camera: episodes.recorded_sizes[camera] for camera in episodes.cameras},
+            state_names=episodes.state_names,
+            action_names=episodes.joint_names,
+            control_frequency=episodes.fps,
+            state_range=tuple(zip(state.low.tolist(), state.high.tolist())),
+            action_range=tuple(zip(actions.low.tolist(), actions.high.tolist())),
+            task=episodes.task,
+        )
+
+
+@dataclass
+class Loaders:
+    """Batches of this process.
+
+    Attributes:
+        training: in the order that it is given.
+        validation: this process's share; None without held-out episodes.
+    """
+
+    training: Loader
+    validation: Loader | None
+
+    @classmethod
+    def of(cls, data: Demonstrations, order: TrainingOrder, config: Config, ranks: Ranks, pin_memory: bool) -> Loaders:
+        validation = None
+        if data.validation is not None:
+            share = in_batches(ranks.share(len(data.validation)), config.batch_size)
+            validation = Loader(data.validation, share, num_workers=config.num_workers, pin_memory=pin_memory)
+        return cls(Loader(data.training, order, num_workers=config.num_workers, pin_memory=pin_memory), validation)

@@ -1,0 +1,287 @@
+"""Preparing a run: its settings, its demonstrations, its policy. Decoding and encoding may take hours here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from bimact.config import Config, load_config, to_config
+from bimact.configs import DEFAULT, find_config
+from bimact.data.summary import dataset_lines, dataset_record
+from bimact.data.training_order import TrainingOrder
+from bimact.errors import UserError, in_words
+from bimact.files import check_writable, expand_home
+from bimact.policy.act import ActPolicy
+from bimact.policy.inference import Interface
+from bimact.run_directory import Run, recorded
+from bimact.training import resume
+from bimact.training.demonstrations import (
+    Demonstrations,
+    fill_from_dataset,
+    read_demonstrations,
+    select_demonstrations,
+)
+from bimact.training.device import make_accelerator
+from bimact.training.feature_cache import uses_features, with_features
+from bimact.training.memory import with_largest_batch
+from bimact.training.ranks import Ranks
+
+
+@dataclass
+class PreparedRun:
+    """All that training needs.
+
+    Attributes:
+        config: complete.
+        run: the run directory; nothing is written there yet.
+        checkpoint: what the run resumes from; None for a new run.
+        accelerator: device, precision and processes.
+        ranks: the same processes.
+        policy: with the weights and statistics to begin with.
+        data: the demonstrations, split into training and validation.
+        order: of the training windows, at the position to begin at.
+        step: optimizer steps done before.
+        total_steps: optimizer steps at the end.
+        total_epochs: epochs at the end.
+        interface: for `interface.json`.
+        dataset_record: for `metrics.jsonl`.
+        late_lines: on the dataset, to be printed after the first logged line, as the training guide's output has none.
+    """
+
+    config: Config
+    run: Run
+    checkpoint: resume.Checkpoint | None
+    accelerator: Accelerator
+    ranks: Ranks
+    policy: ActPolicy
+    data: Demonstrations
+    order: TrainingOrder
+    step: int
+    total_steps: int
+    total_epochs: int
+    interface: Interface
+    dataset_record: dict[str, Any]
+    late_lines: list[str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The settings of a training, and where they come from.
+
+    Attributes:
+        config: as it is given; what it leaves open is filled in by `prepare_run`.
+        source: of the config, for the output.
+        notes: lines to print.
+    """
+
+    config: Config
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def request(
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    settings: Sequence[str] | Mapping[str, Any] = (),
+    resume_from: str | Path | None = None,
+) -> Request:
+    """Find out which settings are asked for.
+
+    Args:
+        config: YAML file, name of a config that bimact comes with, mapping or `Config`; None: that of the run to
+            resume, or else the training guide's policy.
+        settings: on top of it: `key=value`, as on the command line, or a mapping from names to values.
+        resume_from: a checkpoint file or a run directory.
+
+    Raises:
+        UserError: for a faulty setting, or a file that cannot be read.
+    """
+    lines = [] if isinstance(settings, Mapping) else list(settings)
+    changes = settings if isinstance(settings, Mapping) else {}
+    run = None if resume_from is None else Run.of(resume_from)
+    notes: tuple[str, ...] = ()
+    if config is not None and not isinstance(config, (str, Path)):
+        source, found = "given in Python", to_config(config)
+    elif config is None and run is not None and run.config_path.is_file():
+        # Where the run is now; its own config says where it began.
+        source, found = str(run.config_path), load_config(run.config_path, [f"output_dir={run.path}", *lines])
+        if "dataset_dir" not in changes and not any(line.startswith("dataset_dir=") for line in lines):
+            dataset, moved = run.dataset()
+            found = dataclasses.replace(found, dataset_dir=dataset)
+            notes = () if moved is None else (moved,)
+    else:
+        path = find_config(config or DEFAULT)
+        if run is not None and config is None:
+            lines = [f"output_dir={run.path}", *lines]
+        source, found = str(path), load_config(path, lines)
+    if changes:
+        merged = dataclasses.asdict(found)
+        for name, value in changes.items():
+            if name == "encoder" and isinstance(value, Mapping):
+                merged["encoder"].update(value)
+            elif name.startswith("encoder."):
+                merged["encoder"][name.removeprefix("encoder.")] = value
+            else:
+                merged[name] = value
+        found = to_config(merged)
+    return Request(found, source, notes)
+
+
+def prepare_run(
+    config: Config | Request,
+    resume_from: str | Path | None = None,
+    *,
+    override_config: bool = False,
+    accelerator: Accelerator | None = None,
+) -> PreparedRun:
+    """Open and convert the demonstrations, build the policy, encode features, and find the position to begin at.
+
+    With several processes all have to call it.
+
+    Args:
+        config: of the run. Without `dataset_dir` the environment variable ACT_DATASET_DIR counts, without `output_dir`
+            the run gets a directory of its own in `runs`.
+        resume_from: a checkpoint's weights file or a run directory.
+        override_config: whether a resumed run may have other settings than before.
+        accelerator: of `make_accelerator(config)`; None: made here.
+
+    Raises:
+        UserError: for faulty input, or an output directory that holds another run.
+    """
+    asked = config if isinstance(config, Request) else Request(config, "given in Python")
+    config = asked.config
+    accelerator = accelerator or make_accelerator(config)
+    ranks = Ranks(accelerator)
+
+    def say(line: str) -> None:
+        if ranks.is_main:
+            print(line, flush=True)
+
+    dataset = config.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", "")) or None
+    output = config.output_dir
+    if output is None:
+        output = str(
+            Run.of(resume_from).path if resume_from is not None else ranks.broadcast_from_main(_new_run(dataset))
+        )
+    config = dataclasses.replace(config, dataset_dir=dataset, output_dir=output)
+    say(f"=== ACT Training ===\nConfig: {asked.source}\nDataset: {dataset}\nOutput: {output}\n")
+    for note in asked.notes:
+        say(note)
+    if dataset is None:
+        raise UserError("training needs --dataset_dir (or ACT_DATASET_DIR)")
+
+    run = Run(Path(output))
+    with ranks.telling_of_lost_processes(run):
+        return _prepared(config, run, resume_from, override_config, accelerator, ranks, say)
+
+
+def _prepared(
+    config: Config,
+    run: Run,
+    resume_from: str | Path | None,
+    override_config: bool,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    say: Callable[[str], None],
+) -> PreparedRun:
+    """`prepare_run` once it is known where the run goes."""
+    ranks.check_in_main(lambda: check_writable(run.path))
+    checkpoint = None if resume_from is None else resume.open_checkpoint(resume_from)
+    resume.refuse_other_run(run, checkpoint)
+
+    with accelerator.main_process_first(), accelerator.local_main_process_first():
+        source = select_demonstrations(config, config.dataset_dir or "")
+        lines = dataset_lines(source)
+        # The training guide's output begins otherwise: where all is used as it is, the lines come a moment later.
+        is_plain = source.mapped() is not None and not (source.left_out or source.unusable or source.notes)
+        for line in () if is_plain else (*lines, ""):
+            say(line)
+        episodes, source = read_demonstrations(config, source, say, for_training=checkpoint is None)
+    config = fill_from_dataset(config, episodes)
+    if checkpoint is not None:
+        config = resume.keep_what_was_found(config, checkpoint)
+        for change in resume.check_config_changes(config, checkpoint, episodes, override_config):
+            say(f"Changed since: {change}")
+    config = dataclasses.replace(config, feature_cache=uses_features(config, episodes, ranks.count))
+
+    set_seed(config.seed)
+    say("Building ACT policy...")
+    policy = ActPolicy(config if checkpoint is None else recorded(config))
+    if checkpoint is not None:
+        try:
+            policy.load_state_dict(checkpoint.weights)
+        except RuntimeError as error:
+            raise UserError(f"{checkpoint.path} does not fit the settings: {in_words(error)}") from error
+    say(f"Total parameters: {sum(p.numel() for p in policy.parameters()):,}")
+    say(f"Trainable parameters: {sum(p.numel() for p in policy.parameters() if p.requires_grad):,}\n")
+
+    if config.feature_cache:
+        episodes = with_features(config, policy, episodes, accelerator)
+    data = Demonstrations.split(episodes, config)
+    if config.auto_batch_size:
+        config = with_largest_batch(config, data.training, accelerator, ranks)
+    state_statistics, action_statistics = data.statistics()
+    if checkpoint is None:
+        policy.state_normalizer.fit(state_statistics)
+        policy.action_normalizer.fit(action_statistics)
+
+    say("Creating data loaders...")
+    say(f"Training samples: {len(data.training)}")
+    if data.validation is not None:
+        say(f"Validation samples: {len(data.validation)}")
+    order = TrainingOrder(
+        data.training.index,
+        config.batch_size,
+        config.seed,
+        accumulate=config.gradient_accumulation_steps,
+        rank=ranks.rank,
+        ranks=ranks.count,
+    )
+    step = 0
+    if checkpoint is not None and checkpoint.state is not None:
+        step = checkpoint.state["step"]
+        division = order.load_state_dict(checkpoint.state["order"])
+        say(f"Resuming from {checkpoint.path}: step {step}, epoch {order.epoch + 1}")
+        if division is not None:
+            say(division)
+    elif checkpoint is not None:
+        order.epoch = checkpoint.epochs
+        step = checkpoint.epochs * order.steps_an_epoch
+        then = f"training resumes after epoch {checkpoint.epochs}" if checkpoint.epochs else "training starts anew"
+        say(
+            f"{checkpoint.path} has no training state next to it: only its weights are taken, and {then} with a new "
+            "optimizer"
+        )
+    total_steps, total_epochs = order.length_of_run(step, config.num_epochs, config.num_steps)
+    return PreparedRun(
+        config=config,
+        run=run,
+        checkpoint=checkpoint,
+        accelerator=accelerator,
+        ranks=ranks,
+        policy=policy,
+        data=data,
+        order=order,
+        step=step,
+        total_steps=total_steps,
+        total_epochs=total_epochs,
+        interface=data.interface(state_statistics, action_statistics),
+        dataset_record=dataset_record(source),
+        late_lines=lines if is_plain else [],
+    )
+
+
+def _new_run(dataset: str | None) -> str:
+    """A directory of its own for a run that was given none."""
+    sweep, trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if sweep and trial:  # started by `wandb agent`
+        return f"runs/sweep-{sweep}/{trial}"
+    name = Path(dataset).resolve().name if dataset else "act"
+    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
