@@ -93,8 +93,8 @@ def test_a_run_of_a_lerobot_policy(
     assert files == [*weights, "runs/new/config.yaml"]
     loaded = load_run("runs/new", device="cpu")
     assert loaded.config.output_dir == "runs/new"
-    obs = observation(loaded.policy)
-    torch.testing.assert_close(chunk_of(loaded.policy, obs), chunk_of(read_lerobot(lerobot).policy, obs))
+    obs = observation(loaded.network)
+    torch.testing.assert_close(chunk_of(loaded.network, obs), chunk_of(read_lerobot(lerobot).policy, obs))
     assert (tmp_path / "runs" / "new").stat().st_mode & 0o777 == (tmp_path / "runs").stat().st_mode & 0o777
 
 
@@ -113,10 +113,10 @@ def test_a_converted_run_is_evaluated_and_trained_on(
     assert bimact("evaluate", "--run", evaluated, "--dataset_dir", dataset, "--device", "cpu") == 0
     assert "Mean Absolute Error" in capsys.readouterr().out
     settings = ("--dataset_dir", dataset, "--output_dir", tmp_path / "trained", "--num_epochs=1", "--device=cpu")
-    before = load_run(run, device="cpu").policy.state_dict()
+    before = load_run(run, device="cpu").network.state_dict()
     assert bimact("train", "--resume_from", run, *settings, "--num_workers=0", "--override_config") == 0
     assert "only its weights are taken" in capsys.readouterr().out
-    after = load_run(tmp_path / "trained", device="cpu").policy.state_dict()
+    after = load_run(tmp_path / "trained", device="cpu").network.state_dict()
     change = (after["action_head.weight"] - before["action_head.weight"]).abs().max()
     assert 0 < change < 0.01
     assert torch.equal(after["action_normalizer.mean"], before["action_normalizer.mean"])
@@ -125,7 +125,7 @@ def test_a_converted_run_is_evaluated_and_trained_on(
 def test_there_and_back(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bimact("convert-checkpoint", run, tmp_path / "back") == 0
     assert f"as --policy.path={tmp_path / 'back'}" in capsys.readouterr().out
-    policy = load_run(run, device="cpu").policy
+    policy = load_run(run, device="cpu").network
     obs = observation(policy)
     torch.testing.assert_close(chunk_of(read_lerobot(tmp_path / "back").policy, obs), chunk_of(policy, obs))
 
@@ -135,7 +135,7 @@ def test_the_original_act_becomes_either(tmp_path: Path, original: Path, capsys:
     assert bimact("convert-checkpoint", original, tmp_path / "run", *options) == 0
     assert "Note: 6 of 7 decoder layers are left out" in capsys.readouterr().out
     assert bimact("convert-checkpoint", original / "policy_best.ckpt", tmp_path / "l", *options, "--to=lerobot") == 0
-    policy = load_run(tmp_path / "run", device="cpu").policy
+    policy = load_run(tmp_path / "run", device="cpu").network
     obs = observation(policy)
     torch.testing.assert_close(chunk_of(read_lerobot(tmp_path / "l").policy, obs), chunk_of(policy, obs))
 
@@ -170,7 +170,7 @@ def test_checkpoints_of_forks(
     note = f"Note: {name} is taken of 2 checkpoints: it "
     assert (note in capsys.readouterr().out) == (source == fork)
     assert bimact("convert-checkpoint", original, tmp_path / "plain", *options) == 0
-    found, expected = (load_run(tmp_path / run, device="cpu").policy.state_dict() for run in ("run", "plain"))
+    found, expected = (load_run(tmp_path / run, device="cpu").network.state_dict() for run in ("run", "plain"))
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
@@ -184,7 +184,7 @@ def test_files_of_a_lerobot_policy(tmp_path: Path, lerobot: Path, capsys: pytest
     for number, name in enumerate(names):
         assert bimact("convert-checkpoint", policy / name, tmp_path / f"run-{number}") == 0
     assert "Note" not in capsys.readouterr().out
-    heads = [load_run(tmp_path / f"run-{n}", device="cpu").policy.state_dict()["action_head.bias"] for n in range(4)]
+    heads = [load_run(tmp_path / f"run-{n}", device="cpu").network.state_dict()["action_head.bias"] for n in range(4)]
     assert torch.equal(heads[0], heads[2]) and torch.equal(heads[0], heads[3])
     torch.testing.assert_close(heads[1], heads[0] + 1)
 

@@ -273,7 +273,7 @@ def test_a_selection_is_shown(dataset: Path) -> None:
     [
         (["--episode", "4"], "--episode is 4, {} has episodes 0 to 3"),
         (["--export", "{}/metadata.json"], "{}/metadata.json exists already: choose another name, or remove it"),
-        (["--rerun", "{}/metadata.json"], "{}/metadata.json is there already"),
+        (["--rerun", "{}/metadata.json"], "{}/metadata.json exists already"),
         (["--export", "{}/none/page.html"], "there is no folder {}/none: create it first"),
         (["--export", "{}/page.html", "--export_width", "0"], "--export_width is 0, it has to be 16 or more pixels"),
         (["--port", "70000"], "--port is 70000"),

@@ -48,7 +48,7 @@ class PolicyFiles:
 
     @property
     def is_run(self) -> bool:
-        return any(
+        return not self.path.is_file() and any(
             (path / RUN_CONFIG).is_file() and (path / CHECKPOINTS).is_dir()
             for path in (self.path, Run.of(self.path).path)
         )
