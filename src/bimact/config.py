@@ -21,9 +21,21 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
-from bimact.errors import UserError
+from bimact.errors import UserError, first_line
 from bimact.files import expand_home, write_text
 from bimact.yaml_file import Written, parse_yaml, read_yaml
+
+
+class SettingError(UserError):
+    """A value that a setting cannot have.
+
+    Attributes:
+        setting: its name.
+    """
+
+    def __init__(self, setting: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.setting = setting
 
 
 def key(
@@ -485,7 +497,7 @@ def to_config(config: Any) -> Config:
             try:
                 content[name] = OmegaConf.to_container(value, resolve=True)
             except OmegaConfBaseException as error:
-                raise UserError(f"setting '{name}': {_first_line(error)}") from None
+                raise SettingError(name, f"setting '{name}': {first_line(error)}") from None
     return _validated(dict(_flat(content)), {})
 
 
@@ -670,16 +682,16 @@ def value_as_written(name: str, written: Written, place: str = "") -> Any:
     is_replaced = isinstance(value, str) and "${" in value
     advice = ": put it in quotes" if kind in (str, Any) else ""
     if isinstance(value, dict) or (isinstance(value, list) and not is_list):
-        raise UserError(f"{place}setting '{name}' is {written.kind}, it has to be {_named(name)}{advice}")
+        raise SettingError(name, f"{place}setting '{name}' is {written.kind}, it has to be {_named(name)}{advice}")
     if is_list and not is_text(name) and not isinstance(value, list) and value is not None and not is_replaced:
-        raise UserError(f"{place}setting '{name}' is {written.text}, it has to be {_named(name)}")
+        raise SettingError(name, f"{place}setting '{name}' is {written.text}, it has to be {_named(name)}")
     if isinstance(value, list):
         for item in value:
             if isinstance(item.value, (list, dict)):
                 what = f"{item.kind}, which it cannot be" + (": put it in quotes" if is_text(name) else "")
-                raise UserError(f"{place}an item of setting '{name}' is {what}")
+                raise SettingError(name, f"{place}an item of setting '{name}' is {what}")
             if item.value is None and not item.text:
-                raise UserError(f"{place}an item of setting '{name}' is empty: remove it")
+                raise SettingError(name, f"{place}an item of setting '{name}' is empty: remove it")
         return [item.text if kind == list[str] else item.value for item in value]
     if value is None or not is_text(name):
         return value
@@ -706,7 +718,7 @@ def _from_line(name: str, text: str) -> Any:
         written = None
     value = None if written is None else written.plain()
     if value is None or isinstance(value, (list, dict)) != is_list:
-        raise UserError(f"setting '{name}' is '{text}', it has to be {_named(name)}")
+        raise SettingError(name, f"setting '{name}' is '{text}', it has to be {_named(name)}")
     return value
 
 
@@ -742,9 +754,10 @@ def _resolved(in_file: Mapping[str, Any], given: Mapping[str, Any], places: Mapp
     except (OmegaConfBaseException, RecursionError) as error:
         # A text that cannot be parsed is told of before its turn; an item of a list has a number behind the name.
         name = re.sub(r"\[\d+\]$", "", getattr(error, "full_key", None) or name)
-        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", _first_line(error)).strip('"')
-        raise UserError(
-            f"{places.get(name, '')}setting '{name}': ${{...}} cannot be replaced ({reason}); as text it is \\${{...}}"
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error)).strip('"')
+        raise SettingError(
+            name,
+            f"{places.get(name, '')}setting '{name}': ${{...}} cannot be replaced ({reason}); as text it is \\${{...}}",
         ) from None
     return result
 
@@ -787,20 +800,20 @@ def _validated(given: Mapping[str, Any], places: Mapping[str, str]) -> Config:
         place = places.get(name, "")
         _, optional = _type_of(name, place)
         if value is None and not optional:
-            raise UserError(f"{place}setting '{name}' is null, it has to be {_named(name)}")
+            raise SettingError(name, f"{place}setting '{name}' is null, it has to be {_named(name)}")
         if is_text(name):
             texts[name] = _text(name, value, place)
         else:
             items = value if isinstance(value, (list, tuple)) else [value]
             if any("${" in item or "???" in item for item in items if isinstance(item, str)):  # of meaning to OmegaConf
-                raise UserError(f"{place}setting '{name}' is {value!r}, it has to be {_named(name)}")
+                raise SettingError(name, f"{place}setting '{name}' is {value!r}, it has to be {_named(name)}")
             others[name] = value
     try:
         config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _nested(others))))
     except OmegaConfBaseException as error:
         name = error.full_key or ""
         name = re.sub(r"\[\d+\]$", "", name)
-        raise UserError(f"{places.get(name, '')}setting '{name}': {_first_line(error)}") from None
+        raise SettingError(name, f"{places.get(name, '')}setting '{name}': {first_line(error)}") from None
     for name, value in texts.items():
         group, dot, key = name.partition(".")
         setattr(config.encoder if dot else config, key if dot else group, value)
@@ -822,22 +835,24 @@ def _text(name: str, value: Any, place: str) -> Any:
         try:
             items = list_of_text(value) if isinstance(value, str) else value
         except UserError as error:
-            raise UserError(f"{place}setting '{name}': {error}") from None
+            raise SettingError(name, f"{place}setting '{name}': {error}") from None
         if not isinstance(items, (list, tuple)):
             items = [items]
     for item in items:
         if isinstance(item, (bool, int, float)):
             read = f"the {'truth value' if isinstance(item, bool) else 'number'} {json.dumps(item)}"
-            raise UserError(f"{place}setting '{name}' is read as {read}, it has to be {_named(name)}: put it in quotes")
+            raise SettingError(
+                name, f"{place}setting '{name}' is read as {read}, it has to be {_named(name)}: put it in quotes"
+            )
         if not isinstance(item, str):
-            raise UserError(f"{place}setting '{name}' is {item!r:.60}, it has to be {_named(name)}")
+            raise SettingError(name, f"{place}setting '{name}' is {item!r:.60}, it has to be {_named(name)}")
         if any("\ud800" <= letter <= "\udfff" for letter in item):
-            raise UserError(f"{place}setting '{name}' is {item!a}, which is not UTF-8: take another name")
+            raise SettingError(name, f"{place}setting '{name}' is {item!a}, which is not UTF-8: take another name")
     if kind == list[str]:
         return list(items)
     if keys()[name].metadata["is_path"]:
         if "\0" in value or value == "":
-            raise UserError(f"{place}setting '{name}' is {value!a}, it has to be a path or null")
+            raise SettingError(name, f"{place}setting '{name}' is {value!a}, it has to be a path or null")
         value = expand_home(value)
     return value
 
@@ -856,10 +871,6 @@ def _named(name: str) -> str:
     return (" or ".join(choices) if choices else what) + (" or null" if optional else "")
 
 
-def _first_line(error: BaseException) -> str:
-    return re.sub(r"\s+", " ", str(error).splitlines()[0] if str(error) else type(error).__name__)
-
-
 def _check_ranges(config: Any, places: Mapping[str, str], prefix: str = "") -> None:
     tests = {
         "low": ("at least", lambda value, bound: value >= bound),
@@ -875,10 +886,10 @@ def _check_ranges(config: Any, places: Mapping[str, str], prefix: str = "") -> N
         for name, (words, holds) in tests.items():
             bound = entry.metadata.get(name)
             if bound is not None and not holds(value, bound):
-                raise UserError(f"{setting} is {value}, it has to be {words} {bound:g}")
+                raise SettingError(prefix + entry.name, f"{setting} is {value}, it has to be {words} {bound:g}")
         choices = entry.metadata.get("choices")
         if choices and value not in choices:
-            raise UserError(f"{setting} is '{value}', it has to be {' or '.join(choices)}")
+            raise SettingError(prefix + entry.name, f"{setting} is '{value}', it has to be {' or '.join(choices)}")
 
 
 def _check_together(config: Config) -> None:

@@ -19,8 +19,8 @@ def in_words(error: BaseException, most: int = 300) -> str:
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
-    """The first line of a library's error message, at most so many characters; the type's name if it is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+    """The first line of a library's error message, without its full stop; the type's name if it is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most].rstrip(".")
 
 
 def printable(text: str) -> str:

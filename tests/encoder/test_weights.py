@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from bimact.config import EncoderConfig
 from bimact.encoder.base import build_encoder
-from bimact.encoder.weights import Source, choose_source, download, read_state_dict, strip_prefix
+from bimact.encoder.weights import WeightsSource, choose_source, download, read_state_dict, strip_prefix
 from bimact.errors import UserError
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
@@ -137,18 +137,18 @@ def test_prefixes() -> None:
 
 
 def test_what_pretrained_means(tmp_path: Path) -> None:
-    def choose(pretrained: Any, usual: str | None = "openai", **more: Any) -> Source:
+    def choose(pretrained: Any, usual: str | None = "openai", **more: Any) -> WeightsSource:
         return choose_source(EncoderConfig(pretrained=pretrained, **more), "M", ["laion_2b", "openai"], usual)
 
     file = tmp_path / "weights.pt"
-    assert choose(None) == choose(False) == Source()
-    assert choose(True) == choose("openai") == choose("OpenAI") == Source(tag="openai")
-    assert choose("laion-2b") == Source(tag="laion_2b")
+    assert choose(None) == choose(False) == WeightsSource()
+    assert choose(True) == choose("openai") == choose("OpenAI") == WeightsSource(tag="openai")
+    assert choose("laion-2b") == WeightsSource(tag="laion_2b")
     with pytest.raises(UserError, match=r"weights file not found: .*weights\.pt \(encoder\.pretrained\)"):
         choose(str(file))
-    assert choose(str(file), weights_from_checkpoint=True) == Source(file=file)
+    assert choose(str(file), weights_from_checkpoint=True) == WeightsSource(file=file)
     file.touch()
-    assert choose(str(file)) == choose(file) == Source(file=file)
+    assert choose(str(file)) == choose(file) == WeightsSource(file=file)
     with pytest.raises(UserError, match="M has no pretrained weights 'laoin'; did you mean laion_2b"):
         choose("laoin")
     with pytest.raises(UserError, match="M has no pretrained weights 'xyz'; there is laion_2b, openai"):
@@ -157,7 +157,7 @@ def test_what_pretrained_means(tmp_path: Path) -> None:
         choose(3)
     with pytest.raises(UserError, match="there are no pretrained weights for M: give a local file"):
         choose(True, usual=None)
-    assert choose(True, usual=None, weights_from_checkpoint=True) == Source()
+    assert choose(True, usual=None, weights_from_checkpoint=True) == WeightsSource()
 
 
 @pytest.fixture

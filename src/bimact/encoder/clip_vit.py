@@ -21,7 +21,7 @@ from bimact.config import EncoderConfig
 from bimact.encoder.base import ImageEncoder
 from bimact.encoder.timm_backbone import freeze_unused, probe, token_map
 from bimact.encoder.weights import (
-    Source,
+    WeightsSource,
     choose_source,
     download,
     load_all,
@@ -167,7 +167,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _build(name: str, source: Source, config: EncoderConfig) -> Any:
+def _build(name: str, source: WeightsSource, config: EncoderConfig) -> Any:
     """Make the image tower for `encoder.image_size` and give it its weights."""
     settings = open_clip.get_model_config(name)
     vision = CLIPVisionCfg(**settings["vision_cfg"])
@@ -227,7 +227,7 @@ def _through(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
     return x.transpose(0, 1)
 
 
-def _load(visual: nn.Module, name: str, source: Source, quick_gelu: bool) -> None:
+def _load(visual: nn.Module, name: str, source: WeightsSource, quick_gelu: bool) -> None:
     """Give an image tower the weights that the source names, if any."""
     if source.tag is not None:
         cfg = open_clip.get_pretrained_cfg(name, source.tag)

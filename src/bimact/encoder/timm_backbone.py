@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bimact.config import EncoderConfig
 from bimact.encoder.base import ImageEncoder
 from bimact.encoder.weights import (
-    Source,
+    WeightsSource,
     choose_source,
     download,
     load_all,
@@ -179,7 +179,7 @@ def _meta_image(network: nn.Module, size: tuple[int, int]) -> Tensor:
     return torch.empty(1, 3, *size, device="meta", dtype=next(network.parameters()).dtype)
 
 
-def _choose(config: EncoderConfig) -> tuple[str, Source]:
+def _choose(config: EncoderConfig) -> tuple[str, WeightsSource]:
     """The network's name with its tag, and where its weights come from."""
     if not config.model_name:
         raise UserError("encoder timm needs encoder.model_name, the name of a timm network such as resnet18")
@@ -203,7 +203,7 @@ def _choose(config: EncoderConfig) -> tuple[str, Source]:
     return (f"{architecture}.{tag}" if tag else architecture), source
 
 
-def _build(name: str, source: Source, config: EncoderConfig) -> Any:
+def _build(name: str, source: WeightsSource, config: EncoderConfig) -> Any:
     """Make the network, for `encoder.image_size` where it is made for one size, and give it its weights."""
     settings: dict[str, Any] = {"num_classes": 0}
     cfg = timm.get_pretrained_cfg(name)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from torch import Tensor, nn
 
 from bimact.config import EncoderConfig
-from bimact.errors import UserError
+from bimact.errors import UserError, first_line
 from bimact.weights_file import read_content, state_dicts
 
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".torch", ".pkl", ".tar", ".npz")
@@ -29,14 +29,14 @@ _WAYS_OUT = "or encoder.pretrained: null for random weights"
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightsSource:
     """What `encoder.pretrained` means: a tag of the library, a local file, or (both None) random weights."""
 
     tag: str | None = None
     file: Path | None = None
 
 
-def choose_source(config: EncoderConfig, model: str, tags: Sequence[str], usual: str | None) -> Source:
+def choose_source(config: EncoderConfig, model: str, tags: Sequence[str], usual: str | None) -> WeightsSource:
     """Read `encoder.pretrained`.
 
     Args:
@@ -50,22 +50,22 @@ def choose_source(config: EncoderConfig, model: str, tags: Sequence[str], usual:
     """
     wanted = config.pretrained
     if wanted is None or wanted is False:
-        return Source()
+        return WeightsSource()
     if wanted is True:
         if usual is None and not config.weights_from_checkpoint:
             raise UserError(
                 f"there are no pretrained weights for {model}: give a local file by encoder.pretrained: "
                 f"/path/to/file, {_WAYS_OUT}"
             )
-        return Source(tag=usual)
+        return WeightsSource(tag=usual)
     if not isinstance(wanted, (str, Path)):
         raise UserError(f"encoder.pretrained is {wanted!r}, it has to be a tag, a path, true or null")
     for tag in tags:
         if _clean(tag) == _clean(str(wanted)):
-            return Source(tag=tag)
+            return WeightsSource(tag=tag)
     path = Path(wanted).expanduser()
     if path.is_file() or config.weights_from_checkpoint:
-        return Source(file=path)
+        return WeightsSource(file=path)
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
         raise UserError(f"weights file not found: {path.absolute()} (encoder.pretrained)")
     raise UserError(f"{model} has no pretrained weights '{wanted}'; {near_names(str(wanted), tags)}")
@@ -185,7 +185,7 @@ def download(wanted: str, hub: bool, advice: str = "") -> Iterator[None]:
             yield
     except _failures() as error:
         is_hub = offline and isinstance(error, OSError)
-        reason = "no connection to the model hub" if is_hub else _first_line(error) or type(error).__name__
+        reason = "no connection to the model hub" if is_hub else first_line(error)
         raise UserError(
             f"cannot get {wanted} ({reason}): give a local file by encoder.pretrained: /path/to/file"
             f"{advice}, {_WAYS_OUT}"
@@ -230,8 +230,3 @@ def _failures() -> tuple[type[Exception], ...]:
 
     parents = [kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind is not Exception]
     return (OSError, HTTPException, RuntimeError, ValueError, *parents)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else ""

@@ -16,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from bimact.config import is_text, load_config, setting_names, setting_value
+from bimact.config import SettingError, is_text, load_config, setting_names, setting_value
 from bimact.errors import UserError
 
 _KEYS = ("distribution", "value", "values", "min", "max", "q", "mu", "sigma", "a", "b", "probabilities", "parameters")
@@ -89,9 +89,11 @@ def check_values(name: str, distribution: BaseDistribution) -> None:
     for value in values:
         try:
             given = setting_value(load_config(None, [f"{name}={as_text(value)}"]), name)
-        except UserError as error:
-            if f"'{name}'" in str(error):
+        except SettingError as error:
+            if error.setting == name:
                 raise UserError(f"parameter '{name}': {error}") from None
+            continue
+        except UserError:
             continue
         if isinstance(value, str) and (given is None or isinstance(given, bool)) and is_text(name):
             raise UserError(f"parameter '{name}': the text '{value}' would be read as {as_text(given)}: take another")

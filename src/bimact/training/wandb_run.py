@@ -20,7 +20,7 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
 from bimact.config import Config
-from bimact.errors import UserError, in_words
+from bimact.errors import UserError, first_line, in_words
 
 INIT_SECONDS = 30.0  # for the server to answer at the start
 FINISH_SECONDS = 60.0  # for what is left to upload at the end
@@ -97,7 +97,7 @@ class WandbRun:
             )
             artifact.add_file(str(self._folder.resolve() / "config.yaml"), "config.yaml", skip_cache=True)
         except (OSError, ValueError) as error:
-            _tell(f"{weights} is not uploaded ({_first_line(error)})")
+            _tell(f"{weights} is not uploaded ({first_line(error).rstrip('.')})")
         else:
             self._uploads.append(self._uploader.submit(_hand_over, self._run, artifact, aliases, weights))
 
@@ -117,7 +117,9 @@ class WandbRun:
         try:
             action(self._run)
         except _FAILURES as error:
-            _tell(f"stopped ({_first_line(error)}); training goes on, and metrics.jsonl holds all of its figures")
+            _tell(
+                f"stopped ({first_line(error).rstrip('.')}); training goes on, and metrics.jsonl holds all of its figures"
+            )
             for end in (self._run.finish, wandb.teardown):
                 with suppress(*_FAILURES):
                     end()
@@ -153,12 +155,12 @@ def _start(settings: wandb.Settings, config: dict[str, Any]) -> wandb.Run | None
         try:
             return wandb.init(config=config, settings=settings)
         except _FAILURES as error:
-            reason = f"the server does not take the run ({_first_line(error)})"
+            reason = f"the server does not take the run ({first_line(error).rstrip('.')})"
             wandb.teardown()  # sets the id free
     try:
         run = wandb.init(config=config, settings=settings, mode="offline")
     except _FAILURES as error:
-        _tell(f"not used ({_first_line(error)})")
+        _tell(f"not used ({first_line(error).rstrip('.')})")
         return None
     _tell(f"{reason}, so the run is kept offline; `{_sync_command(run)}` uploads it later")
     return run
@@ -171,7 +173,7 @@ def _why_offline() -> str | None:
     try:
         return None if wandb.login(prompt=False) else "not logged in (`wandb login`)"
     except wandb.errors.AuthenticationError as error:
-        return _first_line(error)
+        return first_line(error)
 
 
 def _use_step_as_axis(run: wandb.Run) -> None:
@@ -184,7 +186,7 @@ def _hand_over(run: wandb.Run, artifact: wandb.Artifact, aliases: list[str], wei
     try:
         run.log_artifact(artifact, aliases=aliases)
     except (*_FAILURES, ValueError) as error:
-        _tell(f"{weights} is not uploaded ({_first_line(error)})")
+        _tell(f"{weights} is not uploaded ({first_line(error).rstrip('.')})")
 
 
 def _finish(run: wandb.Run, exit_code: int, best_val_loss: float | None) -> None:
@@ -199,11 +201,6 @@ def _finish(run: wandb.Run, exit_code: int, best_val_loss: float | None) -> None
 
 def _sync_command(run: wandb.Run) -> str:
     return f"wandb sync {'' if run.offline else '--include-online '}{Path(run.dir).parent}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:200].rstrip(".")
 
 
 def _tell(sentence: str) -> None:
