@@ -97,7 +97,7 @@ class WandbRun:
             )
             artifact.add_file(str(self._folder.resolve() / "config.yaml"), "config.yaml", skip_cache=True)
         except (OSError, ValueError) as error:
-            _tell(f"{weights} is not uploaded ({first_line(error).rstrip('.')})")
+            _tell(f"{weights} is not uploaded ({first_line(error)})")
         else:
             self._uploads.append(self._uploader.submit(_hand_over, self._run, artifact, aliases, weights))
 
@@ -117,9 +117,7 @@ class WandbRun:
         try:
             action(self._run)
         except _FAILURES as error:
-            _tell(
-                f"stopped ({first_line(error).rstrip('.')}); training goes on, and metrics.jsonl holds all of its figures"
-            )
+            _tell(f"stopped ({first_line(error)}); training goes on, and metrics.jsonl holds all of its figures")
             for end in (self._run.finish, wandb.teardown):
                 with suppress(*_FAILURES):
                     end()
@@ -155,12 +153,12 @@ def _start(settings: wandb.Settings, config: dict[str, Any]) -> wandb.Run | None
         try:
             return wandb.init(config=config, settings=settings)
         except _FAILURES as error:
-            reason = f"the server does not take the run ({first_line(error).rstrip('.')})"
+            reason = f"the server does not take the run ({first_line(error)})"
             wandb.teardown()  # sets the id free
     try:
         run = wandb.init(config=config, settings=settings, mode="offline")
     except _FAILURES as error:
-        _tell(f"not used ({first_line(error).rstrip('.')})")
+        _tell(f"not used ({first_line(error)})")
         return None
     _tell(f"{reason}, so the run is kept offline; `{_sync_command(run)}` uploads it later")
     return run
@@ -186,7 +184,7 @@ def _hand_over(run: wandb.Run, artifact: wandb.Artifact, aliases: list[str], wei
     try:
         run.log_artifact(artifact, aliases=aliases)
     except (*_FAILURES, ValueError) as error:
-        _tell(f"{weights} is not uploaded ({first_line(error).rstrip('.')})")
+        _tell(f"{weights} is not uploaded ({first_line(error)})")
 
 
 def _finish(run: wandb.Run, exit_code: int, best_val_loss: float | None) -> None:
