@@ -64,8 +64,8 @@ def test_faults_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "is no dataset in a format that bimact knows" in fails(
         capsys, "train", "--dataset_dir", str(near), "--output_dir", str(tmp_path / "r")
     )
-    assert "is no run" in fails(capsys, "evaluate", "--run", str(tmp_path))
-    assert "is no run" in fails(capsys, "report", "--run", str(tmp_path))
+    assert "is not a run directory" in fails(capsys, "evaluate", "--run", str(tmp_path))
+    assert "is not a run directory" in fails(capsys, "report", "--run", str(tmp_path))
     assert "height x width" in fails(
         capsys, "record", "--task", "insertion", "--output_dir", "d", "--image_size", "240"
     )
@@ -155,7 +155,7 @@ def test_a_checkpoint_is_no_run_but_its_folder_means_one(capsys: pytest.CaptureF
         assert f"{tmp_path} has no checkpoint 'best'" in fails(capsys, "evaluate", "--run", str(path))
     weights = tmp_path / "checkpoint" / "act-train-3.pth"
     weights.touch()
-    assert "give the run's folder, and which of its checkpoints by --checkpoint" in fails(
+    assert "give the run directory, and select the checkpoint by --checkpoint" in fails(
         capsys, "evaluate", "--run", str(weights)
     )
 

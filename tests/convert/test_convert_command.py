@@ -63,7 +63,7 @@ def test_the_part_that_is_chosen_is_written(dataset: Path, tmp_path: Path) -> No
     [
         (("--to", "lerobot", "--cameras", "top"), "has no camera 'top'; it has left, right"),
         (("--to", "guide", "--codec", "h264"), "--codec belongs to --to lerobot"),
-        (("--to", "zarr", "--max_episodes", "0"), "--max_episodes is 0"),
+        (("--to", "zarr", "--max_episodes", "0"), "setting 'max_episodes' is 0"),
     ],
 )
 def test_wrong_options_are_told_in_a_sentence(

@@ -269,7 +269,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing"),
     "cut weights": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"\x08" + bytes(20)),
-        "no readable safetens",
+        "not a readable safetens",
     ),
     "no postprocessor": (lambda folder: (folder / AFTER).unlink(), f"{AFTER} is missing"),
     "no statistics": (lambda folder: (folder / STATISTICS).unlink(), f"{STATISTICS} is missing"),

@@ -47,7 +47,7 @@ def states(folder: Path) -> list[TrialState]:
 def test_a_trial_is_a_training_with_its_own_folder(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parameters = {"lr": LR, "encoder.freeze": {"values": [True, False]}, "image_size": {"value": [8, 8]}}
+    parameters = {"lr": LR, "encoder.freeze": {"values": [True, False]}, "encoder.image_size": {"value": [8, 8]}}
     plan = make_plan(tmp_path, dataset, {"num_epochs": "3"}, trials=2, parameters=parameters, command="bimact sweep x")
     run_sweep(plan)
     trials = trials_in(plan.folder)
@@ -62,7 +62,7 @@ def test_a_trial_is_a_training_with_its_own_folder(
             "num_epochs": "3",
             "lr": str(trial.params["lr"]),
             "encoder.freeze": str(trial.params["encoder.freeze"]).lower(),
-            "image_size": "[8,8]",
+            "encoder.image_size": "[8,8]",
         }
         assert (run / "train.log").read_text() == "done\n"
         floor = abs(math.log10(trial.params["lr"]) + 5)
