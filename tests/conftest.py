@@ -15,6 +15,7 @@ import torch
 from browser import Browser, find_chromium
 from guide_files import write_dataset
 from hypothesis import settings
+from warm_python import WarmPython
 
 from bimact.config import Config, to_config
 
@@ -75,6 +76,14 @@ def tiny_config(**changes: Any) -> Config:
         "encoder": {**encoder, **changes.pop("encoder", {})},
     }
     return to_config({**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
+    """Commands whose processes have PyTorch loaded when they start."""
+    python = WarmPython(tmp_path_factory.mktemp("warm"))
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import tiny_config
+from warm_python import WarmPython
 
 from bimact.cli import _parser, _run_command, main
 from bimact.cli.train import settings_of
@@ -211,7 +212,7 @@ def test_settings_on_the_command_line(dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_script_quick(tmp_path: Path) -> None:
+def test_demo_script_quick(tmp_path: Path, warm: WarmPython) -> None:
     """`make demo QUICK=1` in a copy of the working folder's files that it needs."""
     for name in ("configs", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -219,7 +220,7 @@ def test_demo_script_quick(tmp_path: Path) -> None:
         **os.environ,
         "QUICK": "1",
         "TASK": "transfer_cube",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **warm.environment,
     }
     for attempt in range(2):  # the second call finds everything done and only evaluates again
         result = subprocess.run(

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -126,13 +124,6 @@ RUN = [block for block in SHELL if any(map(is_run, commands_of(block.text)))]
 # The sandbox -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
-    python = WarmPython(tmp_path_factory.mktemp("warm"))
-    yield python
-    python.close()
-
-
 @dataclass(frozen=True)
 class Sandbox:
     """A folder like the project's root, with small configs."""
@@ -146,13 +137,10 @@ class Sandbox:
         own = {name: value for name, value in os.environ.items() if not re.match("ACT_|WANDB_|SLURM_|DISPLAY", name)}
         return {
             **own,
-            "PATH": f"{self.warm.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **self.warm.environment,
             "HOME": str(self.root),  # where nobody is logged in
             "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
             "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
-            "PYTHON_EXEC": str(self.warm.bin / "python"),  # what torchrun starts
-            "PET_STANDALONE": "1",  # torchrun's default port may be taken
         }
 
     def run(self, *command: str, stdin: str = "", **variables: str) -> str:

@@ -88,6 +88,16 @@ class WarmPython:
         )
         listener.close()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of a process that finds the commands, and whose `torchrun` starts others by them."""
+        return {
+            "PATH": f"{self.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHON_EXEC": str(self.bin / "python"),  # what torchrun starts
+            "PET_STANDALONE": "1",  # torchrun's default port may be taken
+        }
+
     def close(self) -> None:
         self._server.terminate()
         self._server.wait()

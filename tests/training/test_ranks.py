@@ -15,19 +15,21 @@ import pytest
 import torch
 from conftest import tiny_config
 from guide_files import write_dataset
+from warm_python import WarmPython
 
 from bimact.config import save_config
 from bimact.run_directory import read_metrics
 from bimact.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-ACCELERATE += ["--main_process_port=0"]
+TORCHRUN = ["torchrun", "--standalone", "--nproc_per_node=2"]
+ACCELERATE = ["accelerate", "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
+# Started anew: for signals to its children, which `warm` forks elsewhere, and for compiling, which forks cannot.
+COLD_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, warm: WarmPython, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset, and a config without what depends on the division of a batch: dropout and batch statistics."""
     write_dataset(tmp_path / "dataset", [9, 12, 7, 10])
     config = tiny_config(
@@ -38,15 +40,21 @@ def folder(tmp_path: Path) -> Path:
         encoder={"name": "pri3d", "fuse": "mean"},
     )
     save_config(config, tmp_path / "config.yaml")
+    for name, value in warm.environment.items():
+        monkeypatch.setenv(name, value)
     return tmp_path
 
 
 def start(folder: Path, launcher: list[str], name: str, *settings: str) -> subprocess.Popen[str]:
     script = ["scripts/train_act.py", "--config", folder / "config.yaml", "--output_dir", folder / name, *settings]
     command = [*launcher, *map(str, script)]
+    environment = dict(os.environ)
+    if launcher is COLD_TORCHRUN:
+        del environment["PYTHON_EXEC"]
     return subprocess.Popen(
         command,
         cwd=ROOT,
+        env=environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -70,7 +78,7 @@ def losses(run: Path) -> list[Any]:
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
 def test_two_processes_with_half_the_batch_are_one_with_the_whole(folder: Path, launcher: list[str]) -> None:
     """31 training samples in batches of 6: the last step divides one sample over two processes."""
-    train(folder, [sys.executable], "one", "--batch_size", "6")
+    train(folder, ["python"], "one", "--batch_size", "6")
     output = train(folder, launcher, "two", "--batch_size", "3")
     for line in ("Building ACT policy...", "Epoch 1/2, Step 1:", "Checkpoint saved:"):
         assert output.count(line) == (2 if line.startswith("Check") else 1)
@@ -85,17 +93,15 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(folder: Path, 
 def test_two_processes_compile(folder: Path) -> None:
     settings = ("--batch_size", "3", "--num_epochs", "1", "--cameras", "[]")  # images take long to compile
     train(folder, TORCHRUN, "as it is", *settings)
-    train(folder, TORCHRUN, "compiled", *settings, "--compile", "true")
+    train(folder, COLD_TORCHRUN, "compiled", *settings, "--compile", "true")
     for expected, found in zip(losses(folder / "as it is"), losses(folder / "compiled")):
         assert found == [None if value is None else pytest.approx(value, rel=1e-3) for value in expected]
 
 
 @pytest.mark.slow
 def test_accumulated_batches_are_one_batch(folder: Path) -> None:
-    train(folder, [sys.executable], "one", "--batch_size", "6", "--num_epochs", "1")
-    train(
-        folder, [sys.executable], "parts", "--batch_size", "2", "--gradient_accumulation_steps", "3", "--num_epochs=1"
-    )
+    train(folder, ["python"], "one", "--batch_size", "6", "--num_epochs", "1")
+    train(folder, ["python"], "parts", "--batch_size", "2", "--gradient_accumulation_steps", "3", "--num_epochs=1")
     for expected, found in zip(losses(folder / "one"), losses(folder / "parts")):
         assert found == [None if value is None else pytest.approx(value, rel=2e-4) for value in expected]
 
@@ -104,7 +110,7 @@ def test_accumulated_batches_are_one_batch(folder: Path) -> None:
 def test_a_process_that_dies_ends_the_run_and_it_goes_on(folder: Path) -> None:
     """Killed in two processes; gone on with in two (exactly) and in one (said that it differs)."""
     settings = ("--batch_size", "3", "--num_epochs", "6", "--dropout", "0.2")
-    process = start(folder, TORCHRUN, "killed", *settings)
+    process = start(folder, COLD_TORCHRUN, "killed", *settings)
     for line in process.stdout or ():
         if "act-train-2.pth" in line:
             break
@@ -118,7 +124,7 @@ def test_a_process_that_dies_ends_the_run_and_it_goes_on(folder: Path) -> None:
     assert "act-train-6.pth" not in output
 
     train(folder, TORCHRUN, "whole", *settings)
-    output = train(folder, [sys.executable], "alone", *settings, "--resume_from", str(folder / "killed"))
+    output = train(folder, ["python"], "alone", *settings, "--resume_from", str(folder / "killed"))
     assert "3 samples in 1 process, it took 6 in 2 processes: each sample is still seen once an epoch" in output
     train(folder, TORCHRUN, "killed", *settings, "--resume_from", str(folder / "killed"))
     first, second = (torch.load(folder / name / "checkpoint" / "act-train-6.pth") for name in ("whole", "killed"))
@@ -151,7 +157,7 @@ def test_a_fault_of_the_output_ends_all_processes(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_request_to_stop_is_agreed_on(folder: Path) -> None:
-    process = start(folder, TORCHRUN, "run", "--batch_size", "3", "--num_epochs", "2000")
+    process = start(folder, COLD_TORCHRUN, "run", "--batch_size", "3", "--num_epochs", "2000")
     for line in process.stdout or ():
         if "Epoch 3/" in line:
             break
