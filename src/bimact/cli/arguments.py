@@ -46,7 +46,15 @@ def _add_settings(group: argparse._ActionsContainer, names: Iterable[str]) -> No
             group.add_argument(f"--{name}", metavar=metavar, help=help_text)
 
 
-_METAVARS = {"state_dims": "DIMS", "action_dims": "DIMS", "max_episodes": "N", "filter_key": "NAME", "fps": "HZ"}
+_METAVARS = {
+    "episodes": "E",
+    "exclude_episodes": "E",
+    "state_dims": "DIMS",
+    "action_dims": "DIMS",
+    "max_episodes": "N",
+    "filter_key": "NAME",
+    "fps": "HZ",
+}
 
 
 def given_settings(options: argparse.Namespace) -> list[str]:
