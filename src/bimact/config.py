@@ -1,7 +1,7 @@
 """Every setting of bimact: its type, default, allowed range and meaning, in one place.
 
-Keys are flat, as in `configs/policy_act.yaml`, but for the encoder's, which are nested under `encoder`. Text stays
-text: what a setting of type text (or list of text) is given as, `007` or `yes`, is its value, or is refused.
+Keys are flat, as in `configs/policy_act.yaml`, but two groups, `encoder` and `augmentation`. Text stays text: what a
+setting of type text (or list of text) is given as, `007` or `yes`, is its value, or is refused.
 """
 
 from __future__ import annotations
@@ -168,6 +168,44 @@ class EncoderConfig:
         "smaller for speed",
         changes="network",
     )
+
+
+@dataclass
+class AugmentationConfig:
+    """Random changes of the camera images of training samples: kinds and their ranges, named as LeRobot's."""
+
+    translate: float = key(
+        0.05,
+        "largest shift, as a fraction of the height and of the width; the border is repeated",
+        "the most useful kind: 0.02 to 0.1",
+        low=0,
+        below=1,
+    )
+    degrees: float = key(0.0, "largest rotation about the image's centre", "5 for a hand-held camera", low=0, high=180)
+    perspective: float = key(
+        0.0, "largest perspective distortion (torchvision's distortion_scale)", "0.1 to 0.2", low=0, high=1
+    )
+    brightness: list[float] | None = key([0.8, 1.2], "range of the brightness factor; null: unchanged", "lighting")
+    contrast: list[float] | None = key([0.8, 1.2], "range of the contrast factor; null: unchanged", "lighting")
+    saturation: list[float] | None = key([0.5, 1.5], "range of the saturation factor; null: unchanged", "lighting")
+    hue: list[float] | None = key(
+        [-0.05, 0.05],
+        "range of the rotation about the grey axis, in turns; null: unchanged",
+        "null where colours tell objects apart",
+    )
+    sharpness: list[float] | None = key([0.5, 1.5], "range of the sharpness factor; null: unchanged", "focus")
+    erasing: float = key(
+        0.0, "probability that a random rectangle is grey (torchvision's RandomErasing)", "0.25 against occlusion",
+        low=0, high=1,
+    )  # fmt: skip
+    max_num_transforms: int = key(
+        3, "largest number of the kinds brightness to sharpness that one image gets, chosen at random", "rarely", low=0
+    )
+    same_cameras: bool = key(False, "the same change for all cameras of a sample", "cameras with one exposure control")
+    same_history: bool = key(True, "the same change for all images of an observation history", "rarely false")
+
+
+GROUPS: dict[str, type] = {"encoder": EncoderConfig, "augmentation": AugmentationConfig}
 
 
 @dataclass
@@ -366,6 +404,34 @@ class Config:
     )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
+    # augmentation, in training alone
+    augment: bool = key(
+        False,
+        "random changes of the images in training",
+        "true where lighting, camera or positions differ from the demonstrations",
+    )
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    state_noise: float = key(
+        0.0,
+        "standard deviation of Gaussian noise on the state in training, in standard deviations of the state",
+        "0.01 to 0.1 where the policy copies the state, or drifts away from the demonstrations",
+        low=0,
+    )
+    state_dropout: float = key(
+        0.0,
+        "probability that a training sample has the mean state in place of its own",
+        "0.1 to 0.5 where the policy ignores the images",
+        low=0,
+        below=1,
+    )
+    camera_dropout: float = key(
+        0.0,
+        "probability that a camera of a training sample is black; at least one camera is left",
+        "0.1 where a camera may fail on the robot",
+        low=0,
+        below=1,
+    )
+
     # loss and optimizer
     action_loss: str = key(
         "l1", "loss between predicted and demonstrated actions", "l2 to punish large errors more", choices=("l1", "l2")
@@ -398,6 +464,14 @@ class Config:
     weight_decay: float = key(1.0e-4, "AdamW's weight decay", "rarely; higher against overfitting", low=0)
     grad_clip_norm: float | None = key(
         10.0, "maximum gradient norm; null: no clipping", "lower (1) if the loss jumps", above=0
+    )
+    ema_decay: float | None = key(
+        None,
+        "decay of the exponential moving average of the weights, which validation, checkpoints and inference use; "
+        "null: none",
+        "0.999 to even out differences between neighbouring checkpoints",
+        above=0,
+        below=1,
     )
     num_epochs: int = key(2000, "training epochs", "until val_loss stops falling", low=1, changes="length")
     num_steps: int | None = key(
@@ -543,8 +617,8 @@ def keys() -> dict[str, dataclasses.Field[Any]]:
     """All keys, nested ones with dots, and how the schema describes them: settings, and what runs record."""
     found = {}
     for entry in dataclasses.fields(Config):
-        if entry.name == "encoder":
-            found.update({f"encoder.{nested.name}": nested for nested in dataclasses.fields(EncoderConfig)})
+        if entry.name in GROUPS:
+            found.update({f"{entry.name}.{nested.name}": nested for nested in dataclasses.fields(GROUPS[entry.name])})
         else:
             found[entry.name] = entry
     return found
@@ -571,11 +645,18 @@ def setting_value(config: Config, name: str) -> Any:
     return getattr(getattr(config, group), key) if dot else getattr(config, name)
 
 
+def type_hints() -> dict[str, Any]:
+    """The annotated type of each key, nested ones with dots."""
+    hints = typing.get_type_hints(Config)
+    for group, kind in GROUPS.items():
+        hints |= {f"{group}.{name}": hint for name, hint in typing.get_type_hints(kind).items()}
+    return hints
+
+
 @cache
 def _types() -> dict[str, tuple[Any, bool]]:
     """The type of each setting without null, and whether it may be null."""
-    hints = typing.get_type_hints(Config)
-    hints |= {f"encoder.{name}": hint for name, hint in typing.get_type_hints(EncoderConfig).items()}
+    hints = type_hints()
     found = {}
     for name in keys():
         options = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
@@ -632,12 +713,12 @@ def _unquoted(text: str) -> str:
 
 
 def _flat(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names of settings, those of the encoder with a dot, and what they are given as."""
+    """Names of settings, those of groups with a dot, and what they are given as."""
     for key, value in content.items():
         name = f"{prefix}{key}"
         group = value.value if isinstance(value, Written) else value
-        if name == "encoder" and (group is None or isinstance(group, Mapping)):
-            yield from _flat(group or {}, "encoder.")
+        if name in GROUPS and (group is None or isinstance(group, Mapping)):
+            yield from _flat(group or {}, f"{name}.")
         else:
             yield name, value
 
@@ -662,8 +743,9 @@ def _type_of(name: str, place: str = "") -> tuple[Any, bool]:
     """
     if name in _types():
         return _types()[name]
-    if name == "encoder":
-        raise UserError(f"{place}'encoder' is no setting of its own but a group: set encoder.name and its other keys")
+    if name in GROUPS:
+        first = dataclasses.fields(GROUPS[name])[0].name
+        raise UserError(f"{place}'{name}' is a group, not a setting: set {name}.{first} and its other keys")
     close = difflib.get_close_matches(name, setting_names(), n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise UserError(f"{place}no setting named '{name}'{hint}")
@@ -816,9 +898,10 @@ def _validated(given: Mapping[str, Any], places: Mapping[str, str]) -> Config:
         raise SettingError(name, f"{places.get(name, '')}setting '{name}': {first_line(error)}") from None
     for name, value in texts.items():
         group, dot, key = name.partition(".")
-        setattr(config.encoder if dot else config, key if dot else group, value)
+        setattr(getattr(config, group) if dot else config, key if dot else group, value)
     _check_ranges(config, places)
-    _check_ranges(config.encoder, places, "encoder.")
+    for group in GROUPS:
+        _check_ranges(getattr(config, group), places, f"{group}.")
     _check_together(config)
     return config
 
@@ -905,6 +988,16 @@ def _check_together(config: Config) -> None:
             f"temporal_ensemble predicts at each step, so execute_steps ({config.execute_steps}) has no meaning: set "
             "one of them to false or null"
         )
+    for name in ("brightness", "contrast", "saturation", "hue", "sharpness"):
+        span = getattr(config.augmentation, name)
+        least = -0.5 if name == "hue" else 0
+        if span is not None and (
+            len(span) != 2 or not least <= span[0] <= span[1] or (name == "hue" and span[1] > 0.5)
+        ):
+            what = "from -0.5 to 0.5" if name == "hue" else "of at least 0"
+            raise SettingError(
+                f"augmentation.{name}", f"augmentation.{name} is {list(span)}, it has to be two numbers {what} in order"
+            )
     crop = config.encoder.crop
     if crop is not None:
         inside = len(crop) == 4 and min(crop) >= 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1

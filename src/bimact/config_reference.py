@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bimact.config import Config, EncoderConfig, keys, settings
+from bimact.config import keys, settings, type_hints
 from bimact.files import write_text
 
 PAGE = Path("docs/configuration.md")
@@ -24,6 +24,7 @@ _GROUPS = {
     "dataset_dir": "Data",
     "chunk_size": "Policy",
     "encoder.name": "Image encoder",
+    "augment": "Augmentation",
     "action_loss": "Loss and optimizer",
     "checkpoint_frequency": "What a run writes",
     "execute_steps": "Acting",
@@ -77,8 +78,7 @@ three configs to begin with: `configs/policy_act.yaml`, `configs/policy_act_pri3
 
 def configuration_page() -> str:
     """The page as Markdown: how settings are given, then a table of keys for each group."""
-    hints = typing.get_type_hints(Config)
-    hints |= {f"encoder.{name}": hint for name, hint in typing.get_type_hints(EncoderConfig).items()}
+    hints = type_hints()
     lines = [_INTRODUCTION.rstrip()]
     for name, entry in settings().items():
         if name in _GROUPS:

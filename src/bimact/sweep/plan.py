@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
 import bimact
-from bimact.config import Config, keys, load_config
+from bimact.config import Config, keys, load_config, setting_value
 from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.files import check_writable, expand_home
@@ -67,13 +67,12 @@ class SweepPlan:
     @property
     def comparable(self) -> dict[str, Any]:
         """What all trials have to share besides the sweep file, for their results to be comparable."""
-        values = {**asdict(self.base), **{f"encoder.{key}": value for key, value in asdict(self.base.encoder).items()}}
         names = [
             name
             for name, entry in keys().items()
             if entry.metadata["changes"] != "nothing" and name not in self.sweep.space
         ]
-        return {"demonstrations": self.dataset, **{name: values[name] for name in names}}
+        return {"demonstrations": self.dataset, **{name: setting_value(self.base, name) for name in names}}
 
     def settings_of(self, parameters: Mapping[str, Any]) -> dict[str, str]:
         """Settings of a trial, on top of the config."""

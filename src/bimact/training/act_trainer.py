@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from bimact.errors import UserError
 from bimact.files import lock_file, writing_to
 from bimact.policy.act import ActPolicy, Losses, act_losses
 from bimact.training import resume
+from bimact.training.augmentation import Augmentation
+from bimact.training.averaging import AveragedWeights
 from bimact.training.checkpoint import copy_checkpoint, finish_interrupted_saves, save_checkpoint
 from bimact.training.compiled import CompiledPolicy
 from bimact.training.demonstrations import Loaders
@@ -136,14 +138,18 @@ class ActTrainer:
         optimizer = make_optimizer(policy, config, self.ranks.count * config.gradient_accumulation_steps)
         self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.learner = self.policy
+        self.augmentation = Augmentation(config, self.bare_policy)
         if config.compile:
             self._print("Compiling the policy: the first step takes a minute or more")
             # Gradients that are accumulated must outlive the graph that made them.
             cuda_graphs = device.type == "cuda" and config.gradient_accumulation_steps == 1
             self.learner = CompiledPolicy(self.policy, config.batch_size, cuda_graphs=cuda_graphs)
 
+        # A checkpoint's weights are the averaged ones, and its state has those that are trained.
+        self.average = None if config.ema_decay is None else AveragedWeights(self.bare_policy, config.ema_decay)
         state = None if prepared.checkpoint is None else prepared.checkpoint.state
         if state is not None:
+            self.bare_policy.load_state_dict(state.get("trained_weights") or {}, strict=False)
             if not load_optimizer_state(self.optimizer, state["optimizer"]):
                 self._print("Other parameters are trained than before: the optimizer starts anew")
             if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -156,6 +162,10 @@ class ActTrainer:
     def bare_policy(self) -> ActPolicy:
         """The policy without the wrapper of data-parallel training."""
         return self.accelerator.unwrap_model(self.policy)
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within it the policy has its averaged weights, if the run averages them."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def fit(self) -> None:
         """Train to the end, or to the step's end after which a stop was requested.
@@ -239,11 +249,14 @@ class ActTrainer:
             self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.step)
         return torch.stack(losses).sum(dim=0)
 
     def _backward(self, part: Part, batch: Batch, noise: Tensor) -> Tensor:
         """Add a batch's gradients to those of its step, and give its share (3,) of the losses."""
         obs, actions = to_device(batch, self.accelerator.device)
+        obs = self.augmentation(obs, self.step, len(noise), part.samples)
         with self.accelerator.autocast():
             _, output = self.learner(obs, actions, noise[part.samples].to(self.accelerator.device))
         target = self.bare_policy.action_normalizer(actions)
@@ -259,14 +272,15 @@ class ActTrainer:
         policy = self.bare_policy
         policy.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        for batch in self.loaders.validation:
-            obs, actions = to_device(batch, self.accelerator.device)
-            with self.accelerator.autocast():
-                _, output = policy(obs)
-            is_pad = obs["action_is_pad"]
-            loss = act_losses(output, policy.action_normalizer(actions), is_pad, self.config).action
-            real = (~is_pad).sum()
-            total += torch.stack([loss * real, real]).cpu().double()  # Apple's GPUs have no float64
+        with self.averaged_weights():
+            for batch in self.loaders.validation:
+                obs, actions = to_device(batch, self.accelerator.device)
+                with self.accelerator.autocast():
+                    _, output = policy(obs)
+                is_pad = obs["action_is_pad"]
+                loss = act_losses(output, policy.action_normalizer(actions), is_pad, self.config).action
+                real = (~is_pad).sum()
+                total += torch.stack([loss * real, real]).cpu().double()  # Apple's GPUs have no float64
         policy.train()
         error, count = self.ranks.total(total).tolist()
         return error / count
@@ -328,7 +342,7 @@ class ActTrainer:
         """A chunk in the middle of the held-out demonstrations, predicted and demonstrated."""
         windows = self.data.validation or self.data.training
         batch = to_device(windows.__getitems__([len(windows) // 2]), self.accelerator.device)
-        with self.accelerator.autocast():
+        with self.averaged_weights(), self.accelerator.autocast():
             predicted = predict(self.bare_policy, batch)
         title = f"Step {self.step}: predicted and demonstrated chunk"
         figure = prediction_figure(*predicted, self.data.episodes.joint_names, title)
@@ -347,7 +361,10 @@ class ActTrainer:
             "wandb_id": log.wandb_id,
             "dataset": self.data.episodes.fingerprint,
         }
-        return save_checkpoint(self.run, name, self.bare_policy.state_dict(), state)
+        if self.average is not None:
+            state["trained_weights"] = {name: value.clone() for name, value in self.average.current().items()}
+        with self.averaged_weights():
+            return save_checkpoint(self.run, name, self.bare_policy.state_dict(), state)
 
     def _print(self, line: str) -> None:
         if self.ranks.is_main:

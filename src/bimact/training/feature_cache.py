@@ -276,6 +276,8 @@ def uses_features(config: Config, episodes: Episodes, processes: int) -> bool:
     problem = None
     if not config.encoder.freeze:
         problem = "encoder.freeze: true, since an encoder that learns gives other tokens at each step"
+    elif config.augment:
+        problem = "augment: false, since augmented images differ at each step"
     elif any(identity_of(episodes.images[camera]) is None for camera in config.cameras):
         problem = "a dataset of files"
     if problem is not None:

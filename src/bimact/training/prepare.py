@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from bimact.config import Config, load_config, to_config
+from bimact.config import GROUPS, Config, load_config, to_config
 from bimact.configs import DEFAULT, find_config
 from bimact.data.summary import dataset_lines, dataset_record
 from bimact.data.training_order import TrainingOrder
@@ -124,10 +124,11 @@ def request(
     if changes:
         merged = dataclasses.asdict(found)
         for name, value in changes.items():
-            if name == "encoder" and isinstance(value, Mapping):
-                merged["encoder"].update(value)
-            elif name.startswith("encoder."):
-                merged["encoder"][name.removeprefix("encoder.")] = value
+            group, dot, key = name.partition(".")
+            if name in GROUPS and isinstance(value, Mapping):
+                merged[name].update(value)
+            elif dot and group in GROUPS:
+                merged[group][key] = value
             else:
                 merged[name] = value
         found = to_config(merged)
@@ -210,6 +211,11 @@ def _prepared(
         for change in resume.check_config_changes(config, checkpoint, episodes, override_config):
             say(f"Changed since: {change}")
     config = dataclasses.replace(config, feature_cache=uses_features(config, episodes, ranks.count))
+
+    if config.augment and config.encoder.freeze and config.cameras:
+        say("augment: true, so images are encoded at each step instead of once")
+    if config.camera_dropout and len(config.cameras or ()) < 2:
+        raise UserError(f"camera_dropout ({config.camera_dropout:g}) needs at least two cameras: set it to 0")
 
     set_seed(config.seed)
     say("Building ACT policy...")

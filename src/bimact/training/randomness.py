@@ -5,6 +5,8 @@ Nothing that was drawn before counts, so a run that goes on needs no state of a 
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +23,11 @@ def latent_noise(config: Config, step: int, num_windows: int) -> Tensor:
     """(num_windows, Z) standard normal numbers for the latents of a step, the same in all processes."""
     generator = torch.Generator().manual_seed(_mixed(config.seed, step))
     return torch.randn(num_windows, config.latent_dim, generator=generator)
+
+
+def generator_of(seed: int, step: int, purpose: str) -> torch.Generator:
+    """A generator on the CPU for one purpose in a step, the same in all processes."""
+    return torch.Generator().manual_seed(_mixed(seed, step, zlib.crc32(purpose.encode())))
 
 
 def _mixed(*numbers: int) -> int:
