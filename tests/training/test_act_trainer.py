@@ -78,10 +78,23 @@ def test_statistics_are_of_the_training_episodes_only(tmp_path: Path) -> None:
     assert trainer.policy.action_normalizer.mean.abs().max() < 2
 
 
-@pytest.mark.parametrize("stop_at", [2, 8, 10])
-def test_two_parts_are_one_run(dataset: Path, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+RANDOM_AND_AVERAGED = {
+    "augment": True,
+    "augmentation": {"degrees": 5.0, "erasing": 0.5},
+    "state_noise": 0.1,
+    "state_dropout": 0.2,
+    "ema_decay": 0.9,
+}
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "settings"), [(2, {}), (8, {}), (10, {}), (2, RANDOM_AND_AVERAGED), (10, RANDOM_AND_AVERAGED)]
+)
+def test_two_parts_are_one_run(
+    dataset: Path, tmp_path: Path, stop_at: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Interrupted at a step in mid-epoch or at an epoch's end, and resumed: bit-identical to an unbroken run."""
-    changes = {"num_epochs": 3, "dropout": 0.2, "lr_schedule": "cosine", "warmup_steps": 3}
+    changes = {"num_epochs": 3, "dropout": 0.2, "lr_schedule": "cosine", "warmup_steps": 3, **settings}
     whole = train(dataset, tmp_path / "whole", **changes)
 
     step = ActTrainer.train_step
@@ -101,6 +114,9 @@ def test_two_parts_are_one_run(dataset: Path, tmp_path: Path, stop_at: int, monk
 
     for (name, one), two in zip(whole.policy.state_dict().items(), parts.policy.state_dict().values()):
         assert torch.equal(one, two), name
+    saved = [torch.load(tmp_path / name / "checkpoint" / "act-train-3.pth") for name in ("whole", "parts")]
+    for name in saved[0]:
+        assert torch.equal(saved[0][name], saved[1][name]), name
     timeless = ("epoch", "step", "total_loss", "action_loss", "kl_loss", "lr", "val_loss")
     unbroken, resumed = (
         [{key: r.get(key) for key in timeless} for r in read_metrics(tmp_path / name / "metrics.jsonl")]

@@ -75,11 +75,20 @@ def losses(run: Path) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
-def test_two_processes_with_half_the_batch_are_one_with_the_whole(folder: Path, launcher: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        (TORCHRUN, "--augment --augmentation.degrees 5 --state_noise .1 --state_dropout .2 --ema_decay .9"),
+        (ACCELERATE, ""),
+    ],
+    ids=["torchrun, augmented and averaged", "accelerate launch"],
+)
+def test_two_processes_with_half_the_batch_are_one_with_the_whole(
+    folder: Path, launcher: list[str], settings: str
+) -> None:
     """31 training samples in batches of 6: the last step divides one sample over two processes."""
-    train(folder, ["python"], "one", "--batch_size", "6")
-    output = train(folder, launcher, "two", "--batch_size", "3")
+    train(folder, ["python"], "one", "--batch_size", "6", *settings.split())
+    output = train(folder, launcher, "two", "--batch_size", "3", *settings.split())
     for line in ("Building ACT policy...", "Epoch 1/2, Step 1:", "Checkpoint saved:"):
         assert output.count(line) == (2 if line.startswith("Check") else 1)
     one, two = losses(folder / "one"), losses(folder / "two")
