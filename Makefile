@@ -12,7 +12,7 @@ READY := .venv/.ready
 setup: $(READY)
 
 # Made anew when the requirements change. The marker is written last, so a setup that failed is repeated.
-$(READY): pyproject.toml
+$(READY): pyproject.toml packages/bimact-client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "bimact needs Python 3.10 or newer; set PYTHON=/path/to/python3"; exit 1; }
 	@echo "Setting up .venv: some minutes, and several GB for PyTorch with CUDA"
@@ -22,7 +22,8 @@ $(READY): pyproject.toml
 		if [ "$${driver:-580}" -lt 580 ] 2> /dev/null; then \
 			$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.8,<2.11' torchvision; \
 		fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,sweep,rerun,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[serve,sim,sweep,rerun,dev]' \
+		--editable packages/bimact-client
 	@$(BIN)/python scripts/setup_opengl.py
 	@touch $@
 

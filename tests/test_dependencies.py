@@ -19,7 +19,8 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OWN = {"bimact", "policy", "train"}
+CLIENT = tomllib.loads((ROOT / "packages/bimact-client/pyproject.toml").read_text())["project"]
+OWN = {"bimact", "bimact_client", "policy", "train"}
 OPTIONAL = {
     "aiohttp",  # what fsspec reads https:// with, and raises
     "imagecodecs",  # taken where it is installed, for zarr arrays with its codecs
@@ -57,8 +58,8 @@ def imported(*folders: str) -> Iterator[tuple[Path, str]]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("src", "scripts", "policy", "train"), ("sim", "sweep", "rerun")),
-        (("tests", "benchmarks"), (*("sim", "sweep", "rerun"), "dev")),
+        (("src", "scripts", "policy", "train"), ("serve", "sim", "sweep", "rerun")),
+        (("tests", "benchmarks"), (*("serve", "sim", "sweep", "rerun"), "dev")),
     ],
 )
 def test_imported_packages_are_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
@@ -73,6 +74,12 @@ def test_imported_packages_are_declared(folders: tuple[str, ...], extras: tuple[
         and not {canonicalize_name(name) for name in distributions.get(top, [top])} & known.keys()
     }
     assert not undeclared
+
+
+def test_the_client_imports_what_it_declares() -> None:
+    top = {module.partition(".")[0] for _, module in imported("packages/bimact-client/src")}
+    names = {canonicalize_name(Requirement(line).name) for line in CLIENT["dependencies"]}
+    assert top - set(sys.stdlib_module_names) - {"bimact_client"} <= names
 
 
 @pytest.mark.parametrize("requirement", declared(*PROJECT["optional-dependencies"]).values(), ids=str)
