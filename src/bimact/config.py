@@ -404,6 +404,40 @@ class Config:
     )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
+    # what the network learns, as a function of states and actions
+    action_mode: str = key(
+        "absolute",
+        "what the network predicts: actions, or their difference to the state at the chunk's beginning",
+        "relative where starting positions vary more than the demonstrations show; actions stay absolute outside",
+        choices=("absolute", "relative"),
+        changes="network",
+    )
+    relative_dims: str | None = key(
+        None,
+        "with action_mode relative: dimensions of the action that are relative, as in 0:6,7:13; null: all but grippers",
+        "to keep other dimensions absolute",
+        changes="network",
+    )
+    relative_to: list[int] | None = key(
+        None,
+        "the state's dimension that each dimension of the action is relative to; -1: absolute",
+        changes="network",
+        record=True,
+    )
+    state_normalization: str = key(
+        "mean_std",
+        "state as the network sees it: mean 0 and standard deviation 1, or [-1, 1] of its range or of its 1 to 99% "
+        "quantiles, or unchanged",
+        "quantile for states with outliers",
+        choices=("mean_std", "min_max", "quantile", "identity"),
+    )
+    action_normalization: str = key(
+        "mean_std",
+        "likewise of the action",
+        "min_max as in diffusion policies",
+        choices=("mean_std", "min_max", "quantile", "identity"),
+    )
+
     # augmentation, in training alone
     augment: bool = key(
         False,
@@ -983,6 +1017,8 @@ def _check_together(config: Config) -> None:
         raise UserError(f"hidden_dim ({config.hidden_dim}) has to be a multiple of 4")
     if config.execute_steps is not None and config.execute_steps > config.chunk_size:
         raise UserError(f"execute_steps ({config.execute_steps}) cannot be more than chunk_size ({config.chunk_size})")
+    if config.relative_dims is not None and config.action_mode != "relative":
+        raise SettingError("relative_dims", "relative_dims has no meaning without action_mode: relative")
     if config.temporal_ensemble and config.execute_steps is not None:
         raise UserError(
             f"temporal_ensemble predicts at each step, so execute_steps ({config.execute_steps}) has no meaning: set "

@@ -101,6 +101,33 @@ def test_chunk_is_in_the_robots_units() -> None:
     torch.testing.assert_close(after, before * std + mean)
 
 
+def test_relative_actions_are_absolute_outside() -> None:
+    policy = tiny(action_mode="relative", relative_to=[4, -1, 0, 1])
+    obs, actions = batch()
+    assert policy.relative_normalizer is not None
+    policy.relative_normalizer.mean.copy_(torch.randn(6, 4))
+    policy.relative_normalizer.std.copy_(torch.rand(6, 4) + 0.5)
+    expected = actions.clone()
+    for sample in range(3):
+        for place, to in enumerate((4, -1, 0, 1)):
+            if to >= 0:
+                expected[sample, :, place] -= obs["state"][sample, -1, to]
+    expected = (expected - policy.relative_normalizer.mean) / policy.relative_normalizer.std
+    torch.testing.assert_close(policy.normalized(actions, obs), expected)
+    torch.testing.assert_close(policy._in_units(policy.normalized(actions, obs), obs), actions)
+    # A state that was changed for training leaves the actions where they are.
+    changed = {**obs, "state": obs["state"] + 1, "reference": obs["state"][:, -1]}
+    torch.testing.assert_close(policy.normalized(actions, changed), expected)
+    with torch.no_grad():
+        chunk, output = policy.eval()(obs)
+    torch.testing.assert_close(policy.normalized(chunk, obs), output.normalized_actions)
+
+
+def test_relative_actions_need_to_know_what_they_are_relative_to() -> None:
+    with pytest.raises(UserError, match="relative_to"):
+        tiny(action_mode="relative")
+
+
 def test_each_step_and_camera_counts() -> None:
     policy = tiny().eval()
     obs, _ = batch()

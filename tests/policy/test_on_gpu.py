@@ -53,7 +53,7 @@ def losses_on_gpu(overrides: list[str]) -> Callable[[], torch.Tensor]:
 
     def loss() -> torch.Tensor:
         _, output = policy(obs, actions, noise)
-        return act_losses(output, policy.action_normalizer(actions), is_pad, config).total
+        return act_losses(output, policy.normalized(actions, obs), is_pad, config).total
 
     return loss
 

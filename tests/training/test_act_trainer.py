@@ -78,18 +78,18 @@ def test_statistics_are_of_the_training_episodes_only(tmp_path: Path) -> None:
     assert trainer.policy.action_normalizer.mean.abs().max() < 2
 
 
-RANDOM_AND_AVERAGED = {
+ALL_SETTINGS = {
     "augment": True,
     "augmentation": {"degrees": 5.0, "erasing": 0.5},
     "state_noise": 0.1,
     "state_dropout": 0.2,
     "ema_decay": 0.9,
+    "action_mode": "relative",
+    "action_normalization": "quantile",
 }
 
 
-@pytest.mark.parametrize(
-    ("stop_at", "settings"), [(2, {}), (8, {}), (10, {}), (2, RANDOM_AND_AVERAGED), (10, RANDOM_AND_AVERAGED)]
-)
+@pytest.mark.parametrize(("stop_at", "settings"), [(2, {}), (8, {}), (10, {}), (2, ALL_SETTINGS), (10, ALL_SETTINGS)])
 def test_two_parts_are_one_run(
     dataset: Path, tmp_path: Path, stop_at: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

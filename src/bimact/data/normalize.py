@@ -1,8 +1,8 @@
-"""Mean and standard deviation of states and actions; the transform and its inverse."""
+"""Statistics of states and actions; normalisation and its inverse."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,30 +12,53 @@ from torch import Tensor, nn
 STD_FLOOR = 1e-2  # of the original ACT: a joint that hardly moves must not be blown up to unit variance
 
 
+QUANTILES = 0.01, 0.99  # of normalisation by quantiles, as LeRobot's
+
+
 @dataclass(frozen=True)
 class Statistics:
-    """Mean, standard deviation, lowest and highest value (D,) float32 of a vector, in the robot's units."""
+    """Mean, standard deviation, lowest and highest value (D,) float32 of a vector, in the robot's units.
+
+    `quantiles` are its 1% and 99% quantiles (2, D); None where nobody asked for them.
+    """
 
     mean: np.ndarray
     std: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    quantiles: np.ndarray | None = None
+
+    def normalization(self, mode: str) -> tuple[np.ndarray, np.ndarray]:
+        """What is subtracted and by what is then divided (D,), for a mode of `state_normalization`."""
+        if mode == "identity":
+            return np.zeros_like(self.mean), np.ones_like(self.std)
+        if mode == "mean_std":
+            return self.mean, self.std
+        ends = (self.low, self.high) if mode == "min_max" else self.quantiles
+        if ends is None:
+            raise ValueError("these statistics have no quantiles")
+        return (ends[0] + ends[1]) / 2, np.maximum((ends[1] - ends[0]) / 2, np.float32(STD_FLOOR))
 
 
-def compute_statistics(parts: Iterable[np.ndarray]) -> Statistics:
+def compute_statistics(parts: Iterable[np.ndarray], *, quantiles: bool = False) -> Statistics:
     """Statistics over the rows of arrays (N, D), in one pass and in float64.
 
     Parts are merged by Chan, Golub and LeVeque's update, so that neither large offsets nor many rows cost
-    precision, and no more than one part is in memory.
+    precision, and no more than one part is in memory unless quantiles are asked for.
 
     Args:
         parts: arrays such as the actions of each training episode.
+        quantiles: whether to compute them.
 
     Raises:
         ValueError: if there is no row.
     """
-    count, mean, spread = 0, np.zeros(()), np.zeros(())
-    low, high = np.array(np.inf), np.array(-np.inf)
+    count = 0
+    mean: np.ndarray = np.zeros(())
+    spread: np.ndarray = np.zeros(())
+    low: np.ndarray = np.array(np.inf)
+    high: np.ndarray = np.array(-np.inf)
+    all_parts = []
     for part in parts:
         part = np.asarray(part, dtype=np.float64)
         if len(part) == 0:
@@ -48,27 +71,73 @@ def compute_statistics(parts: Iterable[np.ndarray]) -> Statistics:
         spread = spread + part_spread + difference**2 * (count * len(part) / total)
         count = total
         low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
+        if quantiles:
+            all_parts.append(part.astype(np.float32))
     if count == 0:
         raise ValueError("statistics need at least one row")
     std = np.sqrt(spread / count)
     floored = np.maximum(std, STD_FLOOR)
-    return Statistics(*(values.astype(np.float32) for values in (mean, floored, low, high)))
+    ends = np.quantile(np.concatenate(all_parts), QUANTILES, axis=0).astype(np.float32) if quantiles else None
+    mean, floored, low, high = (values.astype(np.float32) for values in (mean, floored, low, high))
+    return Statistics(mean, floored, low, high, ends)
+
+
+def relative_chunk_statistics(
+    states: Sequence[np.ndarray],
+    actions: Sequence[np.ndarray],
+    relative_to: Sequence[int],
+    chunk_size: int,
+    *,
+    quantiles: bool = False,
+) -> list[Statistics]:
+    """Statistics of each step of relative chunks: actions less the state at the chunk's beginning, without padding.
+
+    Args:
+        states: (N, S) of each training episode.
+        actions: (N, A) likewise.
+        relative_to: A dimensions of the state; -1: the action itself.
+        chunk_size: C.
+        quantiles: whether to compute them.
+
+    Returns:
+        C statistics; steps that no episode reaches have those of the last one that some episode does.
+    """
+    chosen = np.asarray(relative_to)
+    bases = [np.where(chosen >= 0, np.asarray(state)[:, chosen], 0) for state in states]
+    longest = max(map(len, actions))
+    found = [
+        compute_statistics(
+            (np.asarray(action)[step:] - base[: max(0, len(base) - step)] for action, base in zip(actions, bases)),
+            quantiles=quantiles,
+        )
+        for step in range(min(chunk_size, longest))
+    ]
+    return found + [found[-1]] * (chunk_size - len(found))
 
 
 class Normalizer(nn.Module):
-    """Robot's units ↔ zero mean and unit variance. The statistics are buffers: a checkpoint carries them."""
+    """Robot's units ↔ what the network sees: (x - mean) / std; of other modes than mean_std by these names too.
+
+    The numbers are buffers: a checkpoint carries them.
+
+    Args:
+        shape: of the values: D, or C, D with numbers of their own for each step of a chunk.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
 
-    def fit(self, statistics: Statistics) -> None:
-        self.mean.copy_(torch.as_tensor(statistics.mean))
-        self.std.copy_(torch.as_tensor(statistics.std))
+    def fit(self, statistics: Statistics | Sequence[Statistics], mode: str = "mean_std") -> None:
+        """Take the numbers of a mode from statistics, or from those of each step of a chunk."""
+        steps = [statistics] if isinstance(statistics, Statistics) else statistics
+        center, scale = (np.stack(values) for values in zip(*(step.normalization(mode) for step in steps)))
+        self.mean.copy_(torch.as_tensor(center).view_as(self.mean))
+        self.std.copy_(torch.as_tensor(scale).view_as(self.std))
 
     def forward(self, values: Tensor) -> Tensor:
         """(..., D) in the robot's units → (..., D) normalised."""

@@ -48,6 +48,7 @@ def refuse_inexpressible(policy: ActPolicy) -> None:
     has_positions = bool(policy.cameras) and not bool((policy.camera_positions == policy.camera_positions[0]).all())
     found = {
         f"temporal_context is {config.temporal_context}, not 1": config.temporal_context != 1,
+        "action_mode is relative": config.action_mode == "relative",
         "it sees no camera": not policy.cameras,
         f"encoder.name is {encoder.name}, not pri3d": encoder.name != "pri3d",
         f"encoder.fuse is {encoder.fuse}, not tokens": not keeps_tokens,

@@ -90,6 +90,8 @@ class ActPolicy(nn.Module):
     decoder's C queries become the chunk. With T = 1 and `fuse: tokens` this is the network of the paper.
     """
 
+    relative_to: Tensor
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         if config.state_dim is None or config.action_dim is None or config.cameras is None:
@@ -103,6 +105,12 @@ class ActPolicy(nn.Module):
         layer = (dim, config.nheads, config.dim_feedforward, config.dropout, config.pre_norm)
         self.state_normalizer = Normalizer(config.state_dim)
         self.action_normalizer = Normalizer(config.action_dim)
+        self.relative_normalizer: Normalizer | None = None
+        if config.action_mode == "relative":
+            if config.relative_to is None:
+                raise UserError("action_mode relative needs relative_to in the config: take R/config.yaml of a run")
+            self.register_buffer("relative_to", torch.tensor(config.relative_to), persistent=False)
+            self.relative_normalizer = Normalizer(config.chunk_size, config.action_dim)
 
         self.posterior = PosteriorEncoder(config, config.state_dim, config.action_dim) if config.use_vae else None
         self.latent_proj = nn.Linear(config.latent_dim, dim)
@@ -132,7 +140,8 @@ class ActPolicy(nn.Module):
             obs: `state` (B, T, S) and of each of the policy's cameras one of `image_<camera>` (B, T, 3, H, W) uint8;
                 `features_<camera>` (B, T, rows, columns, C), what the trunk of its image encoder makes of them;
                 `tokens_<camera>` (B, T, rows, columns, E), what the whole encoder makes of them. In training mode also
-                `action_is_pad` (B, C). Other entries are ignored.
+                `action_is_pad` (B, C). `reference` (B, S) is the present state that relative actions belong to, if
+                `state` was changed; None: the last of `state`. Other entries are ignored.
             actions: (B, C, A), the demonstrated chunk: the posterior sees it in training mode, where the
                 latent is sampled. In evaluation mode it is not looked at and the latent is 0.
             noise: (B, Z) standard normal numbers that the latent is sampled with; None: drawn here.
@@ -146,11 +155,28 @@ class ActPolicy(nn.Module):
         if self.training and self.posterior is not None:
             if actions is None:
                 raise ValueError("in training mode the CVAE needs the demonstrated actions")
-            mu, log_sigma2 = self.posterior(state[:, -1], self.action_normalizer(actions), obs["action_is_pad"])
+            mu, log_sigma2 = self.posterior(state[:, -1], self.normalized(actions, obs), obs["action_is_pad"])
             mu, log_sigma2 = mu.float(), log_sigma2.float()
             latent = mu + (log_sigma2 / 2).exp() * (torch.randn_like(mu) if noise is None else noise)
         normalized = self._decode(latent, state, self._visual_tokens(obs)).float()
-        return self.action_normalizer.inverse(normalized), ActOutput(normalized, mu, log_sigma2)
+        return self._in_units(normalized, obs), ActOutput(normalized, mu, log_sigma2)
+
+    def normalized(self, actions: Tensor, obs: Observation) -> Tensor:
+        """Chunks (B, C, A) in the robot's units → as the network predicts them: normalised, relative if so."""
+        if self.relative_normalizer is None:
+            return self.action_normalizer(actions)
+        return self.relative_normalizer(actions - self._base(obs))
+
+    def _in_units(self, normalized: Tensor, obs: Observation) -> Tensor:
+        """The inverse of `normalized`."""
+        if self.relative_normalizer is None:
+            return self.action_normalizer.inverse(normalized)
+        return self.relative_normalizer.inverse(normalized) + self._base(obs)
+
+    def _base(self, obs: Observation) -> Tensor:
+        """(B, 1, A): what is added to relative actions; 0 for absolute dimensions."""
+        state = (obs["reference"] if "reference" in obs else obs["state"][:, -1]).float()
+        return torch.where(self.relative_to >= 0, state[:, self.relative_to], 0.0)[:, None]
 
     def prepare_for_inference(self) -> None:
         """Make inference faster, in ways after which the policy can no longer be trained or saved."""

@@ -259,7 +259,7 @@ class ActTrainer:
         obs = self.augmentation(obs, self.step, len(noise), part.samples)
         with self.accelerator.autocast():
             _, output = self.learner(obs, actions, noise[part.samples].to(self.accelerator.device))
-        target = self.bare_policy.action_normalizer(actions)
+        target = self.bare_policy.normalized(actions, obs)
         losses = weighted_losses(act_losses(output, target, obs["action_is_pad"], self.config), part, self.config)
         self.accelerator.backward(losses.total)
         return torch.stack([loss.detach() for loss in losses])
@@ -278,7 +278,7 @@ class ActTrainer:
                 with self.accelerator.autocast():
                     _, output = policy(obs)
                 is_pad = obs["action_is_pad"]
-                loss = act_losses(output, policy.action_normalizer(actions), is_pad, self.config).action
+                loss = act_losses(output, policy.normalized(actions, obs), is_pad, self.config).action
                 real = (~is_pad).sum()
                 total += torch.stack([loss * real, real]).cpu().double()  # Apple's GPUs have no float64
         policy.train()

@@ -65,6 +65,7 @@ class Augmentation:
         device = obs["state"].device
         obs = dict(obs)
         normalizer = self._policy.state_normalizer
+        obs["reference"] = obs["state"][:, -1]
         if config.state_noise:
             obs["state"] = obs["state"] + config.state_noise * normalizer.std * noise.to(device)
         if config.state_dropout:

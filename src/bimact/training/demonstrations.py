@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +11,17 @@ import numpy as np
 
 from bimact.config import Config
 from bimact.data.default_state import answer_sentence, find_answer
-from bimact.data.episodes import Episodes
+from bimact.data.episodes import Episodes, Rows
 from bimact.data.loader import Loader
-from bimact.data.normalize import Statistics, compute_statistics
+from bimact.data.normalize import Statistics, compute_statistics, relative_chunk_statistics
 from bimact.data.opening import arrays_of, open_source
-from bimact.data.selection import ACTION, STATE, SelectedSource, Selection
+from bimact.data.selection import ACTION, STATE, SelectedSource, Selection, parse_dims
 from bimact.data.summary import dataset_lines, unusable_lines
 from bimact.data.training_order import TrainingOrder
 from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_episodes
 from bimact.encoder.base import input_size
 from bimact.errors import UserError
+from bimact.policy.act import ActPolicy
 from bimact.policy.inference import Interface
 from bimact.training.ranks import Ranks
 
@@ -97,6 +98,9 @@ def _answer_in_state(episodes: Episodes, source: SelectedSource) -> str | None:
 
 def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
     """Fill in what the config leaves to the dataset: cameras and the sizes of images, state and action."""
+    relative_to = None
+    if config.action_mode == "relative":
+        relative_to = _relative_to(config, episodes)
     cameras = list(episodes.cameras)  # by the dataset's own names, which the user may have given with a prefix
     sizes = {size for camera, size in episodes.recorded_sizes.items() if camera in cameras}
     return dataclasses.replace(
@@ -105,7 +109,33 @@ def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
         image_size=list(sizes.pop()) if len(sizes) == 1 else None,
         state_dim=episodes.state.shape[1],
         action_dim=episodes.actions.shape[1],
+        relative_to=relative_to,
     )
+
+
+def _relative_to(config: Config, episodes: Episodes) -> list[int]:
+    """The state's dimension that each of the action's is relative to: that of its name, or else of its place."""
+    states, names = episodes.state_names, episodes.joint_names
+    size, state_size = episodes.actions.shape[1], episodes.state.shape[1]
+    if config.relative_dims is not None:
+        chosen = set(parse_dims("relative_dims", config.relative_dims, size))
+    else:
+        chosen = {place for place in range(size) if names is None or "gripper" not in names[place].lower()}
+    found = []
+    for place in range(size):
+        name = str(place) if names is None else f"{place} ({names[place]})"
+        if place not in chosen:
+            found.append(-1)
+        elif names is not None and states is not None and states.count(names[place]) == 1:
+            found.append(states.index(names[place]))
+        elif state_size == size:
+            found.append(place)
+        else:
+            raise UserError(
+                f"action_mode is relative, but no dimension of the state belongs to dimension {name} of the action: "
+                "leave it out by relative_dims, or choose a state with the same dimensions by state_keys"
+            )
+    return found
 
 
 @dataclass
@@ -132,13 +162,33 @@ class Demonstrations:
         train_episodes, held_out = split_episodes(episodes.lengths, config.val_split, config.seed)
         return cls(episodes, train_episodes, windows(train_episodes), windows(held_out) if len(held_out) else None)
 
-    def statistics(self) -> tuple[Statistics, Statistics]:
+    def statistics(self, config: Config) -> tuple[Statistics, Statistics]:
         """Of states and of actions, over the training episodes."""
         state, actions = (
-            compute_statistics(rows[self.episodes.rows_of(number)] for number in self.train_episodes)
-            for rows in (self.episodes.state, self.episodes.actions)
+            compute_statistics(self._training_rows(rows), quantiles=mode == "quantile")
+            for rows, mode in (
+                (self.episodes.state, config.state_normalization),
+                (self.episodes.actions, config.action_normalization),
+            )
         )
         return state, actions
+
+    def _training_rows(self, rows: Rows) -> Iterator[np.ndarray]:
+        return (rows[self.episodes.rows_of(number)] for number in self.train_episodes)
+
+    def fit(self, policy: ActPolicy, config: Config, state: Statistics, actions: Statistics) -> None:
+        """Give a new policy the normalisation of the training episodes."""
+        policy.state_normalizer.fit(state, config.state_normalization)
+        policy.action_normalizer.fit(actions, config.action_normalization)
+        if policy.relative_normalizer is not None:
+            each_step = relative_chunk_statistics(
+                list(self._training_rows(self.episodes.state)),
+                list(self._training_rows(self.episodes.actions)),
+                config.relative_to or (),
+                config.chunk_size,
+                quantiles=config.action_normalization == "quantile",
+            )
+            policy.relative_normalizer.fit(each_step, config.action_normalization)
 
     def interface(self, state: Statistics, actions: Statistics) -> Interface:
         """What the demonstrations say about a policy's inputs and outputs."""

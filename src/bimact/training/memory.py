@@ -101,7 +101,7 @@ def with_largest_batch(config: Config, windows: WindowDataset, accelerator: Acce
         obs, actions = to_device(windows.__getitems__(range(size)), device)
         with accelerator.autocast():
             _, output = policy(obs, actions)
-        act_losses(output, policy.action_normalizer(actions), obs["action_is_pad"], config).total.backward()
+        act_losses(output, policy.normalized(actions, obs), obs["action_is_pad"], config).total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -212,6 +212,10 @@ def _prepared(
             say(f"Changed since: {change}")
     config = dataclasses.replace(config, feature_cache=uses_features(config, episodes, ranks.count))
 
+    if config.relative_to is not None:
+        names = episodes.joint_names
+        kept = [str(place) if names is None else names[place] for place, to in enumerate(config.relative_to) if to < 0]
+        say(f"Actions are relative to the state at the chunk's beginning, but for: {', '.join(kept) or 'none'}")
     if config.augment and config.encoder.freeze and config.cameras:
         say("augment: true, so images are encoded at each step instead of once")
     if config.camera_dropout and len(config.cameras or ()) < 2:
@@ -233,10 +237,9 @@ def _prepared(
     data = Demonstrations.split(episodes, config)
     if config.auto_batch_size:
         config = with_largest_batch(config, data.training, accelerator, ranks)
-    state_statistics, action_statistics = data.statistics()
+    state_statistics, action_statistics = data.statistics(config)
     if checkpoint is None:
-        policy.state_normalizer.fit(state_statistics)
-        policy.action_normalizer.fit(action_statistics)
+        data.fit(policy, config, state_statistics, action_statistics)
 
     say("Creating data loaders...")
     say(f"Training samples: {len(data.training)}")
