@@ -59,9 +59,7 @@ def named(states: list[str] | None, actions: list[str] | None, state_size: int =
         (named(["x", "a", "y", "b"], ["a", "b", "gripper"], 4), None, [1, 3, -1]),
     ],
 )
-def test_relative_actions_follow_names(
-    episodes: Episodes, dims: str | None, expected: list[int]
-) -> None:
+def test_relative_actions_follow_names(episodes: Episodes, dims: str | None, expected: list[int]) -> None:
     config = tiny_config(action_mode="relative", relative_dims=dims)
     assert fill_from_dataset(config, episodes).relative_to == expected
     assert fill_from_dataset(tiny_config(), episodes).relative_to is None
