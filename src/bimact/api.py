@@ -136,7 +136,8 @@ def train(
     Args:
         config: YAML file, name of a config that bimact comes with, mapping or `Config`; None: that of the run to
             resume, or else the training guide's policy.
-        resume_from: a run directory or a checkpoint file.
+        resume_from: a run directory or a checkpoint file; "auto": the output directory if it has a checkpoint, or else
+            start there.
         override_config: whether a resumed run may have other settings than before.
         settings: on top of the config, such as `batch_size=16`; the encoder's as `encoder={"freeze": False}`.
 

@@ -515,6 +515,13 @@ class Config:
         low=1,
         changes="length",
     )
+    patience: int | None = key(
+        None,
+        "end the training after this many epochs without a lower val_loss; null: train to num_epochs",
+        "where validation stops falling early: 50 to 200",
+        low=1,
+        changes="length",
+    )
     mixed_precision: str = key(
         "auto",
         "precision of matrix products; auto: bf16 where the hardware has it",
@@ -539,6 +546,26 @@ class Config:
     # what a run writes
     checkpoint_frequency: int = key(
         10, "epochs between checkpoints", "higher for short epochs or a small disk", low=1, changes="nothing"
+    )
+    keep_checkpoints: list[str] | None = key(
+        None,
+        "numbered checkpoints to keep, beside best and last: `last N`, `every K` (epochs), `best` (none); null: all",
+        "last 3,every 500 where the disk is small",
+        changes="nothing",
+    )
+    keep_states: str = key(
+        "all",
+        "which checkpoints keep their training state (.state), from which alone training resumes exactly",
+        "last to halve the disk space of a run",
+        choices=("all", "last"),
+        changes="nothing",
+    )
+    max_run_size: float | None = key(
+        None,
+        "largest size of the checkpoints in GB: the oldest numbered ones beyond it are deleted; null: any",
+        "where several runs share a disk",
+        above=0,
+        changes="nothing",
     )
     log_frequency: int = key(100, "optimizer steps between log lines", "lower for short runs", low=1, changes="nothing")
     tensorboard: bool = key(
@@ -645,6 +672,32 @@ def save_config(config: Config, path: str | Path) -> None:
 
     content = _nested({name: _escaped(value) for name, value in _flat(dataclasses.asdict(config))})
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def keep_rules(config: Config) -> tuple[int, int] | None:
+    """What `keep_checkpoints` means: how many of the newest numbered ones, and every how many epochs one (0: none).
+
+    Returns:
+        None if all are kept.
+
+    Raises:
+        SettingError: for a rule that does not exist.
+    """
+    if config.keep_checkpoints is None:
+        return None
+    last = every = 0
+    for rule in config.keep_checkpoints:
+        found = re.fullmatch(r"\s*(last|every)\s+([1-9]\d{0,8})\s*|\s*best\s*", rule)
+        if found is None:
+            raise SettingError(
+                "keep_checkpoints",
+                f"setting 'keep_checkpoints' has the rule '{rule}', it has to be `last N`, `every K` or `best`",
+            )
+        if found[1] == "last":
+            last = int(found[2])
+        elif found[1] == "every":
+            every = int(found[2])
+    return last, every
 
 
 def keys() -> dict[str, dataclasses.Field[Any]]:
@@ -1034,6 +1087,9 @@ def _check_together(config: Config) -> None:
             raise SettingError(
                 f"augmentation.{name}", f"augmentation.{name} is {list(span)}, it has to be two numbers {what} in order"
             )
+    keep_rules(config)
+    if config.patience is not None and config.val_split == 0:
+        raise SettingError("patience", "patience needs held-out episodes: set val_split above 0, or patience to null")
     crop = config.encoder.crop
     if crop is not None:
         inside = len(crop) == 4 and min(crop) >= 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1

@@ -97,6 +97,15 @@ class Run:
             raise UserError(f"{self.path.resolve()} has no checkpoint '{which}'; it has: {names}")
         return path
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        try:
+            self.last_checkpoint()
+        except UserError:
+            return False
+        return True
+
     def last_checkpoint(self) -> Path:
         """The weights file to resume from: `last`, or after a kill before there was one, the highest epoch's.
 

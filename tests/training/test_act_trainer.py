@@ -25,7 +25,7 @@ from bimact.training.act_trainer import ActTrainer, train_run
 from bimact.training.prepare import prepare_run
 
 
-def train(dataset: Path, run: Path, resume_from: Path | None = None, **changes: Any) -> ActTrainer:
+def train(dataset: Path, run: Path, resume_from: Path | str | None = None, **changes: Any) -> ActTrainer:
     config = tiny_config(dataset_dir=str(dataset), output_dir=str(run), **changes)
     return train_run(prepare_run(config, resume_from))
 
@@ -210,3 +210,77 @@ def test_a_run_without_a_checkpoint_offers_only_a_free_name(dataset: Path, tmp_p
     with pytest.raises(UserError, match="holds a run already: choose a free name") as refusal:
         train(dataset, tmp_path / "run")
     assert "--resume_from" not in str(refusal.value)
+
+
+def test_training_ends_when_validation_has_not_improved(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.0, 9.0, 1.0])
+    monkeypatch.setattr(ActTrainer, "validate", lambda self: next(losses))
+    changes = {"num_epochs": 6, "patience": 2, "checkpoint_frequency": 100}
+    train(dataset, tmp_path / "run", **changes)
+    assert "val_loss has not fallen since epoch 2: training ends (patience)" in capsys.readouterr().out
+    folder = tmp_path / "run" / "checkpoint"
+    assert sorted(path.stem for path in folder.glob("*.pth")) == ["act-train-4", "act-train-best", "act-train-last"]
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    train(dataset, tmp_path / "run", tmp_path / "run", **changes)  # a run that has ended stays as it is
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    resumed = train(dataset, tmp_path / "run", tmp_path / "run", **{**changes, "patience": 4})
+    assert resumed.order.epoch == 6 and resumed.best_val_loss == 1.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_stop_in_validation_is_saved_at_once(
+    dataset: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation comes again when the run is resumed, which is then identical to an unbroken one."""
+    whole = train(dataset, tmp_path / "whole", num_epochs=2)
+    validate = ActTrainer.validate
+
+    def interrupted(self: ActTrainer) -> float | None:
+        signal.raise_signal(number)
+        return validate(self)
+
+    monkeypatch.setattr(ActTrainer, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "parts", num_epochs=2)
+    assert [r for r in read_metrics(tmp_path / "parts" / "metrics.jsonl") if "val_loss" in r] == []
+    monkeypatch.setattr(ActTrainer, "validate", validate)
+    parts = train(dataset, tmp_path / "parts", tmp_path / "parts", num_epochs=2)
+    for (name, one), two in zip(whole.policy.state_dict().items(), parts.policy.state_dict().values()):
+        assert torch.equal(one, two), name
+    whole_losses, losses = (
+        [(r["step"], r["val_loss"]) for r in read_metrics(tmp_path / run / "metrics.jsonl") if "val_loss" in r]
+        for run in ("whole", "parts")
+    )
+    assert whole_losses == losses and len(losses) == 2
+
+
+def test_one_command_starts_and_resumes(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(dataset, tmp_path / "whole", num_epochs=2)
+    step = ActTrainer.train_step
+
+    def fails_at(number: int) -> None:
+        def fail(self: ActTrainer, *arguments: Any) -> torch.Tensor:
+            if self.step == number:
+                raise RuntimeError("killed")
+            return step(self, *arguments)
+
+        monkeypatch.setattr(ActTrainer, "train_step", fail)
+
+    run = tmp_path / "run"
+    for number in (3, 9):  # before the first checkpoint, and after it
+        fails_at(number)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(dataset, run, "auto", num_epochs=2, checkpoint_frequency=1)
+    assert "has no checkpoint to resume from: the training starts anew there" in capsys.readouterr().out
+    assert (run / "metrics.before-1.jsonl").exists()
+    monkeypatch.setattr(ActTrainer, "train_step", step)
+    trainer = train(dataset, run, "auto", num_epochs=2, checkpoint_frequency=1)
+    assert "Resuming from" in capsys.readouterr().out
+    for (name, one), two in zip(whole.policy.state_dict().items(), trainer.policy.state_dict().values()):
+        assert torch.equal(one, two), name
+    with pytest.raises(UserError, match="auto needs --output_dir"):
+        prepare_run(tiny_config(dataset_dir=str(dataset)), "auto")

@@ -13,10 +13,12 @@ from foreign_policies import beside_an_optimizer, lerobot_weights, original_weig
 from processes import in_child
 from safetensors.torch import save_file
 
+from bimact.config import Config, load_config
 from bimact.errors import UserError
 from bimact.run_directory import Run
 from bimact.training.checkpoint import (
     copy_checkpoint,
+    delete_checkpoints,
     finish_interrupted_saves,
     load_pair,
     load_weights,
@@ -209,3 +211,61 @@ def test_last_checkpoint(tmp_path: Path) -> None:
     assert Run(tmp_path).last_checkpoint().name == "act-train-10.pth"
     save_checkpoint(Run(tmp_path), "last", WEIGHTS, {})
     assert Run(tmp_path).last_checkpoint().name == "act-train-last.pth"
+
+
+def numbered_run(folder: Path, config: Config, epochs: int = 10) -> Run:
+    """Checkpoints as training saves them, each epoch one; epoch 4 is the best."""
+    run = Run(folder)
+    for epoch in range(1, epochs + 1):
+        path = save_checkpoint(run, epoch, {"queries.weight": torch.full((300,), float(epoch))}, {"step": epoch})
+        if epoch == 4:
+            copy_checkpoint(path, "best")
+        copy_checkpoint(path, "last")
+        delete_checkpoints(run, config, path)
+    return run
+
+
+def names(run: Run, suffix: str = ".pth") -> list[str]:
+    found = [path.stem.removeprefix("act-train-") for path in run.checkpoints.glob(f"act-train-*{suffix}")]
+    return sorted(found, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        (None, [*map(str, range(1, 11)), "best", "last"]),
+        (["last 3"], ["8", "9", "10", "best", "last"]),
+        (["every 4"], ["4", "8", "10", "best", "last"]),
+        (["last 2", "every 5"], ["5", "9", "10", "best", "last"]),
+        (["best"], ["10", "best", "last"]),
+    ],
+)
+def test_checkpoints_that_are_kept(tmp_path: Path, rules: list[str] | None, kept: list[str]) -> None:
+    run = numbered_run(tmp_path, Config(keep_checkpoints=rules))
+    assert names(run) == kept
+    assert names(run, ".state") == kept
+    assert load_weights(run.checkpoint("best"))["queries.weight"][0] == 4
+    assert load_weights(run.checkpoint("last"))["queries.weight"][0] == 10
+
+
+def test_states_of_the_last_checkpoint_alone(tmp_path: Path) -> None:
+    run = numbered_run(tmp_path, Config(keep_states="last"))
+    assert names(run) == [*map(str, range(1, 11)), "best", "last"]
+    assert names(run, ".state") == ["last"]
+    weights, state = load_pair(run.last_checkpoint())
+    assert weights["queries.weight"][0] == 10 and state is not None and state["step"] == 10
+
+
+def test_a_limit_of_the_size(tmp_path: Path) -> None:
+    whole = numbered_run(tmp_path / "whole", Config())
+    pair = sum(whole.checkpoint(7).with_suffix(suffix).stat().st_size for suffix in (".pth", ".state"))
+    run = numbered_run(tmp_path / "run", Config(max_run_size=5.5 * pair / 1e9))
+    assert names(run) == ["7", "8", "9", "10", "best", "last"]  # best is a pair of its own by now
+    nothing_else = numbered_run(tmp_path / "small", Config(max_run_size=1e-9))
+    assert names(nothing_else) == ["10", "best", "last"]
+
+
+@pytest.mark.parametrize("rule", ["last", "last 0", "every -1", "newest 3", ""])
+def test_rules_that_do_not_exist(rule: str) -> None:
+    with pytest.raises(UserError, match="has to be `last N`, `every K` or `best`"):
+        load_config(None, [f'keep_checkpoints="{rule}",best'])

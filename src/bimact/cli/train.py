@@ -24,7 +24,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help=f"YAML file, or name of a config of bimact (default: {DEFAULT}; when resuming: the run's)",
     )
     parser.add_argument(
-        "--resume_from", help="resume from this checkpoint (.pth), or from the last one of this run directory"
+        "--resume_from",
+        help="resume from this checkpoint (.pth), or from the last one of this run directory; auto: resume what is in "
+        "--output_dir, or start there",
     )
     parser.add_argument("--override_config", action="store_true", help="resume with other settings than the run had")
     parser.set_defaults(run=_train)

@@ -20,7 +20,7 @@ from bimact.policy.act import ActPolicy, Losses, act_losses
 from bimact.training import resume
 from bimact.training.augmentation import Augmentation
 from bimact.training.averaging import AveragedWeights
-from bimact.training.checkpoint import copy_checkpoint, finish_interrupted_saves, save_checkpoint
+from bimact.training.checkpoint import copy_checkpoint, delete_checkpoints, finish_interrupted_saves, save_checkpoint
 from bimact.training.compiled import CompiledPolicy
 from bimact.training.demonstrations import Loaders
 from bimact.training.device import to_device
@@ -80,10 +80,9 @@ def _opened_log(prepared: PreparedRun) -> Iterator[MetricsLog | None]:
     with lock:
         finish_interrupted_saves(run)
         wandb_id = None
-        if checkpoint is not None:
-            resume.take_over_metrics(checkpoint, run, prepared.step)
-            if checkpoint.state is not None and checkpoint.run.path.resolve() == run.path.resolve():
-                wandb_id = checkpoint.state["wandb_id"]
+        resume.take_over_metrics(checkpoint, run, prepared.step)
+        if checkpoint is not None and checkpoint.state is not None:
+            wandb_id = checkpoint.state["wandb_id"] if checkpoint.run.path.resolve() == run.path.resolve() else None
         log = MetricsLog(prepared.config, run.path, step=prepared.step, wandb_id=wandb_id)
         log.log_dataset(prepared.dataset_record, prepared.step)
         with writing_to(run.path):
@@ -124,6 +123,7 @@ class ActTrainer:
         self.step = prepared.step  # optimizer steps done
         self.pending: list[Tensor] = []  # losses (3,) of steps that are not logged yet, still on the device
         self.best_val_loss = math.inf
+        self.best_epoch = 0  # the last one with a new lowest val_loss
         self.watch = LossWatch()
         self.log = log
         self.stop = stop or StopRequest()
@@ -155,8 +155,10 @@ class ActTrainer:
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.best_val_loss = state["best_val_loss"]
+            self.best_epoch = state.get("best_epoch", self.order.epoch)
             self.watch.load_state_dict(state["loss_watch"])
             self.pending = [losses.to(device) for losses in state["pending_losses"]]
+        self.finished = self._is_out_of_patience(self.order.epoch)
 
     @property
     def bare_policy(self) -> ActPolicy:
@@ -175,7 +177,7 @@ class ActTrainer:
             KeyboardInterrupt: after a request to stop; everything is saved.
         """
         self._print("\nStarting training...")
-        while self.step < self.total_steps and not self.stopping:
+        while self.step < self.total_steps and not (self.stopping or self.finished):
             self._train_epoch()
         if self.stopping and self.step < self.total_steps:
             self._reduce_pending()
@@ -186,7 +188,7 @@ class ActTrainer:
             raise KeyboardInterrupt
 
     def _train_epoch(self) -> None:
-        """Train on what is left of an epoch, then validate and save; a request to stop leaves it at a step's end."""
+        """Train on what is left of an epoch, then validate and save; a request to stop leaves it where it is."""
         times = StepTimes()
         epoch = self.order.epoch + 1  # counted from 1 where people see it
         self.policy.train()
@@ -202,14 +204,17 @@ class ActTrainer:
             self.stopping = self.ranks.agree_to_stop(self.stop.requested)
             if last:
                 break
-            if self.stopping and self.order.steps_left:
-                return  # a finished epoch is validated and saved first
-        if not self.order.steps_left:
-            self.order.epoch, self.order.done = self.order.epoch + 1, 0
+            if self.stopping:
+                return
         self._reduce_pending()
         self.watch.check(self.pending, self.step)
         record = {"epoch": epoch, "time_per_epoch": times.elapsed}
         val_loss = self.validate()
+        if self.ranks.count == 1 and self.stop.requested and self.step < self.total_steps:
+            self.stopping = True  # in validation, which comes again when the run is resumed
+            return
+        if not self.order.steps_left:
+            self.order.epoch, self.order.done = self.order.epoch + 1, 0
         if val_loss is not None:
             record["val_loss"] = val_loss
             self._print(f"Epoch {epoch}/{self.total_epochs}: val_loss={val_loss:.4f}")
@@ -266,7 +271,7 @@ class ActTrainer:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """The action loss on held-out episodes with latent 0, as at inference; None without any."""
+        """The action loss on held-out episodes with latent 0, as at inference; None without any, or if interrupted."""
         if self.loaders.validation is None:
             return None
         policy = self.bare_policy
@@ -274,6 +279,9 @@ class ActTrainer:
         total = torch.zeros(2, dtype=torch.float64)
         with self.averaged_weights():
             for batch in self.loaders.validation:
+                if self.ranks.count == 1 and self.stop.requested and self.step < self.total_steps:
+                    policy.train()
+                    return None
                 obs, actions = to_device(batch, self.accelerator.device)
                 with self.accelerator.autocast():
                     _, output = policy(obs)
@@ -322,8 +330,11 @@ class ActTrainer:
     def _save_epoch(self, epoch: int, val_loss: float | None) -> None:
         is_best = val_loss is not None and val_loss < self.best_val_loss
         if is_best and val_loss is not None:
-            self.best_val_loss = val_loss
-        ends = self.step >= self.total_steps
+            self.best_val_loss, self.best_epoch = val_loss, epoch
+        self.finished = self._is_out_of_patience(epoch)
+        if self.finished and self.step < self.total_steps:
+            self._print(f"val_loss has not fallen since epoch {self.best_epoch}: training ends (patience)")
+        ends = self.step >= self.total_steps or self.finished
         numbered = epoch % self.config.checkpoint_frequency == 0 or ends
         is_best = is_best or (ends and val_loss is None)
         if self.log is None or not (numbered or is_best):
@@ -332,11 +343,16 @@ class ActTrainer:
         if numbered and is_best:
             copy_checkpoint(path, "best")
         copy_checkpoint(path, "last")  # at the end: everything else of the checkpoint is written
+        delete_checkpoints(self.run, self.config, path)
         if numbered:
             self._print(f"Checkpoint saved: {path}")
             if self.log.shows_figures:
                 self._log_prediction(self.log)
         self.log.log_checkpoint(path, is_best=is_best, numbered=numbered)
+
+    def _is_out_of_patience(self, epoch: int) -> bool:
+        """Whether too many epochs have passed without a lower val_loss, after a number of epochs."""
+        return self.config.patience is not None and epoch - self.best_epoch >= self.config.patience
 
     def _log_prediction(self, log: MetricsLog) -> None:
         """A chunk in the middle of the held-out demonstrations, predicted and demonstrated."""
@@ -356,6 +372,7 @@ class ActTrainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "best_val_loss": self.best_val_loss,
+            "best_epoch": self.best_epoch,
             "loss_watch": self.watch.state_dict(),
             "pending_losses": [losses.cpu() for losses in self.pending],
             "wandb_id": log.wandb_id,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bimact.config import Config, keep_rules
 from bimact.errors import UserError, in_words
 from bimact.files import atomic_write, flush_to_disk, refuse_pointer
 from bimact.policy.loading import load_weights
@@ -68,6 +69,53 @@ def copy_checkpoint(path: Path, name: str) -> None:
     temporary.replace(target.with_suffix(STATE))
     unfinished(target).replace(target)
     flush_to_disk(path.parent)
+
+
+def delete_checkpoints(run: Run, config: Config, newest: Path) -> None:
+    """Delete the numbered checkpoints, and training states, that the settings do not keep.
+
+    A training state goes before its weights, so that a kill leaves no state without weights. `best` and `last` are
+    files of their own and always stay.
+
+    Args:
+        run: whose checkpoints.
+        config: with `keep_checkpoints`, `keep_states` and `max_run_size`.
+        newest: the checkpoint that was just saved, which stays.
+    """
+    folder = run.checkpoints
+    numbered = {}
+    for path in folder.glob(f"act-train-*{WEIGHTS}"):
+        name = path.stem.removeprefix("act-train-")
+        if name.isdigit() and path != newest:
+            numbered[int(name)] = path
+    dropped = []
+    rules = keep_rules(config)
+    if rules is not None:
+        last, every = rules
+        is_numbered = newest.stem.removeprefix("act-train-").isdigit()
+        newer = sorted(numbered, reverse=True)[: max(0, last - is_numbered)]
+        dropped = [epoch for epoch in sorted(numbered) if epoch not in newer and not (every and epoch % every == 0)]
+    if config.max_run_size is not None:
+        kept = [epoch for epoch in sorted(numbered) if epoch not in dropped]
+        while kept and _size(folder, {numbered[epoch] for epoch in dropped}) > config.max_run_size * 1e9:
+            dropped.append(kept.pop(0))
+    for epoch in dropped:
+        numbered[epoch].with_suffix(STATE).unlink(missing_ok=True)
+        numbered[epoch].unlink(missing_ok=True)
+    if config.keep_states == "last":
+        for path in folder.glob(f"act-train-*{STATE}"):
+            if path.stem != "act-train-last":
+                path.unlink(missing_ok=True)
+
+
+def _size(folder: Path, without: set[Path]) -> int:
+    """Bytes of the checkpoints, those with several names once."""
+    files = {}
+    for path in folder.glob("act-train-*"):
+        if path.with_suffix(WEIGHTS) not in without:
+            status = path.stat()
+            files[status.st_ino] = status.st_size
+    return sum(files.values())
 
 
 def _link(source: Path, target: Path) -> None:

@@ -72,6 +72,9 @@ class PreparedRun:
     late_lines: list[str]
 
 
+AUTO = "auto"  # of `resume_from`
+
+
 @dataclass(frozen=True)
 class Request:
     """The settings of a training, and where they come from.
@@ -98,14 +101,14 @@ def request(
         config: YAML file, name of a config that bimact comes with, mapping or `Config`; None: that of the run to
             resume, or else the training guide's policy.
         settings: on top of it: `key=value`, as on the command line, or a mapping from names to values.
-        resume_from: a checkpoint file or a run directory.
+        resume_from: a checkpoint file or a run directory; "auto" takes no settings from a run.
 
     Raises:
         UserError: for a faulty setting, or a file that cannot be read.
     """
     lines = [] if isinstance(settings, Mapping) else list(settings)
     changes = settings if isinstance(settings, Mapping) else {}
-    run = None if resume_from is None else Run.of(resume_from)
+    run = None if resume_from in (None, AUTO) else Run.of(resume_from)
     notes: tuple[str, ...] = ()
     if config is not None and not isinstance(config, (str, Path)):
         source, found = "given in Python", to_config(config)
@@ -149,7 +152,8 @@ def prepare_run(
     Args:
         config: of the run. Without `dataset_dir` the environment variable ACT_DATASET_DIR counts, without `output_dir`
             the run gets a directory of its own in `runs`.
-        resume_from: a checkpoint's weights file or a run directory.
+        resume_from: a checkpoint's weights file or a run directory; "auto": the config's output directory if it has a
+            checkpoint, or else begin there.
         override_config: whether a resumed run may have other settings than before.
         accelerator: of `make_accelerator(config)`; None: made here.
 
@@ -165,6 +169,12 @@ def prepare_run(
         if ranks.is_main:
             print(line, flush=True)
 
+    begin_anew = False
+    if resume_from == AUTO:
+        if config.output_dir is None:
+            raise UserError("--resume_from auto needs --output_dir: the directory to begin in, or to resume")
+        resume_from = Run(Path(config.output_dir)).path if Run(Path(config.output_dir)).has_checkpoint else None
+        begin_anew = resume_from is None
     dataset = config.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", "")) or None
     output = config.output_dir
     if output is None:
@@ -180,7 +190,7 @@ def prepare_run(
 
     run = Run(Path(output))
     with ranks.telling_of_lost_processes(run):
-        return _prepared(config, run, resume_from, override_config, accelerator, ranks, say)
+        return _prepared(config, run, resume_from, override_config, begin_anew, accelerator, ranks, say)
 
 
 def _prepared(
@@ -188,6 +198,7 @@ def _prepared(
     run: Run,
     resume_from: str | Path | None,
     override_config: bool,
+    begin_anew: bool,
     accelerator: Accelerator,
     ranks: Ranks,
     say: Callable[[str], None],
@@ -195,7 +206,10 @@ def _prepared(
     """`prepare_run` once it is known where the run goes."""
     ranks.check_in_main(lambda: check_writable(run.path))
     checkpoint = None if resume_from is None else resume.open_checkpoint(resume_from)
-    resume.refuse_other_run(run, checkpoint)
+    if begin_anew and run.config_path.exists():
+        say(f"{run.path} has no checkpoint to resume from: the training starts anew there")
+    elif not begin_anew:
+        resume.refuse_other_run(run, checkpoint)
 
     with accelerator.main_process_first(), accelerator.local_main_process_first():
         source = select_demonstrations(config, config.dataset_dir or "")

@@ -152,11 +152,11 @@ def run_record(config: Config, run: Run) -> Config:
     return dataclasses.replace(recorded(config), dataset_dir=dataset, dataset_dir_relative=relative)
 
 
-def take_over_metrics(checkpoint: Checkpoint, run: Run, step: int) -> None:
-    """A run that is resumed elsewhere takes its metrics along; one that begins anew keeps them under another name."""
-    source, target = checkpoint.run.metrics_path, run.metrics_path
-    if source.exists() and not target.exists():
-        shutil.copyfile(source, target)
+def take_over_metrics(checkpoint: Checkpoint | None, run: Run, step: int) -> None:
+    """A run that is resumed elsewhere takes its metrics along; one that starts anew keeps them under another name."""
+    target = run.metrics_path
+    if checkpoint is not None and checkpoint.run.metrics_path.exists() and not target.exists():
+        shutil.copyfile(checkpoint.run.metrics_path, target)
     if step == 0 and target.exists():
         number = next(n for n in range(1, 10**6) if not target.with_suffix(f".before-{n}.jsonl").exists())
         target.rename(target.with_suffix(f".before-{number}.jsonl"))

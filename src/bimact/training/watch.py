@@ -27,8 +27,10 @@ from bimact.errors import UserError
 
 Item = TypeVar("Item")
 
-# Windows has no SIGHUP.
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# SLURM announces a preemption by SIGTERM, or by the signal that `--signal` names. Windows has the first two alone.
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
 
 _FLOOR, _OVER_FIRST, _OVER_LOWEST = 10.0, 3.0, 100.0
 
