@@ -79,7 +79,7 @@ def test_imported_packages_are_declared(folders: tuple[str, ...], extras: tuple[
 def test_the_client_imports_what_it_declares() -> None:
     top = {module.partition(".")[0] for _, module in imported("packages/bimact-client/src")}
     names = {canonicalize_name(Requirement(line).name) for line in CLIENT["dependencies"]}
-    assert top - set(sys.stdlib_module_names) - {"bimact_client"} <= names
+    assert top - set(sys.stdlib_module_names) - {"bimact_client"} == names
 
 
 @pytest.mark.parametrize("requirement", declared(*PROJECT["optional-dependencies"]).values(), ids=str)
