@@ -229,6 +229,7 @@ def in_quotes(text: str) -> str:
 def test_all_settings_of_type_text_are_known_here() -> None:
     others = {"action_loss", "scale_lr", "lr_schedule", "mixed_precision", "wandb_checkpoints", "color_order"}
     others |= {"encoder.fuse", "encoder.model_name", "action_mode", "relative_dims", "keep_states", "keep_checkpoints"}
+    others |= {"eval_task", "patience_metric"}
     others |= {"state_normalization", "action_normalization"}
     assert {*LISTS, *FREE_TEXT, *PATHS, *others} == set(TEXT_SETTINGS)
 

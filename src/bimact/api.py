@@ -14,6 +14,7 @@ from bimact.run_directory import CHECKPOINTS, Run
 if TYPE_CHECKING:
     from bimact.data.episodes import Episodes
     from bimact.policy.inference import Policy
+    from bimact.training.prepare import Request
 
 
 def load_policy(
@@ -152,12 +153,27 @@ def train(
         >>> run = bimact.train("demo", dataset_dir="data/cube", output_dir="runs/cube")
         >>> run = bimact.train(resume_from=run)  # after an interruption
     """
-    from bimact.training.act_trainer import train_run
-    from bimact.training.prepare import prepare_run, request
+    from bimact.training.prepare import request
 
     resume_from = resume_from.path if isinstance(resume_from, Run) else resume_from
-    asked = request(config, settings, resume_from)
-    return train_run(prepare_run(asked, resume_from, override_config=override_config)).run
+    return train_request(request(config, settings, resume_from), resume_from, override_config)
+
+
+def train_request(asked: Request, resume_from: str | Path | None = None, override_config: bool = False) -> Run:
+    """`train` for settings that `bimact.training.prepare.request` has found."""
+    evaluator = None
+    if asked.config.eval_task is not None:
+        from bimact.evaluation.in_training import RolloutsInTraining
+        from bimact.sim.tasks import find_task
+
+        find_task(asked.config.eval_task)
+        evaluator = RolloutsInTraining
+    from bimact.training.prepare import prepare_run
+
+    prepared = prepare_run(asked, resume_from, override_config=override_config)
+    from bimact.training.act_trainer import train_run
+
+    return train_run(prepared, evaluator).run
 
 
 @dataclass(frozen=True)

@@ -517,9 +517,17 @@ class Config:
     )
     patience: int | None = key(
         None,
-        "end the training after this many epochs without a lower val_loss; null: train to num_epochs",
+        "end the training after this many epochs without a lower val_loss, or evaluations without a higher success "
+        "rate (patience_metric); null: train to num_epochs",
         "where validation stops falling early: 50 to 200",
         low=1,
+        changes="length",
+    )
+    patience_metric: str = key(
+        "val_loss",
+        "what patience looks at; success needs eval_task",
+        "success in the simulation",
+        choices=("val_loss", "success"),
         changes="length",
     )
     mixed_precision: str = key(
@@ -541,6 +549,27 @@ class Config:
     )
     device: str = key(
         "auto", "cuda, cuda:1, mps, cpu, or auto: the fastest available", "to choose a GPU", changes="nothing"
+    )
+
+    # rollouts in training
+    eval_task: str | None = key(
+        None,
+        "simulated task to roll the policy out in during training; null: none",
+        "transfer_cube or insertion: the success rate chooses a checkpoint better than val_loss",
+        changes="nothing",
+    )
+    eval_every: int = key(
+        500, "optimizer steps between two evaluations of eval_task", "more if an evaluation takes longer than that",
+        low=1, changes="nothing",
+    )  # fmt: skip
+    eval_rollouts: int = key(50, "rollouts of each of these evaluations", "more to tell checkpoints apart", low=1,
+        changes="nothing")  # fmt: skip
+    eval_seed: int = key(
+        20000,
+        "seed of the first rollout's scene; other than the seeds of a proof (1000 and up)",
+        "rarely",
+        low=0,
+        changes="nothing",
     )
 
     # what a run writes
@@ -1088,8 +1117,10 @@ def _check_together(config: Config) -> None:
                 f"augmentation.{name}", f"augmentation.{name} is {list(span)}, it has to be two numbers {what} in order"
             )
     keep_rules(config)
-    if config.patience is not None and config.val_split == 0:
+    if config.patience is not None and config.patience_metric == "val_loss" and config.val_split == 0:
         raise SettingError("patience", "patience needs held-out episodes: set val_split above 0, or patience to null")
+    if config.patience is not None and config.patience_metric == "success" and config.eval_task is None:
+        raise SettingError("patience_metric", "patience_metric success needs eval_task")
     crop = config.encoder.crop
     if crop is not None:
         inside = len(crop) == 4 and min(crop) >= 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1

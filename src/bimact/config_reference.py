@@ -27,6 +27,7 @@ _GROUPS = {
     "action_mode": "States and actions",
     "augment": "Augmentation",
     "action_loss": "Loss and optimizer",
+    "eval_task": "Rollouts in training",
     "checkpoint_frequency": "What a run writes",
     "execute_steps": "Acting",
 }

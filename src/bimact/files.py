@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -181,3 +182,12 @@ def refuse_pointer(path: Path, shown: Path | None = None) -> None:
             f"{shown or path} is a git-lfs pointer, a note of where the file is, and not the file itself: run "
             "`git lfs pull` in its repository, or download the file"
         )
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

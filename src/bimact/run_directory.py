@@ -16,6 +16,7 @@ from bimact.errors import UserError
 from bimact.files import expand_home
 
 RUN_CONFIG, CHECKPOINTS, METRICS, INTERFACE = "config.yaml", "checkpoint", "metrics.jsonl", "interface.json"
+EVALUATIONS, BEST_SUCCESS = "evaluations", "best-success"  # results of rollouts in training; the checkpoint they select
 WEIGHTS, STATE = ".pth", ".state"  # of a checkpoint: the policy's state dict, and what resuming needs besides
 
 

@@ -45,13 +45,11 @@ def _settings_help() -> str:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from bimact.training.prepare import prepare_run, request
+    from bimact.api import train_request
+    from bimact.training.prepare import request
 
     asked = request(options.config, settings_of(options.rest), options.resume_from)
-    prepared = prepare_run(asked, options.resume_from, override_config=options.override_config)
-    from bimact.training.act_trainer import train_run
-
-    train_run(prepared)
+    train_request(asked, options.resume_from, options.override_config)
 
 
 def settings_of(arguments: Sequence[str]) -> list[str]:

@@ -30,6 +30,9 @@ def learning_curves(records: Sequence[Record]) -> dict[str, Markup]:
     """Loss, learning rate, speed and share of waiting for data over the optimizer steps."""
     steps = [record for record in records if "action_loss" in record]
     plots = {"loss": _loss_plot(steps, [record for record in records if "val_loss" in record])}
+    rollouts = [record for record in records if "success_rate" in record]
+    if rollouts:
+        plots["success"] = _success_plot(rollouts)
     for name, title, scale in (
         ("lr", "learning rate", 1.0),
         ("steps_per_second", "optimizer steps a second", 1.0),
@@ -73,6 +76,23 @@ def _loss_plot(steps: Sequence[Record], validations: Sequence[Record]) -> Markup
     if validations:
         label += f"; the last validation loss is {validations[-1]['val_loss']:.3g}"
     return svg_plot("loss", label, 3.9, draw)
+
+
+def _success_plot(rollouts: Sequence[Record]) -> Markup:
+    """Success rate in training, with Wilson's 95% interval, over the steps whose weights were rolled out."""
+    x, rate = (np.array([record[name] for record in rollouts]) for name in ("eval_step", "success_rate"))
+    low, high = (np.array([record[name] for record in rollouts]) for name in ("success_low", "success_high"))
+
+    def draw(axes: Axes) -> None:
+        axes.fill_between(x, 100 * low, 100 * high, color=COLORS["val"], alpha=0.18, lw=0)
+        axes.plot(x, 100 * rate, color=COLORS["val"], marker="o", ms=3.5)
+        axes.set_ylim(0, 100)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        plain_numbers(axes)
+        axes.set_title("success rate of rollouts in training, 95% interval, %")
+
+    label = f"Success rate in training: {rate[-1]:.0%} at step {x[-1]:.0f}, at most {rate.max():.0%}"
+    return svg_plot("success", label, 1.6, draw, left=0.6)
 
 
 def _small_curve(name: str, title: str, x: np.ndarray, y: np.ndarray) -> Markup:

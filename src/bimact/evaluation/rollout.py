@@ -10,6 +10,7 @@ from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from bimact.config import Config
 from bimact.data.fork_server import without_main_program
 from bimact.device import choose_precision, precision_dtype
 from bimact.errors import UserError
@@ -18,6 +19,7 @@ from bimact.machine import usable_cores
 from bimact.policy.inference import Execution, Policy
 from bimact.policy.loading import LoadedPolicy
 from bimact.progress import progress_bar
+from bimact.run_directory import BEST_SUCCESS
 from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, JOINTS, MAX_REWARD, find_task
 
 _MAX_PARALLEL = 8
@@ -75,21 +77,21 @@ def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[s
         UserError: if the policy is not for the simulated robot and its cameras, or a setting is wrong.
     """
     config = loaded.config
-    find_task(settings.task)
+    check_robot(config, settings.task)
     if settings.rollouts < 1:
         raise UserError(f"--rollouts is {settings.rollouts}, it has to be at least 1")
+    selected = range(config.eval_seed, config.eval_seed + config.eval_rollouts)
+    if (
+        loaded.checkpoint.stem == f"act-train-{BEST_SUCCESS}"
+        and settings.task == config.eval_task
+        and settings.seed < selected.stop
+        and selected.start < settings.seed + settings.rollouts
+    ):
+        raise UserError(
+            f"seeds {selected.start} to {selected[-1]} have selected this checkpoint, so that successes there prove "
+            "nothing: pass another --seed"
+        )
     cameras = tuple(config.cameras or ())
-    for camera in cameras:
-        if camera not in CAMERAS:
-            raise UserError(
-                f"the policy was trained with camera '{camera}', which the simulation does not have "
-                f"({', '.join(CAMERAS)})"
-            )
-    for setting, dim in (("state_dim", config.state_dim), ("action_dim", config.action_dim)):
-        if dim not in (None, len(JOINTS)):
-            raise UserError(
-                f"the policy has {setting} {dim}, the simulated robot {len(JOINTS)}: it is for another robot"
-            )
     execution = Execution.of(config, settings.execute_steps, settings.temporal_ensemble)
     # Images of another size than in training would be new to the policy.
     size = settings.image_size or config.image_size
@@ -158,6 +160,26 @@ def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[s
         "seconds_a_rollout": (time.perf_counter() - began) / len(rollouts),
         "each": [asdict(rollout) for rollout in rollouts],
     }
+
+
+def check_robot(config: Config, task: str) -> None:
+    """Whether a policy can be rolled out in a simulated task.
+
+    Raises:
+        UserError: if there is no such task, or the policy is not for the simulated robot and its cameras.
+    """
+    find_task(task)
+    for camera in config.cameras or ():
+        if camera not in CAMERAS:
+            raise UserError(
+                f"the policy was trained with camera '{camera}', which the simulation does not have "
+                f"({', '.join(CAMERAS)})"
+            )
+    for setting, dim in (("state_dim", config.state_dim), ("action_dim", config.action_dim)):
+        if dim not in (None, len(JOINTS)):
+            raise UserError(
+                f"the policy has {setting} {dim}, the simulated robot {len(JOINTS)}: it is for another robot"
+            )
 
 
 def _make_environment(**settings: Any) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from bimact.config import Config, save_config
 from bimact.data.training_order import Part, Step
 from bimact.data.windows import Batch
 from bimact.errors import UserError
-from bimact.files import lock_file, writing_to
+from bimact.files import atomic_write, lock_file, writing_to
 from bimact.policy.act import ActPolicy, Losses, act_losses
+from bimact.run_directory import BEST_SUCCESS, EVALUATIONS, WEIGHTS, Run
 from bimact.training import resume
 from bimact.training.augmentation import Augmentation
 from bimact.training.averaging import AveragedWeights
@@ -34,8 +35,22 @@ from bimact.training.tracking import MetricsLog
 from bimact.training.watch import LossWatch, StepTimes, StopRequest, TrainingDisplay, stop_at_step_end
 
 
-def train_run(prepared: PreparedRun) -> ActTrainer:
+class Evaluator(Protocol):
+    """Rollouts beside the training, for `eval_task`: `evaluation.in_training.RolloutsInTraining`."""
+
+    def start(self, step: int, weights: Path) -> None: ...
+
+    def result(self, wait: bool = False) -> dict[str, Any] | None: ...
+
+    def close(self) -> None: ...
+
+
+def train_run(prepared: PreparedRun, evaluator: Callable[[Run, Config], Evaluator] | None = None) -> ActTrainer:
     """Train a run to its end, in one process or in several that `torchrun` has started.
+
+    Args:
+        prepared: of `prepare_run`.
+        evaluator: makes what evaluates the policy for `eval_task`.
 
     Returns:
         the trainer at its end.
@@ -53,8 +68,14 @@ def train_run(prepared: PreparedRun) -> ActTrainer:
             stop_at_step_end(insist=ranks.count == 1) as stop,
             TrainingDisplay(prepared.step, prepared.total_steps, ranks.is_main) as display,
         ):
-            trainer = ActTrainer(prepared, log, stop, display)
-            trainer.fit()
+            evaluates = config.eval_task is not None and log is not None and evaluator is not None
+            rollouts = evaluator(prepared.run, prepared.config) if evaluates and evaluator is not None else None
+            trainer = ActTrainer(prepared, log, stop, display, rollouts)
+            try:
+                trainer.fit()
+            finally:
+                if rollouts is not None:
+                    rollouts.close()
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise out_of_memory(config, prepared.accelerator.device) from error
@@ -107,6 +128,7 @@ class ActTrainer:
         log: takes the metrics; None in all processes but the main one, which alone saves checkpoints.
         stop: asks for an end after the present step.
         display: the live line of the terminal.
+        evaluator: rolls the policy out beside the training; in the main process alone.
     """
 
     def __init__(
@@ -115,6 +137,7 @@ class ActTrainer:
         log: MetricsLog | None = None,
         stop: StopRequest | None = None,
         display: TrainingDisplay | None = None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         self.run, self.config, self.data = prepared.run, prepared.config, prepared.data
         self.accelerator, self.ranks = prepared.accelerator, prepared.ranks
@@ -124,6 +147,10 @@ class ActTrainer:
         self.pending: list[Tensor] = []  # losses (3,) of steps that are not logged yet, still on the device
         self.best_val_loss = math.inf
         self.best_epoch = 0  # the last one with a new lowest val_loss
+        self.evaluator = evaluator
+        self.evaluating: int | None = None  # the step whose weights are rolled out
+        self.best_success = 0.0  # the highest lower end of an interval
+        self.evaluations_since_best = 0
         self.watch = LossWatch()
         self.log = log
         self.stop = stop or StopRequest()
@@ -158,7 +185,13 @@ class ActTrainer:
             self.best_epoch = state.get("best_epoch", self.order.epoch)
             self.watch.load_state_dict(state["loss_watch"])
             self.pending = [losses.to(device) for losses in state["pending_losses"]]
-        self.finished = self._is_out_of_patience(self.order.epoch)
+            self.best_success = state.get("best_success", 0.0)
+            self.evaluations_since_best = state.get("evaluations_since_best", 0)
+            self._resume_evaluation(state.get("evaluating"))
+        by_success = config.patience is not None and config.patience_metric == "success"
+        self.finished = self._is_out_of_patience(self.order.epoch) or (
+            by_success and self.evaluations_since_best >= (config.patience or 0)
+        )
 
     @property
     def bare_policy(self) -> ActPolicy:
@@ -201,8 +234,9 @@ class ActTrainer:
             last = self.step == self.total_steps
             if self.step % self.config.log_frequency == 0 or last:
                 self._log_steps(times, epoch)
+            self._evaluate(last)
             self.stopping = self.ranks.agree_to_stop(self.stop.requested)
-            if last:
+            if last or self.finished:
                 break
             if self.stopping:
                 return
@@ -331,9 +365,14 @@ class ActTrainer:
         is_best = val_loss is not None and val_loss < self.best_val_loss
         if is_best and val_loss is not None:
             self.best_val_loss, self.best_epoch = val_loss, epoch
-        self.finished = self._is_out_of_patience(epoch)
+        self.finished = self.finished or self._is_out_of_patience(epoch)
         if self.finished and self.step < self.total_steps:
-            self._print(f"val_loss has not fallen since epoch {self.best_epoch}: training ends (patience)")
+            since = (
+                f"val_loss has not fallen since epoch {self.best_epoch}"
+                if self.config.patience_metric == "val_loss"
+                else f"the success rate has not risen in {self.evaluations_since_best} evaluations"
+            )
+            self._print(f"{since}: training ends (patience)")
         ends = self.step >= self.total_steps or self.finished
         numbered = epoch % self.config.checkpoint_frequency == 0 or ends
         is_best = is_best or (ends and val_loss is None)
@@ -351,8 +390,67 @@ class ActTrainer:
         self.log.log_checkpoint(path, is_best=is_best, numbered=numbered)
 
     def _is_out_of_patience(self, epoch: int) -> bool:
-        """Whether too many epochs have passed without a lower val_loss, after a number of epochs."""
-        return self.config.patience is not None and epoch - self.best_epoch >= self.config.patience
+        """Whether too many epochs have passed without a lower val_loss, at the end of an epoch."""
+        patience = self.config.patience
+        return (
+            patience is not None and self.config.patience_metric == "val_loss" and epoch - self.best_epoch >= patience
+        )
+
+    def _evaluate(self, last: bool) -> None:
+        """Take in the rollouts that are done, and start those that are due; a due one waits for the one before."""
+        config = self.config
+        if config.eval_task is None:
+            return
+        due = self.step % config.eval_every == 0 or last
+        if self.evaluator is not None:
+            if self.evaluating is not None and (due or self.step % config.log_frequency == 0):
+                self._take_evaluation(self.evaluator, wait=due)
+            if due:
+                weights = self._evaluated(self.step)
+                weights.parent.mkdir(parents=True, exist_ok=True)
+                with self.averaged_weights(), atomic_write(weights) as file:
+                    torch.save(self.bare_policy.state_dict(), file)
+                self.evaluator.start(self.step, weights)
+                self.evaluating = self.step
+                if last:
+                    self._take_evaluation(self.evaluator, wait=True)
+        if due and config.patience is not None and config.patience_metric == "success":
+            # The main process alone counts evaluations.
+            self.finished = bool(self.ranks.broadcast_from_main(self.evaluations_since_best >= config.patience))
+
+    def _evaluated(self, step: int) -> Path:
+        return self.run.path / EVALUATIONS / f"step-{step}{WEIGHTS}"
+
+    def _take_evaluation(self, evaluator: Evaluator, *, wait: bool) -> None:
+        found = evaluator.result(wait)
+        if found is None or self.log is None:
+            return
+        step, low = found["step"], found["success_low"]
+        self._print(
+            f"Step {step}: {found['successes']} of {found['rollouts']} rollouts of {self.config.eval_task} succeeded "
+            f"({found['success_rate']:.1%}, 95% interval {low:.1%} to {found['success_high']:.1%})"
+        )
+        rates = {name: found[name] for name in ("success_rate", "success_low", "success_high")}
+        self.log.log({"eval_step": step, **rates}, self.step)
+        weights = self._evaluated(step)
+        if low > self.best_success:
+            self.best_success, self.evaluations_since_best = low, 0
+            self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+            weights.replace(self.run.checkpoints / f"act-train-{BEST_SUCCESS}{WEIGHTS}")
+        else:
+            self.evaluations_since_best += 1
+            weights.unlink(missing_ok=True)
+        self.evaluating = None
+
+    def _resume_evaluation(self, step: int | None) -> None:
+        """Start again the rollouts that ran when the checkpoint was saved."""
+        if step is None or self.evaluator is None:
+            return
+        if not self._evaluated(step).exists():
+            self._print(f"The weights of step {step}, which were being rolled out, are gone: no success rate of them")
+            return
+        self.evaluator.start(step, self._evaluated(step))
+        self.evaluating = step
 
     def _log_prediction(self, log: MetricsLog) -> None:
         """A chunk in the middle of the held-out demonstrations, predicted and demonstrated."""
@@ -373,6 +471,9 @@ class ActTrainer:
             "scaler": None if scaler is None else scaler.state_dict(),
             "best_val_loss": self.best_val_loss,
             "best_epoch": self.best_epoch,
+            "best_success": self.best_success,
+            "evaluations_since_best": self.evaluations_since_best,
+            "evaluating": self.evaluating,
             "loss_watch": self.watch.state_dict(),
             "pending_losses": [losses.cpu() for losses in self.pending],
             "wandb_id": log.wandb_id,

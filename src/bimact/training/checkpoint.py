@@ -6,7 +6,6 @@ in `act-train-N.state` beside it. `best` and `last` are further names of such a 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import shutil
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from bimact.config import Config, keep_rules
 from bimact.errors import UserError, in_words
-from bimact.files import atomic_write, flush_to_disk, refuse_pointer
+from bimact.files import atomic_write, flush_to_disk, refuse_pointer, sha256_of
 from bimact.policy.loading import load_weights
 from bimact.run_directory import STATE, WEIGHTS, Run, unfinished
 
@@ -46,7 +45,7 @@ def save_checkpoint(run: Run, name: str | int, weights: Mapping[str, Tensor], st
         with atomic_write(new) as file:
             torch.save(dict(weights), file)
         with atomic_write(path.with_suffix(STATE)) as file:
-            torch.save({**state, _DIGEST: _digest(new)}, file)
+            torch.save({**state, _DIGEST: sha256_of(new)}, file)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch's writer hides it
         if not isinstance(cause, OSError):
@@ -126,14 +125,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def finish_interrupted_saves(run: Run) -> None:
     """Put a run's checkpoint folder in order after a kill: what was half written goes, what was whole stays.
 
@@ -143,7 +134,7 @@ def finish_interrupted_saves(run: Run) -> None:
     for new in folder.glob(f".act-train-*{WEIGHTS}.new"):
         path = new.with_name(new.name.removeprefix(".").removesuffix(".new"))
         state = load_state(path)
-        if state is not None and state.get(_DIGEST) == _digest(new):
+        if state is not None and state.get(_DIGEST) == sha256_of(new):
             new.replace(path)
         else:
             new.unlink()
@@ -164,7 +155,7 @@ def load_pair(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
     state = load_state(path)
     if state is None:
         return load_weights(path), None
-    belonging = [file for file in (path, unfinished(path)) if file.exists() and _digest(file) == state.get(_DIGEST)]
+    belonging = [file for file in (path, unfinished(path)) if file.exists() and sha256_of(file) == state.get(_DIGEST)]
     return (load_weights(belonging[0]), state) if belonging else (load_weights(path), None)
 
 

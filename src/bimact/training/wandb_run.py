@@ -52,6 +52,7 @@ class WandbRun:
     """
 
     def __init__(self, config: Config, folder: Path, *, run_id: str | None, best_val_loss: float | None) -> None:
+        self._keeps_all = config.keep_checkpoints is None and config.max_run_size is None
         self._folder = folder
         self._best_val_loss = best_val_loss
         self._uploader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")
@@ -93,7 +94,7 @@ class WandbRun:
                 str(weights.resolve()),
                 f"checkpoint/{weights.name}",
                 skip_cache=True,
-                policy="immutable" if epoch else "mutable",  # mutable: of a copy
+                policy="immutable" if epoch and self._keeps_all else "mutable",  # mutable: of a copy
             )
             artifact.add_file(str(self._folder.resolve() / "config.yaml"), "config.yaml", skip_cache=True)
         except (OSError, ValueError) as error:
