@@ -172,12 +172,12 @@ def test_values_stay_within_the_limits_of_training() -> None:
 
 
 def test_steps_are_limited() -> None:
-    policy = FakePolicy(lambda number, obs: [[0.0, 0.0, 0.0]] + [[0.6, -0.1, 0.0]] * 9)
+    policy = FakePolicy(lambda number, obs: [[0.0, 0.0, 0.0]] + [[1.0, -0.1, 0.0]] * 9)
     loop, robot, _ = loop_of(policy, execution=Execution(execute_steps=10))
     report = loop.run(10)
-    assert np.abs(np.diff(steps_of(robot), axis=0)).max() == pytest.approx(0.2)  # 2 rad in 0.2 s at 50 Hz
-    assert report.too_fast == 2 and report.clamped == {"waist": 2}
-    assert "2 to the largest step; waist 2" in str(report)
+    assert np.abs(np.diff(steps_of(robot), axis=0)).max() == pytest.approx(0.5)  # 2 rad in 0.08 s at 50 Hz
+    assert report.too_fast == 1 and report.clamped == {"waist": 1}
+    assert "1 to the largest step; waist 1" in str(report)
 
 
 def test_limits_can_be_given() -> None:

@@ -11,12 +11,25 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from bimact import __version__
-from bimact.cli import cache, check, convert, convert_checkpoint, doctor, evaluate, record, report, sweep, train, view
+from bimact.cli import (
+    cache,
+    check,
+    convert,
+    convert_checkpoint,
+    doctor,
+    evaluate,
+    record,
+    report,
+    sim_robot,
+    sweep,
+    train,
+    view,
+)
 from bimact.errors import UserError, printable
 
 # In the order of `bimact --help`. A command imports what it needs when it runs: `--help` is fast, and recording needs
 # no PyTorch.
-_COMMANDS = (record, check, view, convert, train, sweep, evaluate, report, convert_checkpoint, cache, doctor)
+_COMMANDS = (record, check, view, convert, train, sweep, evaluate, report, sim_robot, convert_checkpoint, cache, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -22,7 +22,7 @@ class Safety:
     Attributes:
         low: lowest value sent; None: the range's, less 5% of w.
         high: highest value sent; None: the range's, plus 5% of w.
-        max_step: largest change from one action to the next; None: what crosses w in 0.2 s.
+        max_step: largest change from one action to the next; None: what crosses w in 0.08 s.
         ramp_step: largest change per step on the way from the present pose to the first action; None: what crosses w
             in 4 s; infinite: no ramp.
         stop_after: seconds without a fresh action, in which the robot holds, until the loop stops.
@@ -88,7 +88,7 @@ class Guard:
 
         self.low = values("low", low - 0.05 * width)
         self.high = values("high", high + 0.05 * width)
-        self.max_step = values("max_step", width / (0.2 * hz))
+        self.max_step = values("max_step", width / (0.08 * hz))
         self.ramp_step = values("ramp_step", width / (4 * hz))
         self.clamped = np.zeros(size, np.int64)  # steps per dimension
 

@@ -1,0 +1,317 @@
+"""A simulated robot in real time: MuJoCo in a process of its own, on the wall clock, driven as a real robot is.
+
+The simulation does not wait for the policy: an action that comes late is executed late.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bimact_client import ControlLoop, Execution, Report, Safety, Stopped
+
+from bimact.data.fork_server import without_main_program
+from bimact.errors import UserError
+from bimact.evaluation.intervals import wilson_interval
+from bimact.sim.tasks import CAMERAS, FPS, JOINTS, MAX_REWARD, find_task
+
+EPISODE_SECONDS = 8.0  # 400 steps at 50 Hz, as in the simulation's other rollouts
+_NO_NEWS = 2.0  # seconds without a step of the simulation, after which it is taken for dead
+
+
+@dataclass(frozen=True)
+class RealTimeRollout:
+    """One rollout in real time: its seed, the highest reward (4 is success), and what the control loop reports."""
+
+    seed: int
+    highest_reward: int
+    report: Report
+
+
+class SimulatedRobot:
+    """Two ViperX arms in a process of their own, which steps every 20 ms of the wall clock (see `ControlLoop`).
+
+    Args:
+        task: the simulated task.
+        cameras: camera → (height, width) of its images.
+
+    Raises:
+        UserError: if there is no such task or camera, or the simulation does not start.
+    """
+
+    color_order = "rgb"
+
+    def __init__(self, task: str, cameras: dict[str, tuple[int, int]]) -> None:
+        find_task(task)
+        for camera in cameras:
+            if camera not in CAMERAS:
+                raise UserError(
+                    f"the policy takes camera '{camera}', which the simulation does not have ({', '.join(CAMERAS)})"
+                )
+        self.state_names = self.action_names = list(JOINTS)
+        self._dtype = _shared_dtype(cameras)
+        self._memory = SharedMemory(create=True, size=self._dtype.itemsize)
+        context = multiprocessing.get_context("spawn")
+        self._lock = context.Lock()
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(
+            target=_simulate, args=(task, cameras, self._memory.name, self._lock, there), daemon=True
+        )
+        with without_main_program():
+            self._process.start()
+        there.close()
+        self._shared = np.ndarray((1,), self._dtype, self._memory.buf)
+        try:
+            self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self, seed: int) -> None:
+        """Begin a new episode with the scene of a seed; the simulation has made its first step when this returns."""
+        self._pipe.send(seed)
+        self._receive()
+
+    def get_observation(self) -> dict[str, Any]:
+        """The newest observation: `state` (14,), and `image_<camera>` and `time_<camera>` of each camera."""
+        with self._lock:
+            now = self._shared[0].copy()
+        if time.monotonic() - now["stepped_at"] > _NO_NEWS:
+            raise RuntimeError(f"the simulation has made no step for {_NO_NEWS:g} s")
+        observation = {name: now[name] for name in now.dtype.names if name.startswith("image_")}
+        times = {f"time_{name[len('image_') :]}": int(now["steps"]) for name in observation}
+        return {"state": now["state"], **observation, **times}
+
+    def send_action(self, action: np.ndarray) -> None:
+        """The joint targets (14,) from the next step on."""
+        with self._lock:
+            self._shared[0]["action"] = action
+
+    @property
+    def highest_reward(self) -> int:
+        """The highest stage of the task in this episode, 0 to 4."""
+        return int(self._shared[0]["reward"])
+
+    @property
+    def late_steps(self) -> int:
+        """Steps of the simulation that began more than 20 ms late, since its process was started."""
+        return int(self._shared[0]["late"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(2)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._shared = np.zeros(1, self._dtype)
+        self._memory.close()
+        self._memory.unlink()
+
+    def __enter__(self) -> SimulatedRobot:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _receive(self) -> None:
+        try:
+            if not self._pipe.poll(60):
+                raise UserError("the simulation does not answer")
+            failure = self._pipe.recv()
+        except (EOFError, OSError):
+            raise UserError("the simulation's process ended; its message is above") from None
+        if failure is not None:
+            raise UserError(failure)
+
+
+def _shared_dtype(cameras: dict[str, tuple[int, int]]) -> np.dtype[Any]:
+    images = [(f"image_{camera}", np.uint8, (*size, 3)) for camera, size in cameras.items()]
+    numbers = [("stepped_at", float), ("steps", np.int64), ("reward", np.int64), ("late", np.int64)]
+    return np.dtype([("state", np.float32, len(JOINTS)), ("action", np.float64, len(JOINTS)), *numbers, *images])
+
+
+def _simulate(task: str, cameras: dict[str, tuple[int, int]], memory: str, lock: Any, pipe: Connection) -> None:
+    """The simulation's process: a step each 20 ms, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends this one
+    shared_memory = SharedMemory(memory)
+    try:
+        from bimact.sim.environment import AlohaEnv
+        from bimact.sim.rendering import Renderer
+        from bimact.sim.tasks import state_of
+
+        shared = np.ndarray((1,), _shared_dtype(cameras), shared_memory.buf)
+        environment = AlohaEnv(task, cameras=())
+        scene = environment.scene
+        renderers = {size: Renderer(scene.model, *size) for size in set(cameras.values())}
+        pipe.send(None)
+    except Exception as error:
+        pipe.send(f"the simulation does not start: {error}")
+        return
+
+    def publish(steps: int, reward: float, late: int) -> None:
+        images = {camera: renderers[size].render(scene.data, camera) for camera, size in cameras.items()}
+        with lock:
+            now = shared[0]
+            for camera, image in images.items():
+                now[f"image_{camera}"] = image
+            now["state"], now["steps"], now["late"] = state_of(scene.data), steps, late
+            now["reward"], now["stepped_at"] = reward, time.monotonic()
+
+    try:
+        seed = pipe.recv()
+        late = 0
+        while True:
+            environment.reset(seed=seed)
+            with lock:
+                shared[0]["action"] = state_of(scene.data)  # it stays where it is until the first action
+            publish(0, 0, late)
+            begin, steps, reward = time.monotonic(), 0, 0.0
+            pipe.send(None)
+            while not pipe.poll():
+                steps += 1
+                wait = begin + steps / FPS - time.monotonic()
+                if wait > 0:
+                    time.sleep(wait)
+                elif wait < -1 / FPS:  # the wall clock is not caught up with
+                    late += 1
+                    begin -= wait
+                with lock:
+                    action = shared[0]["action"].copy()
+                reward = max(reward, environment.advance(action))
+                publish(steps, reward, late)
+            seed = pipe.recv()
+    except (EOFError, OSError):
+        pass
+    finally:
+        environment.close()
+
+
+@contextmanager
+def served(run: Path, *arguments: str) -> Iterator[tuple[str, int]]:
+    """`bimact serve` of a run, in a process of its own, while the context lasts.
+
+    Args:
+        run: the run directory.
+        arguments: more of `bimact serve`.
+
+    Yields:
+        its host and port.
+
+    Raises:
+        UserError: if it ends instead of serving.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "bimact", "serve", "--run", str(run), "--port", str(port), *arguments]
+    process = subprocess.Popen(command)
+    try:
+        while True:
+            if process.poll() is not None:
+                raise UserError(f"the server of {run} ended with status {process.returncode}; its message is above")
+            try:
+                with socket.create_connection(("127.0.0.1", port), 1):
+                    break
+            except OSError:
+                time.sleep(0.2)
+        yield "127.0.0.1", port
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _Delayed:
+    """A policy whose answers come later."""
+
+    def __init__(self, client: Any, delay: float) -> None:
+        self._client, self._delay = client, delay
+
+    def infer(self, obs: Any) -> dict[str, Any]:
+        reply: dict[str, Any] = self._client.infer(obs)
+        time.sleep(self._delay)
+        return reply
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def drive(
+    client: Any,
+    task: str,
+    *,
+    hz: float | None = None,
+    execution: Execution | None = None,
+    safety: Safety | None = None,
+    rollouts: int = 1,
+    seed: int = 1000,
+    delay: float = 0.0,
+    record: Path | None = None,
+) -> list[RealTimeRollout]:
+    """Drive the simulated robot in real time, and print how it went.
+
+    Args:
+        client: a `PolicyClient`, or anything else that `ControlLoop` takes.
+        task: the simulated task.
+        hz: actions per second; None: as the policy was trained.
+        execution: how chunks are executed.
+        safety: limits on what reaches the robot.
+        rollouts: how many, from scenes with the seeds `seed`, `seed + 1`, …
+        seed: of the first scene.
+        delay: seconds added to each answer, as a slow network or GPU would.
+        record: directory for a dataset of what happened; None: no recording.
+
+    Raises:
+        UserError: if the policy is for another robot, or the control loop stops.
+    """
+    metadata, execution = client.metadata, execution or Execution()
+    cameras = {}
+    for camera, size in (metadata.get("cameras") or {}).items():
+        if not (size or {}).get("height"):
+            raise UserError(f"the server does not say which size the images of camera '{camera}' have")
+        cameras[camera] = (int(size["height"]), int(size["width"]))
+    results: list[RealTimeRollout] = []
+    loop = None
+    with SimulatedRobot(task, cameras) as robot:
+        try:
+            loop = ControlLoop(robot, _Delayed(client, delay), hz, execution, safety, record=record)
+            print(
+                f"Policy {metadata.get('run', '')} {metadata.get('checkpoint', '')} drives the simulated robot at "
+                f"{loop.hz:g} Hz, {execution.mode}",
+                flush=True,
+            )
+            for number in range(seed, seed + rollouts):
+                robot.reset(number)
+                report = loop.run(round(EPISODE_SECONDS * loop.hz))
+                results.append(RealTimeRollout(number, robot.highest_reward, report))
+                success = robot.highest_reward == MAX_REWARD
+                print(f"\nSeed {number}: {'success' if success else f'no success, reward {robot.highest_reward}'}")
+                print(report, flush=True)
+        except Stopped as error:
+            if loop is not None:
+                print(f"\n{loop.report}", flush=True)
+            raise UserError(str(error)) from error
+        late = robot.late_steps
+    successes = sum(result.highest_reward == MAX_REWARD for result in results)
+    low, high = wilson_interval(successes, rollouts)
+    print(
+        f"\nSuccess rate: {successes} of {rollouts} = {successes / rollouts:.1%} (95% interval {low:.1%} to {high:.1%})"
+    )
+    if late:
+        print(f"Note: this machine was too slow for {late} steps of the simulation, whose time fell behind the clock")
+    return results

@@ -1,0 +1,87 @@
+"""The simulated robot in real time, driven by a policy that replays a demonstration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bimact_client import Execution, Safety
+
+import bimact
+from bimact.errors import UserError
+from bimact.sim.demonstrators import demonstrate
+from bimact.sim.tasks import JOINTS, find_task
+
+pytestmark = pytest.mark.gl
+SEED = 1000
+
+
+class Replay:
+    """A policy in this process that knows the demonstration of a scene, and counts the observations."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.actions = demonstrate(find_task("transfer_cube"), SEED).astype(np.float32)
+        self.metadata = {
+            "run": "replay",
+            "action_names": list(JOINTS),
+            "state_names": None,
+            "control_hz": 50.0,
+            "cameras": {"top": {"height": 24, "width": 32, "color_order": "rgb"}},
+            "chunk_size": 100,
+            "action_ranges": {"low": self.actions.min(axis=0), "high": self.actions.max(axis=0)},
+            **changes,
+        }
+        self.observations: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        self.step = 0
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        self.observations.append(obs)
+        chunk = self.actions[self.step : self.step + 50]
+        self.step += 50
+        return {"actions": chunk}
+
+
+@pytest.mark.slow
+def test_a_demonstration_succeeds_in_real_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bimact.deploy.sim_robot import drive
+
+    policy = Replay()
+    (result,) = drive(policy, "transfer_cube", seed=SEED, record=tmp_path / "record")
+    out = capsys.readouterr().out
+    assert result.highest_reward == 4, out
+    assert "Policy replay  drives the simulated robot at 50 Hz, chunk" in out
+    assert f"Seed {SEED}: success" in out and "Success rate: 1 of 1 = 100.0%" in out
+    report = result.report
+    assert report.chunks == 8 and report.hz > 45
+    assert len(policy.observations) == 8
+    assert policy.observations[0]["image_top"].shape == (24, 32, 3)
+    dataset = bimact.open_dataset(tmp_path / "record")
+    assert dataset.num_steps == 400 + report.held_cycles
+    assert dataset.joint_names == JOINTS
+
+
+def test_a_policy_of_another_robot() -> None:
+    from bimact.deploy.sim_robot import drive
+
+    with pytest.raises(UserError, match="takes camera 'cam_high', which the simulation does not have"):
+        drive(Replay(cameras={"cam_high": {"height": 24, "width": 32}}), "transfer_cube")
+    with pytest.raises(UserError, match="does not say which size the images of camera 'top' have"):
+        drive(Replay(cameras={"top": None}), "transfer_cube")
+    with pytest.raises(UserError, match="no task named 'tidy'"):
+        drive(Replay(cameras={}), "tidy")
+    with pytest.raises(UserError, match="action_names of the policy lacks right_gripper"):
+        drive(Replay(action_names=list(JOINTS[:-1])), "transfer_cube")
+
+
+def test_a_policy_that_fails_stops_the_simulated_robot(capsys: pytest.CaptureFixture[str]) -> None:
+    from bimact.deploy.sim_robot import drive
+
+    policy = Replay()
+    policy.actions[60:] = np.nan
+    with pytest.raises(UserError, match="the policy sent NaN or Inf for left_waist"):
+        drive(policy, "transfer_cube", execution=Execution("async", execute_steps=5), safety=Safety(stop_after=1))
+    assert "Stopped:  the policy sent NaN" in capsys.readouterr().out
