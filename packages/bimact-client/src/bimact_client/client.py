@@ -115,7 +115,8 @@ class PolicyClient:
 
     def _connect(self, deadline: float) -> None:
         try:
-            self._connection = connect(self.uri, open_timeout=max(deadline - time.monotonic(), 0.01), **self._options)
+            opening = connect(self.uri, open_timeout=max(deadline - time.monotonic(), 0.01), **self._options)
+            self._connection = opening.__enter__()  # closed by `_disconnect`
         except InvalidURI as error:
             raise ServerError(f"{self.uri} is no address of a policy server") from error
         frame = self._connection.recv(timeout=max(deadline - time.monotonic(), 0.01))
