@@ -1413,7 +1413,7 @@ def test_data_files_that_are_not_read_are_told(tmp_path: Path) -> None:
     write_dataset(tmp_path / "guide", [6])
     write_dataset(tmp_path / "guide" / "part2", [6])
     write_dataset(tmp_path / "guide" / "cache" / "observations-1", [6])
-    (tmp_path / "guide/cache/observations-1/source.json").write_text("{}")
+    (tmp_path / "guide/cache/observations-1/description.json").write_text("{}")
     write_aloha(tmp_path / "aloha" / "monday", (6,))
     write_aloha(tmp_path / "aloha" / "tuesday" / "late", (6,))
     (tmp_path / "aloha/monday/episode_1.he5").touch()

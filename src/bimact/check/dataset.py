@@ -17,7 +17,7 @@ from bimact.check.guide_files import FILES_OF_PARTS, Parts, inspect_guide_npy
 from bimact.check.kinds import ERROR, KINDS, READING, WARNING
 from bimact.check.scan import NO_FILES, Files, scan
 from bimact.config import Config
-from bimact.data.cache_places import CACHE
+from bimact.data.cache import CACHE
 from bimact.data.formats.guide_npy import LENGTHS, is_guide_npy
 from bimact.data.opening import open_source
 from bimact.data.remote import local_copy

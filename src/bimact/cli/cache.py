@@ -12,7 +12,7 @@ from bimact.errors import UserError
 from bimact.files import expand_home
 
 if TYPE_CHECKING:
-    from bimact.data.caches import CacheEntry
+    from bimact.data.cache import CacheEntry
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def _cache(options: argparse.Namespace) -> None:
-    from bimact.data.caches import clear, find_caches
+    from bimact.data.cache import clear, find_caches
 
     dataset = None if options.dataset_dir is None else Path(options.dataset_dir)
     if dataset is not None and not dataset.exists():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bimact.data.array_folder import ArrayFolder, RowWriter, read_description
-from bimact.data.cache_places import check_space, first_writable, one_at_a_time, places
+from bimact.data.cache import ArrayFolder, Arrays, RowWriter, build_once, check_space, size_of
 from bimact.data.episodes import Episodes
 from bimact.data.nonfinite import nonfinite_value
 from bimact.data.npy_rows import NpyRows
@@ -60,19 +58,8 @@ def cached_copy(
             written or does not fit on the disk.
     """
     plan = _Plan(source, image_size)
-    candidates = places(source.path, cache_dir)
-    for place in candidates:
-        if plan.at(place).is_whole:
-            return plan.opened(place)
-    place = first_writable(source.path, candidates)
-    with one_at_a_time(source.path, place):
-        if not plan.at(place).is_whole:  # else made by the process that this one has waited for
-            try:
-                _make(plan, place)
-            except OSError as error:
-                reason = error.strerror or error
-                raise UserError(f"cannot write the converted copy of {source.path} to {place}: {reason}") from None
-    return plan.opened(place)
+    folder = build_once(source.path, cache_dir, "arrays-", plan.description, lambda folder: _make(plan, folder))
+    return plan.opened(folder)
 
 
 @dataclass(frozen=True)
@@ -107,7 +94,7 @@ class _Plan:
         return notes
 
     @cached_property
-    def arrays(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    def arrays(self) -> Arrays:
         """file name → type and shape."""
         steps = self.source.num_steps
         vectors = {name: (np.dtype(np.float32), (steps, self.source.columns[name].size)) for name in (STATE, ACTION)}
@@ -145,11 +132,8 @@ class _Plan:
             "recorded_fps": source.whole.fps,
         }
 
-    def at(self, place: Path) -> ArrayFolder:
-        return ArrayFolder(place / f"arrays-{_digest(self.description)}", self.arrays, self.description)
-
-    def opened(self, place: Path) -> tuple[Episodes, SelectedSource]:
-        folder, source = self.at(place).path, self.source
+    def opened(self, folder: Path) -> tuple[Episodes, SelectedSource]:
+        source = self.source
         told = json.loads((folder / _FOUND).read_text())
         faults = {int(position): reason for position, reason in told["faults"].items()}
         episodes = Episodes(
@@ -195,14 +179,12 @@ def _common_task(source: Source) -> str | None:
 # Making it -----------------------------------------------------------------------------------------
 
 
-def _make(plan: _Plan, place: Path) -> None:
-    folder = plan.at(place)
-    _remove_outdated(plan, place)
+def _make(plan: _Plan, folder: ArrayFolder) -> None:
     done = folder.done()
     if done is None:
-        check_space(plan.source.path, place, folder.bytes)
+        check_space(plan.source.path, folder.path.parent, size_of(plan.arrays))
         _announce(plan, folder)
-        folder.reserve()
+        folder.reserve(plan.arrays)
     faults, notes = _decode(plan, folder, done or set())
     if not plan.source.selection.skip_unreadable:  # what is done is kept for the next time
         plan.source.without(_unusable(plan.source, faults)).refuse_damaged()
@@ -215,17 +197,8 @@ def _announce(plan: _Plan, folder: ArrayFolder) -> None:
     cameras = ", ".join(f"{name} {height}x{width}" for name, (height, width) in plan.sizes.items()) or "no cameras"
     count = len(source.episodes)
     content = f"{count} episode{'s' if count > 1 else ''}, {source.num_steps} steps, {cameras}"
-    size = f"{folder.bytes / 1e9:.2f} GB in {folder.path.parent}"
+    size = f"{size_of(plan.arrays) / 1e9:.2f} GB in {folder.path.parent}"
     print(f"Converting {source.path} ({source.format}) once:\n  {content}: {size}", flush=True)
-
-
-def _remove_outdated(plan: _Plan, place: Path) -> None:
-    """Remove what was made, or half made, of what the dataset was before it changed."""
-    for folder in place.glob("arrays-*"):
-        description = read_description(folder) or {}
-        is_current = description.get("origin") == plan.origin
-        if not is_current and description.get("dataset") in (None, plan.description["dataset"]):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _decode(plan: _Plan, folder: ArrayFolder, done: set[str]) -> tuple[dict[int, str], list[str]]:

@@ -29,7 +29,7 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from rich.filesize import decimal
 
-from bimact.data.cache_places import users_cache
+from bimact.data.cache import users_cache
 from bimact.errors import UserError
 from bimact.files import flush_to_disk, lock_file
 from bimact.progress import ProgressBar, progress_bar

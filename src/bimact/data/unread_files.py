@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bimact.data.array_folder import DESCRIPTION
-from bimact.data.conversion import IDENTITY
+from bimact.data.cache import DESCRIPTION
 from bimact.data.source import LeftOut, Source
 from bimact.errors import some_of
 
@@ -15,7 +14,7 @@ _DATA = (
 )
 _VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
 _OF_BUFFERS = {"videos", "video", "images"}  # of a format that lists its files in a folder meta
-_OF_OTHERS = ({"config.yaml", "metrics.jsonl"}, {"config.yaml", "checkpoint"}, {DESCRIPTION}, {IDENTITY})
+_OF_OTHERS = ({"config.yaml", "metrics.jsonl"}, {"config.yaml", "checkpoint"}, {DESCRIPTION})
 _MOST_ENTRIES = 200_000
 _MOST_TOLD = 5
 

@@ -9,7 +9,6 @@ and settings, the precision, and the images. What was computed before an interru
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +24,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from bimact.config import Config
-from bimact.data.array_folder import ArrayFolder, RowWriter, read_description
-from bimact.data.cache_places import check_space, first_writable, one_at_a_time, places
+from bimact.data.cache import (
+    ArrayFolder,
+    Arrays,
+    RowWriter,
+    check_space,
+    first_writable,
+    one_at_a_time,
+    places,
+    read_description,
+    size_of,
+)
 from bimact.data.episodes import Episodes, Rows, identity_of
 from bimact.data.npy_rows import NpyRows
 from bimact.device import precision_dtype
@@ -128,10 +136,10 @@ class FeatureCache:
         }
 
     def _folder(self, camera: str, place: Path) -> ArrayFolder:
-        described = self._described[camera]
-        name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:20]
-        arrays = {_TOKENS: (_STORED[self.dtype], tuple(described["shape"]))}
-        return ArrayFolder(place / f"{PREFIX}{name}", arrays, described)
+        return ArrayFolder(place, PREFIX, self._described[camera])
+
+    def _arrays(self, camera: str) -> Arrays:
+        return {_TOKENS: (_STORED[self.dtype], tuple(self._described[camera]["shape"]))}
 
     def _whole(self, camera: str) -> ArrayFolder | None:
         folders = (self._folder(camera, place) for place in self._places)
@@ -183,16 +191,16 @@ class FeatureCache:
         """Make the files of what is missing."""
         self._remove_outdated(place)
         missing = {camera: self._folder(camera, place) for camera in self._described if self._whole(camera) is None}
-        new = [folder for folder in missing.values() if folder.done() is None]
-        size = sum(folder.bytes for folder in new)
+        new = {camera: folder for camera, folder in missing.items() if folder.done() is None}
+        size = sum(size_of(self._arrays(camera)) for camera in new)
         if new:
             check_space(self.episodes.path, place, size)
         if new and prints:
             frames = f"{self.episodes.num_steps} frames of {', '.join(missing)}"
             where = f"{size / 1e9:.2f} GB in {place}"
             print(f"Encoding images once, since the encoder is frozen:\n  {frames}: {where}", flush=True)
-        for folder in new:
-            folder.reserve()
+        for camera, folder in new.items():
+            folder.reserve(self._arrays(camera))
 
     def _remove_outdated(self, place: Path) -> None:
         """Remove tokens of images that have changed since."""

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bimact.data import cache_places, conversion
+from bimact.data import cache
 from bimact.data.episodes import Episodes
 from bimact.data.formats import guide_observations as observations
 from bimact.data.formats.guide_npy import GuideSource, observation_dtype
@@ -595,7 +595,7 @@ def test_unfinished_recording(tmp_path: Path) -> None:
 
 def copies(folder: Path) -> list[Path]:
     """Whole copies that are in a cache folder."""
-    return sorted(path.parent for path in folder.rglob("source.json"))
+    return sorted(path.parent for path in folder.rglob("description.json") if ".unfinished" not in path.parent.name)
 
 
 def assert_no_copy(dataset: Path) -> None:
@@ -626,10 +626,10 @@ def test_conversion_happens_once(tmp_path: Path, form: str, conversions: list[Pa
         assert not (folder / ".bimact_cache").exists()
     else:
         (copy,) = copies(folder)
-        assert sorted(path.name for path in copy.iterdir()) == ["found.json", "observations.npy", "source.json"]
+        assert sorted(path.name for path in copy.iterdir()) == ["description.json", "found.json", "observations.npy"]
         status = (folder / "observations.npy").stat()
-        source = json.loads((copy / "source.json").read_text())
-        assert (source["size"], source["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
+        source = json.loads((copy / "description.json").read_text())
+        assert source["origin"][:2] == [status.st_size, status.st_mtime_ns]
         assert oct(copy.stat().st_mode & 0o777) == oct(0o777 & ~current_umask())
 
 
@@ -666,9 +666,9 @@ def test_cache_dir(tmp_path: Path, conversions: list[Path]) -> None:
 def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Folders that cannot be written, even by root, who runs tests; and another cache folder for the user."""
     folders: list[Path] = []
-    original = cache_places._is_writable
+    original = cache._is_writable
     monkeypatch.setattr(
-        cache_places,
+        cache,
         "_is_writable",
         lambda folder: not any(folder.is_relative_to(other) for other in folders) and original(folder),
     )
@@ -704,9 +704,9 @@ def test_nothing_can_be_written(tmp_path: Path, unwritable: list[Path]) -> None:
 
 def test_folder_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert not cache_places._is_writable(tmp_path / "file")
-    assert not cache_places._is_writable(tmp_path / "file/below")
-    assert cache_places._is_writable(tmp_path / "new/below")
+    assert not cache._is_writable(tmp_path / "file")
+    assert not cache._is_writable(tmp_path / "file/below")
+    assert cache._is_writable(tmp_path / "new/below")
 
 
 def test_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -720,10 +720,10 @@ def test_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_disk_that_becomes_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, [4, 3], "dictionaries")
 
-    def fail(path: Path) -> None:
+    def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(conversion, "flush_to_disk", fail)
+    monkeypatch.setattr(cache.os, "posix_fallocate", fail)
     assert "cannot write the converted copy" in refusal(folder) and "No space left" in refusal(folder)
     assert_no_copy(folder)
 
@@ -763,9 +763,9 @@ def die_in_conversion(folder: Path, stage: str) -> None:
     if stage == "blocks":
         observations.PickledObservations._value = die  # type: ignore[method-assign]
     elif stage == "source":
-        conversion.write_json = die
+        observations.write_json = die
     else:
-        conversion._take_name = die
+        cache.ArrayFolder.finish = die  # type: ignore[method-assign]
     open_dataset(folder)
 
 
@@ -776,20 +776,20 @@ def test_process_that_dies_in_mid_conversion(tmp_path: Path, stage: str, convers
     process.start()
     process.join()
     assert process.exitcode == 9
-    (left,) = folder.glob(".bimact_cache/.unfinished-*")
+    (left,) = folder.glob(".bimact_cache/*.unfinished")
     assert (left / "observations.npy").exists()
     assert_same(open_dataset(folder), open_dataset(write(tmp_path / "plain", [4, 3])))
     assert len(conversions) == 1 and not left.exists() and len(copies(folder)) == 1
 
 
-def test_copy_without_its_source_file_is_made_anew(tmp_path: Path, conversions: list[Path]) -> None:
+def test_copy_without_its_description_is_made_anew(tmp_path: Path, conversions: list[Path]) -> None:
     folder = write(tmp_path, [4, 3], "dictionaries")
     open_dataset(folder)
     (copy,) = copies(folder)
     for content in (None, "{", "{}"):
-        (copy / "source.json").unlink()
+        (copy / "description.json").unlink()
         if content is not None:
-            (copy / "source.json").write_text(content)
+            (copy / "description.json").write_text(content)
         assert open_dataset(folder).num_steps == 7
     assert len(conversions) == 4
 
@@ -802,7 +802,7 @@ def convert_in_process(folder: Path, begin: Any, results: Any) -> None:
 @pytest.mark.parametrize("locks", [True, False])
 def test_processes_that_convert_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool) -> None:
     if not locks:  # as on file systems that have none
-        monkeypatch.setattr(cache_places, "fcntl", None)
+        monkeypatch.setattr(cache, "fcntl", None)
     folder = write(tmp_path, [40, 30], "dictionaries")
     context = multiprocessing.get_context("fork")
     begin, results = context.Event(), context.Queue()
@@ -816,7 +816,7 @@ def test_processes_that_convert_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         assert process.exitcode == 0
     assert sums == [float(make_observations(70)["state"].sum())] * 4
     assert len(copies(folder)) == 1
-    assert not list(folder.glob(".bimact_cache/.unfinished-*"))
+    assert not list(folder.glob(".bimact_cache/*.unfinished*"))
 
 
 def test_second_process_waits_and_uses_the_copy(
@@ -826,7 +826,7 @@ def test_second_process_waits_and_uses_the_copy(
     place = folder / ".bimact_cache"
     place.mkdir()
     opened: list[Episodes] = []
-    with conversion.one_at_a_time(folder / "observations.npy", place) as is_alone:
+    with cache.one_at_a_time(folder / "observations.npy", place) as is_alone:
         assert is_alone
         thread = threading.Thread(target=lambda: opened.append(open_dataset(folder)))
         thread.start()
@@ -838,9 +838,9 @@ def test_second_process_waits_and_uses_the_copy(
 
 
 def test_without_locks_the_work_of_others_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_places, "fcntl", None)
+    monkeypatch.setattr(cache, "fcntl", None)
     folder = write(tmp_path, [4, 3], "dictionaries")
-    recent, old = folder / ".bimact_cache/.unfinished-a", folder / ".bimact_cache/.unfinished-b"
+    recent, old = (folder / f".bimact_cache/observations-{name}.unfinished-{name}" for name in "12")
     for path in (recent, old):
         path.mkdir(parents=True)
     os.utime(old, (1, 1))

@@ -9,17 +9,17 @@ float32; others are left out, with the reason. `metadata.json` beside them is op
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bimact.data.conversion import converted_copy
+from bimact.data.cache import ArrayFolder, build_once, check_space, size_of
 from bimact.data.episodes import Episodes
 from bimact.data.formats.guide_observations import (
     IMAGE_PREFIX,
@@ -57,12 +57,42 @@ __all__ = [
 ACTIONS, METADATA = "actions.npy", "metadata.json"
 ACTION = "action"  # the column of a source
 FILES = (OBSERVATIONS, ACTIONS, LENGTHS)
+_VERSION = 5  # of converted observations: another number makes them anew
 JOURNAL = "recording.json"  # of a recording that is under way
 
 
 def is_guide_npy(path: Path) -> bool:
     """Whether a folder holds any of the format's files: opening it tells which others are missing."""
     return any((path / name).is_file() for name in (*FILES, JOURNAL)) and not is_raw_memmap(path)
+
+
+def _converted(observations: Path, lengths: np.ndarray, cache_dir: Path | None) -> Path:
+    """The folder with a structured array of pickled observations, and what was found in them."""
+
+    def origin() -> list[Any]:
+        status = observations.stat()
+        return [status.st_size, status.st_mtime_ns, hashlib.sha256(lengths.tobytes()).hexdigest()[:12]]
+
+    def make(folder: ArrayFolder) -> None:
+        pickled = PickledObservations(observations, lengths)
+        check_space(observations, folder.path.parent, size_of(pickled.arrays))
+        try:
+            folder.reserve(pickled.arrays)
+            pickled.write(folder.unfinished)
+            if origin() != before:
+                raise UserError(f"{observations} was changed while it was converted: try again when it is written")
+            folder.finish()
+        finally:
+            folder.discard()  # a conversion is not resumed
+
+    before = origin()
+    description = {
+        "version": _VERSION,
+        "dataset": str(observations.parent.resolve()),
+        "file": observations.name,
+        "origin": before,
+    }
+    return build_once(observations, cache_dir, "observations-", description, make)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +130,7 @@ class GuideSource(Source):
         found: Found | None = None
         if read_npy_header(observations).is_pickled:
             # What is wrong with its observations is told by episode.
-            prepare = partial(PickledObservations, observations, lengths)
-            copy = converted_copy(observations, cache_dir, prepare, beside=lengths.tobytes())
+            copy = _converted(observations, lengths, cache_dir)
             observations = copy / OBSERVATIONS
             found = Found.read(copy)
         records = open_records(observations)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bimact.data.cache import Arrays, RowWriter
 from bimact.data.episodes import Rows, identity_of
 from bimact.data.formats.images import (
     ImageForm,
@@ -263,12 +264,12 @@ class PickledObservations:
         self._mixed = [name for name, images in some.items() if has_two_whites(images)]
 
     @property
-    def size(self) -> int:
-        """Bytes of the structured array."""
-        return self._steps * self.layout.dtype.itemsize + 4096  # and the file's header
+    def arrays(self) -> Arrays:
+        """The files that `write` fills."""
+        return {OBSERVATIONS: (self.layout.dtype, (self._steps,))}
 
     def write(self, folder: Path) -> None:
-        """Write the structured array as `observations.npy`, and as `found.json` what is wrong with some episodes.
+        """Fill the structured array `observations.npy`, and write as `found.json` what is wrong with some episodes.
 
         These have zeros where a field of an observation is not as in most of them.
 
@@ -276,17 +277,12 @@ class PickledObservations:
             OSError: if it cannot be written.
         """
         dtype = self.layout.dtype
-        mapped = np.lib.format.open_memmap(folder / OBSERVATIONS, "w+", dtype, (self._steps,))
-        offset = mapped.offset
-        del mapped
         rows = max(1, _BLOCK_BYTES // dtype.itemsize)
         faults: dict[int, dict[str, str]] = defaultdict(dict)  # episode → field → what is wrong
-        # Written as a file, not through the map: where the disk becomes full, a map kills the process.
         with (
-            (folder / OBSERVATIONS).open("r+b") as file,
+            RowWriter(folder / OBSERVATIONS) as writer,
             progress_bar(f"converting {self._path.name} once", self._steps) as progress,
         ):
-            file.seek(offset)
             for first in range(0, self._steps, rows):
                 block = np.zeros(min(rows, self._steps - first), dtype)
                 with np.errstate(over="ignore"):  # becomes inf, which `find_nonfinite` finds
@@ -297,7 +293,7 @@ class PickledObservations:
                             except UserError as error:
                                 episode, _ = episode_and_step(first + number, self._lengths)
                                 faults[episode].setdefault(name, f"is damaged: {error}")
-                file.write(block.view(np.uint8).data)
+                writer.write(first, block)
                 progress.advance(len(block))
         left_out = [[entry.kind, entry.name, entry.reason] for entry in self.layout.left_out]
         notes = [*conversion_notes([self.layout.forms], self._whites), *two_whites_notes(self._mixed)]

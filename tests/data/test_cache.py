@@ -11,8 +11,7 @@ from guide_files import write_dataset
 from hdf5_files import write_aloha
 
 from bimact.cli import main
-from bimact.data.cache_places import one_at_a_time
-from bimact.data.caches import clear, find_caches
+from bimact.data.cache import clear, find_caches, one_at_a_time
 from bimact.data.opening import open_dataset
 from bimact.encoder.base import build_encoder
 from bimact.errors import UserError

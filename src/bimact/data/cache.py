@@ -1,0 +1,399 @@
+"""What is made of a dataset once and can be made again: folders of arrays, where they are, and who writes to them.
+
+Converted observations, decoded images and features of a frozen encoder are folders of .npy files that are named after
+what they were made from. A folder gets its name when it is whole; until then what is done is noted in it, so that work
+that was interrupted or killed is resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bimact.errors import UserError
+from bimact.files import flush_to_disk, write_json, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+CACHE = ".bimact_cache"
+DESCRIPTION = "description.json"
+_LOCK, _KNOWN = "lock", "places.txt"
+_JOURNAL, _UNFINISHED = "done.txt", ".unfinished"
+_FETCHED = ".fetched.jsonl"  # in a downloaded dataset
+_FORMER = "source.json"  # in converted observations of former versions
+_ABANDONED = 24 * 3600  # seconds after which, without locks, unfinished work is nobody's
+
+Arrays = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]  # file name → type and shape
+
+# Folders for datasets ------------------------------------------------------------------------------
+
+
+def users_cache() -> Path:
+    """The folder for what has no other place."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimact"
+
+
+def places(source: Path, cache_dir: Path | None) -> list[Path]:
+    """Folders for the copies of a dataset, given as its folder or a file in it, in the order of preference."""
+    dataset = (source if source.is_dir() else source.parent).resolve()
+    name = hashlib.sha256(os.fsencode(dataset)).hexdigest()[:16]
+    if cache_dir is not None:
+        return [cache_dir.absolute() / name]
+    return [dataset / CACHE, users_cache() / name]
+
+
+def first_writable(source: Path, candidates: list[Path]) -> Path:
+    """The first folder that can be written; it is made if need be.
+
+    Raises:
+        UserError: if none can.
+    """
+    for place in candidates:
+        if _is_writable(place):
+            _remember(place)
+            return place
+    tried = " or ".join(str(place) for place in candidates)
+    raise UserError(
+        f"{source} has to be converted once, and the copy cannot be written to {tried}: "
+        "give a folder that can be written as cache_dir=..."
+    )
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def one_at_a_time(source: Path, place: Path) -> Iterator[bool]:
+    """Wait until no other process converts into a folder; yields whether that is certain.
+
+    Where the file system has no locks two processes may do the same work, but both copies are whole, and the
+    first one stays. The system takes the lock back when its holder dies.
+    """
+    with (place / _LOCK).open("a") as file:
+        try:
+            _lock(source, file.fileno())
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _lock(source: Path, descriptor: int) -> None:
+    if fcntl is None:
+        raise OSError("no locks")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"another process is converting {source}: waiting for it", flush=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def is_busy(place: Path) -> bool:
+    """Whether a process is writing to a folder, as far as can be known."""
+    try:
+        with (place / _LOCK).open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, AttributeError):  # no lock was ever taken; no locks here
+        return False
+    return False
+
+
+def check_space(source: Path, place: Path, needed: int) -> None:
+    """See that a copy of so many bytes fits.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"the converted copy of {source} needs {needed / 1e9:.3f} GB and {place} has {free / 1e9:.3f} GB "
+            "free: free some space or give another folder as cache_dir=..."
+        )
+
+
+def _remember(place: Path) -> None:
+    """Note a folder, so that it can be found without its dataset."""
+    if place.is_relative_to(users_cache()):
+        return
+    with contextlib.suppress(OSError):  # the note is a convenience
+        known = [folder for folder in known_places() if folder.is_dir()]
+        if place not in known:
+            write_text(users_cache() / _KNOWN, "".join(f"{folder}\n" for folder in [*known, place]))
+
+
+def known_places() -> list[Path]:
+    """Folders beside datasets, or that were given as `cache_dir`, that something was written to."""
+    try:
+        return [Path(line) for line in (users_cache() / _KNOWN).read_text().splitlines()]
+    except OSError:
+        return []
+
+
+# Folders of arrays ---------------------------------------------------------------------------------
+
+
+class ArrayFolder:
+    """A folder of .npy files that is complete as soon as it has its name, which is made from its description.
+
+    Args:
+        place: where it is.
+        prefix: of its name.
+        description: what it holds, written beside the arrays.
+        is_alone: whether no other process can be making it.
+    """
+
+    def __init__(self, place: Path, prefix: str, description: Mapping[str, Any], *, is_alone: bool = True) -> None:
+        self.prefix = prefix
+        self.description: dict[str, Any] = json.loads(json.dumps(description))  # as it is read back
+        name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:20]
+        self.path = place / f"{prefix}{name}"
+        self.unfinished = place / f"{prefix}{name}{_UNFINISHED}{'' if is_alone else f'-{os.getpid()}'}"
+
+    @property
+    def is_whole(self) -> bool:
+        return read_description(self.path) == self.description
+
+    def done(self) -> set[str] | None:
+        """The pieces that were noted; None if nothing was begun."""
+        try:
+            text = (self.unfinished / _JOURNAL).read_text()
+        except OSError:
+            return None
+        return set(text[: text.rfind("\n") + 1].splitlines())
+
+    def reserve(self, arrays: Arrays) -> None:
+        """Make the files in their full size, so that a full disk is noticed now."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        self.unfinished.mkdir()
+        for name, (dtype, shape) in arrays.items():
+            np.lib.format.open_memmap(self.unfinished / name, "w+", dtype, shape).flush()
+            with (self.unfinished / name).open("r+b") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                os.fsync(file.fileno())
+        write_json(self.unfinished / DESCRIPTION, self.description)
+        (self.unfinished / _JOURNAL).touch()
+
+    def note(self, piece: str) -> None:
+        """Remember that a piece is on the disk; several processes may do so at once."""
+        with (self.unfinished / _JOURNAL).open("a") as file:
+            file.write(f"{piece}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Give the folder its name: all pieces are there."""
+        (self.unfinished / _JOURNAL).unlink()
+        try:
+            self.unfinished.rename(self.path)
+        except OSError:
+            if not self.is_whole:  # without locks, another process may have been first
+                raise
+            self.discard()
+        flush_to_disk(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove what is unfinished."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+
+def size_of(arrays: Arrays) -> int:
+    """Bytes that arrays take."""
+    return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in arrays.values())
+
+
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """What a folder holds, finished or not; None if it does not tell."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError):
+        return None
+    return description if isinstance(description, dict) else None
+
+
+class RowWriter:
+    """Writes rows of a .npy file that is there in its full size; they are on the disk when the block ends."""
+
+    def __init__(self, path: Path) -> None:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._offset: int = array.offset
+        self._row, self._dtype = array.shape[1:], array.dtype
+        self._file = path.open("r+b", buffering=0)
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def write(self, first: int, rows: np.ndarray) -> None:
+        """Put rows (n, …) at the numbers from `first` on."""
+        assert rows.shape[1:] == self._row and rows.dtype == self._dtype
+        self._file.seek(self._offset + first * self._dtype.itemsize * int(np.prod(self._row)))
+        self._file.write(np.ascontiguousarray(rows).data)
+
+
+def build_once(
+    source: Path,
+    cache_dir: Path | None,
+    prefix: str,
+    description: Mapping[str, Any],
+    make: Callable[[ArrayFolder], None],
+) -> Path:
+    """A whole folder of arrays: the one that is there, or a new one.
+
+    Args:
+        source: the dataset's folder or file.
+        cache_dir: a folder for what is made of any datasets. None: `.bimact_cache` beside the dataset or, where that
+            cannot be written, the user's cache folder.
+        prefix: of the folder's name.
+        description: all that decides over the content. `dataset` and `origin` tell which files in which state: folders
+            of the same prefix and dataset with another origin are removed.
+        make: fills the folder, and calls its `finish`.
+
+    Raises:
+        UserError: if nothing can be written, and what `make` raises.
+    """
+    candidates = places(source, cache_dir)
+    for place in candidates:
+        if ArrayFolder(place, prefix, description).is_whole:
+            return ArrayFolder(place, prefix, description).path
+    place = first_writable(source, candidates)
+    with one_at_a_time(source, place) as is_alone:
+        folder = ArrayFolder(place, prefix, description, is_alone=is_alone)
+        if not folder.is_whole:  # else made by the process that this one has waited for
+            _remove_outdated(folder, is_alone)
+            try:
+                make(folder)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write the converted copy of {source} to {place}: {error.strerror or error}"
+                ) from None
+    return folder.path
+
+
+def _remove_outdated(folder: ArrayFolder, is_alone: bool) -> None:
+    """Remove what was made, or half made, of the dataset in another state, and a damaged folder of the same name."""
+    wanted = folder.description
+    for other in folder.path.parent.iterdir():
+        if not other.is_dir():
+            continue
+        found = read_description(other) or {}
+        is_same = found.get("dataset") in (None, wanted["dataset"]) and found.get("origin") == wanted["origin"]
+        is_damaged = other == folder.path
+        is_former = (other / _FORMER).is_file()
+        is_outdated = other.name.startswith(folder.prefix) and found.get("dataset") in (None, wanted["dataset"])
+        # Without locks unfinished work may be another process's.
+        is_nobodys = is_alone or _UNFINISHED not in other.name or time.time() - other.stat().st_mtime > _ABANDONED
+        if is_nobodys and (is_damaged or is_former or (is_outdated and not is_same)):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+# What there is -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One thing that can be made again.
+
+    Attributes:
+        kind: "decoded images", "encoded images", "converted file" or "download".
+        dataset: whose; None if that is not written down.
+        bytes: on the disk.
+    """
+
+    path: Path
+    kind: str
+    dataset: str | None
+    detail: str
+    bytes: int
+
+
+def find_caches(dataset: Path | None = None) -> list[CacheEntry]:
+    """All that there is, or what belongs to a dataset's folder or file."""
+    users = users_cache()
+    folders = [*known_places(), *(sorted(users.iterdir()) if users.is_dir() else []), *(users / "remote").glob("*")]
+    if dataset is not None:
+        folders.append((dataset if dataset.is_dir() else dataset.parent) / CACHE)
+    places = dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir())
+    entries = [entry for place in places for entry in _entries(place)]
+    if dataset is None:
+        return entries
+    wanted = {str(dataset.resolve()), str(dataset.resolve().parent)} if dataset.is_file() else {str(dataset.resolve())}
+    return [entry for entry in entries if entry.dataset in wanted]
+
+
+def _entries(place: Path) -> Iterator[CacheEntry]:
+    for folder in sorted(place.iterdir()):
+        if folder.is_dir():
+            kind, dataset, detail = _described(folder)
+            if kind is not None:
+                yield CacheEntry(folder, kind, dataset, detail, _size(folder))
+
+
+def _described(folder: Path) -> tuple[str | None, str | None, str]:
+    beside = str(folder.parent.parent) if folder.parent.name == CACHE else None
+    description = read_description(folder)
+    if description is not None:
+        part = " (unfinished)" if _UNFINISHED in folder.name else ""
+        dataset = description.get("dataset", beside)
+        if "file" in description:
+            return "converted file", dataset, f"{Path(description['file']).stem}{part}"
+        if "encoder" in description:
+            encoder = description["encoder"]
+            name = encoder.get("model_name") or encoder["class"].rpartition(".")[2]
+            return "encoded images", dataset, f"{description['camera']} by {name}, {description['dtype']}{part}"
+        return "decoded images", dataset, f"{', '.join(description['cameras']) or 'no cameras'}{part}"
+    if (folder / _FORMER).is_file():
+        return "converted file", beside, folder.name.partition("-")[0]
+    if (folder.parent / _FETCHED).is_file():
+        return "download", str(folder), folder.name
+    return None, None, ""
+
+
+def _size(folder: Path) -> int:
+    """Bytes that its files take on the disk."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += file.lstat().st_blocks * 512
+    return total
+
+
+def clear(entries: list[CacheEntry]) -> None:
+    """Remove entries.
+
+    Raises:
+        UserError: if a process is writing to one of their folders; nothing is removed then.
+    """
+    for entry in entries:
+        if is_busy(entry.path.parent):
+            raise UserError(f"a process is writing to {entry.path.parent}: wait for it, nothing was removed")
+    for entry in entries:
+        shutil.rmtree(entry.path)
