@@ -67,7 +67,7 @@ def load_policy(
             checkpoint = path.stem.removeprefix("act-train-")
         loaded = load_run(run.path, "best" if checkpoint is None else checkpoint, device)
         network, config, interface = loaded.network, loaded.config, loaded.interface
-        name, file = run.path.resolve().name, loaded.checkpoint.name
+        name, file, weights = run.path.resolve().name, loaded.checkpoint.name, loaded.checkpoint
     else:
         from bimact.interop.convert import PolicyFiles, read
 
@@ -78,10 +78,11 @@ def load_policy(
             print(f"Note: {note}", flush=True)
         network = converted.policy.to(choose_device(device))
         config, interface = network.config, Interface.of_config(network.config)
-        name, file = path.resolve().name, converted.origin
+        name, file, weights = path.resolve().name, converted.origin, None
     chosen = choose_precision(config.mixed_precision if precision is None else precision, choose_device(device))
     execution = Execution.of(config, execute_steps, temporal_ensemble)
-    return Policy(network, execution, interface, dtype=precision_dtype(chosen), name=name, checkpoint=file)
+    dtype = precision_dtype(chosen)
+    return Policy(network, execution, interface, dtype=dtype, name=name, checkpoint=file, weights=weights)
 
 
 def open_dataset(path: str | Path, *, cache_dir: str | Path | None = None, **selection: Any) -> Episodes:

@@ -20,6 +20,7 @@ from bimact.cli import (
     evaluate,
     record,
     report,
+    serve,
     sim_robot,
     sweep,
     train,
@@ -29,7 +30,10 @@ from bimact.errors import UserError, printable
 
 # In the order of `bimact --help`. A command imports what it needs when it runs: `--help` is fast, and recording needs
 # no PyTorch.
-_COMMANDS = (record, check, view, convert, train, sweep, evaluate, report, sim_robot, convert_checkpoint, cache, doctor)
+_COMMANDS = (
+    *(record, check, view, convert, train, sweep, evaluate, report),
+    *(serve, sim_robot, convert_checkpoint, cache, doctor),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

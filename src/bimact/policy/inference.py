@@ -6,6 +6,7 @@ Letters: N environments, T observations (temporal_context), C chunk_size, A acti
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from bimact.config import Config
 from bimact.errors import UserError
-from bimact.files import write_json
+from bimact.files import sha256_of, write_json
 from bimact.policy.act import ActPolicy, Observation
 from bimact.policy.ensembling import TemporalEnsemble
 from bimact.policy.transformer import Attention
@@ -186,6 +187,7 @@ class Policy:
         dtype: of matrix products: float32, bfloat16 or float16. All else is computed in float32.
         name: for `metadata`.
         checkpoint: for `metadata`.
+        weights: the file that the network was read from; None: none.
     """
 
     def __init__(
@@ -197,8 +199,10 @@ class Policy:
         dtype: torch.dtype = torch.float32,
         name: str = "policy",
         checkpoint: str = "",
+        weights: Path | None = None,
     ) -> None:
         self.config = config = network.config
+        self._weights = weights
         self.device = network.state_normalizer.mean.device
         self.metadata = PolicyMetadata(
             name,
@@ -233,6 +237,17 @@ class Policy:
     def reset(self) -> None:
         """Begin a new episode: forget all observations and planned actions."""
         self._begin_episode()
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights file; of the weights themselves where they have no file."""
+        if self._weights is not None:
+            return sha256_of(self._weights)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._network.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def new_session(self) -> Policy:
         """A policy with the same weights (shared) and a state of its own, for another robot or connection."""
