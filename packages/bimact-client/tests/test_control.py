@@ -154,11 +154,79 @@ def test_temporal_ensembling_goes_on_with_older_chunks_when_one_is_late() -> Non
 
 
 @pytest.mark.parametrize(
+    ("asked", "run", "expected"),
+    [
+        (None, {}, Execution("chunk")),
+        (None, {"mode": "chunk", "execute_steps": 4}, Execution("chunk", 4)),
+        ("async", {"mode": "chunk", "execute_steps": 4}, Execution("async", 4)),
+        ("async", {"mode": "chunk", "execute_steps": 10}, Execution("async")),
+        (
+            None,
+            {"mode": "temporal_ensemble", "execute_steps": 1, "ensemble_coefficient": 0.0, "ensemble_window": 3},
+            Execution("temporal_ensemble", ensemble_coefficient=0.0, ensemble_window=3),
+        ),
+        ("chunk", {"mode": "temporal_ensemble", "execute_steps": 1}, Execution("chunk")),
+        (Execution("async", 2), {"mode": "chunk", "execute_steps": 4}, Execution("async", 2)),
+    ],
+)
+def test_the_run_says_what_is_not_asked_for(asked: Any, run: Any, expected: Execution) -> None:
+    loop, _, _ = loop_of(FakePolicy(execution=run), execution=asked)
+    assert loop.execution == expected
+    assert str(expected) in str(loop.run(3))
+
+
+def test_a_policy_with_a_history_is_asked_at_each_step_if_the_server_takes_one_observation() -> None:
+    policy = FakePolicy(temporal_context=3)
+    for execution in ("chunk", "async", Execution("async", 5)):
+        with pytest.raises(Stopped, match="looks at the last 3 observations, one per control step"):
+            loop_of(policy, execution=execution)
+    for execution in ("temporal_ensemble", Execution(execute_steps=1)):
+        loop, _, _ = loop_of(policy, execution=execution)
+        assert loop.run(10).chunks == 10
+    assert "history" not in policy.seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("execution", "delay", "told"),
+    [
+        (Execution(execute_steps=1), 0.005, [[0], [1], [2], [3], [4], [5]]),
+        (Execution(execute_steps=2), 0.005, [[0], [1, 2], [3, 4], [5, 6]]),
+        (Execution(execute_steps=4), 0.05, [[0], [2, 3, 4], [6, 7, 8]]),
+        (Execution("async", execute_steps=5), 0.05, [[0], [3, 4, 5], [8, 9, 10]]),
+    ],
+)
+def test_a_server_gets_the_observations_of_the_steps_before(execution: Execution, delay: float, told: Any) -> None:
+    """The state tells the number of the step, since each action is one more."""
+    policy = FakePolicy(
+        lambda number, obs: obs["state"] + 0.01 * (1 + np.arange(10)[:, None]) + np.zeros((1, 3)),
+        delay=delay,
+        temporal_context=3,
+        history=True,
+    )
+    loop, _, _ = loop_of(policy, execution=execution)
+    loop.run(20)
+    seen = [[*obs["history"], obs] for obs in policy.seen]
+    steps = [[round(100 * float(obs["state"][0])) for obs in request] for request in seen]
+    assert steps[: len(told)] == told
+
+
+def test_a_server_that_was_lost_gets_the_whole_history_again() -> None:
+    policy = Fails(ServerTimeout("no answer"), begin=3, number=2, delay=0.005, temporal_context=3, history=True)
+    loop, _, _ = loop_of(policy, execution=Execution(execute_steps=1))
+    loop.run(10)
+    assert [len(obs["history"]) for obs in policy.seen] == [0, 0, 0, 2, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
     "settings", [{"mode": "fast"}, {"blend": "mean"}, {"execute_steps": 0}, {"ensemble_window": 0}]
 )
 def test_wrong_execution(settings: Any) -> None:
     with pytest.raises(ValueError, match="it has to be"):
         Execution(**settings)
+    with pytest.raises(ValueError, match="has no meaning"):
+        Execution("temporal_ensemble", 5)
+    with pytest.raises(ValueError, match="has no meaning"):
+        Execution("temporal_ensemble", 5)
 
 
 # Safety ----------------------------------------------------------------------------------------------
@@ -201,8 +269,8 @@ def test_the_robot_goes_to_the_first_action_slowly_and_looks_again() -> None:
     loop, robot, _ = loop_of(policy)
     report = loop.run(10)
     sent = steps_of(robot)[:, 0]
-    assert np.diff([0.0, *sent]).max() <= 2 / 4 / 50 + 1e-9, "the whole range takes 4 s"
-    assert report.ramp_cycles == 80 and len(sent) == 90
+    assert np.diff([0.0, *sent]).max() <= 2 / 2 / 50 + 1e-9, "the whole range takes 2 s"
+    assert report.ramp_cycles == 40 and len(sent) == 50
     assert policy.resets == 2 and len(policy.seen) == 2
     np.testing.assert_allclose(policy.seen[1]["state"], target, atol=1e-6)
 

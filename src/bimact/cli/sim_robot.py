@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
+from dataclasses import replace
 
 from bimact.cli.arguments import Commands
 from bimact.errors import UserError
@@ -25,9 +26,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--api_key", help="of the server (default: the variable BIMACT_API_KEY)")
     parser.add_argument("--timeout", type=float, default=5.0, help="of an answer, in seconds (default: 5)")
     parser.add_argument("--hz", type=float, help="actions per second (default: as in training)")
-    parser.add_argument("--execution", default="chunk", help="chunk, async or temporal_ensemble (default: chunk)")
+    parser.add_argument(
+        "--execution", choices=("chunk", "async", "temporal_ensemble"), help="(default: as the run's config says)"
+    )
     parser.add_argument("--execute_steps", type=int, help="actions of a chunk until the next one is requested")
-    parser.add_argument("--blend", default="linear", help="of async: latest, linear or ensemble (default: linear)")
+    parser.add_argument("--blend", choices=("latest", "linear", "ensemble"), help="of async (default: linear)")
     parser.add_argument("--delay_ms", type=float, default=0.0, help="added to each answer (default: 0)")
     parser.add_argument("--rollouts", type=int, default=1, help="(default: 1)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
@@ -53,24 +56,23 @@ def _sim_robot(options: argparse.Namespace) -> None:
         raise UserError(f"--rollouts is {options.rollouts}, it has to be at least 1")
     if options.hz is not None and not options.hz > 0:
         raise UserError(f"--hz is {options.hz:g}, it has to be above 0")
-    try:
-        execution = Execution(options.execution, options.execute_steps, options.blend)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    given = {name: getattr(options, name) for name in ("execute_steps", "blend") if getattr(options, name) is not None}
     with served(options.run_dir) if options.run_dir else nullcontext((host.strip("[]"), int(port))) as (host, number):
         try:
-            client = PolicyClient(host, number, options.api_key, options.timeout)
-        except ServerError as error:
+            with PolicyClient(host, number, options.api_key, options.timeout) as client:
+                execution = replace(Execution.of(options.execution, client.metadata), **given)
+                if options.blend and execution.mode != "async":
+                    raise UserError(f"--blend is of --execution async, not of {execution.mode}")
+                drive(
+                    client,
+                    options.task,
+                    hz=options.hz,
+                    execution=execution,
+                    safety=Safety(stop_after=options.stop_after),
+                    rollouts=options.rollouts,
+                    seed=options.seed,
+                    delay=options.delay_ms / 1000,
+                    record=options.record,
+                )
+        except (ServerError, ValueError) as error:
             raise UserError(str(error)) from error
-        with client:
-            drive(
-                client,
-                options.task,
-                hz=options.hz,
-                execution=execution,
-                safety=Safety(stop_after=options.stop_after),
-                rollouts=options.rollouts,
-                seed=options.seed,
-                delay=options.delay_ms / 1000,
-                record=options.record,
-            )

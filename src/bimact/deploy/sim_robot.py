@@ -256,7 +256,7 @@ def drive(
     task: str,
     *,
     hz: float | None = None,
-    execution: Execution | None = None,
+    execution: str | Execution | None = None,
     safety: Safety | None = None,
     rollouts: int = 1,
     seed: int = 1000,
@@ -269,7 +269,7 @@ def drive(
         client: a `PolicyClient`, or anything else that `ControlLoop` takes.
         task: the simulated task.
         hz: actions per second; None: as the policy was trained.
-        execution: how chunks are executed.
+        execution: how chunks are executed; None: as the policy's run says.
         safety: limits on what reaches the robot.
         rollouts: how many, from scenes with the seeds `seed`, `seed + 1`, …
         seed: of the first scene.
@@ -279,7 +279,7 @@ def drive(
     Raises:
         UserError: if the policy is for another robot, or the control loop stops.
     """
-    metadata, execution = client.metadata, execution or Execution()
+    metadata = client.metadata
     cameras = {}
     for camera, size in (metadata.get("cameras") or {}).items():
         if not (size or {}).get("height"):
@@ -292,7 +292,7 @@ def drive(
             loop = ControlLoop(robot, _Delayed(client, delay), hz, execution, safety, record=record)
             print(
                 f"Policy {metadata.get('run', '')} {metadata.get('checkpoint', '')} drives the simulated robot at "
-                f"{loop.hz:g} Hz, {execution.mode}",
+                f"{loop.hz:g} Hz, {loop.execution}",
                 flush=True,
             )
             for number in range(seed, seed + rollouts):

@@ -32,6 +32,7 @@ class Report:
         late_cycles: those whose work took longer than the cycle.
         held_cycles: those after the first action that had no fresh action, so that the robot held the last one.
         ramp_cycles: those on the way to the first action.
+        execution: of chunks.
         chunks: how many arrived.
         dropped: actions of chunks that the delay had used up.
         latency_ms: from observation to chunk, of each chunk.
@@ -50,6 +51,7 @@ class Report:
     late_cycles: int = 0
     held_cycles: int = 0
     ramp_cycles: int = 0
+    execution: str = ""
     chunks: int = 0
     dropped: int = 0
     latency_ms: list[float] = field(default_factory=list)
@@ -76,8 +78,9 @@ class Report:
         lines = [
             f"Rate:     {self.hz:.2f} Hz over {self.seconds:.1f} s; {self.late_cycles} of {self.cycles} cycles late, "
             f"{self.held_cycles} held, {self.ramp_cycles} on the ramp",
-            f"Chunks:   {self.chunks}; latency {self.latency(50):.1f} ms median, {self.latency(90):.1f} p90, "
-            f"{self.latency(99):.1f} p99; {self.dropped} steps dropped; connection lost {self.lost} times",
+            f"Chunks:   {self.chunks}, {self.execution}; {self.dropped} steps dropped",
+            f"Latency:  {self.latency(50):.1f} ms median, {self.latency(90):.1f} ms p90, {self.latency(99):.1f} ms "
+            f"p99; connection lost {self.lost} times",
             f"Seams:    largest change of an action {self.seam:.4f} where a chunk begins, {self.step:.4f} elsewhere",
             f"Clamped:  {self.beyond_limits} cycles to limits, {self.too_fast} to the largest step"
             + "".join(f"; {name} {count}" for name, count in self.clamped.items()),
@@ -168,7 +171,7 @@ class ControlLoop:
         robot: see above.
         client: a `PolicyClient`, or a policy in this process with its `metadata`, `infer` and `reset`.
         hz: actions per second; None: the server's `control_hz`.
-        execution: `chunk`, `async`, `temporal_ensemble` or an `Execution`.
+        execution: `chunk`, `async`, `temporal_ensemble` or an `Execution`; None: as the policy's run says.
         safety: limits on what reaches the robot.
         reconnect: whether the robot waits for a server that was lost (`Safety.stop_after`), or the loop stops at once.
         record: directory for a dataset of what happened; None: no recording.
@@ -176,7 +179,7 @@ class ControlLoop:
         say: called with each note.
 
     Raises:
-        Stopped: if the rate is not known.
+        Stopped: if the rate is not known, or the policy cannot be executed like this.
     """
 
     _worker: Callable[..., Any] = Worker
@@ -186,7 +189,7 @@ class ControlLoop:
         robot: Any,
         client: Any,
         hz: float | None = None,
-        execution: str | Execution = "chunk",
+        execution: str | Execution | None = None,
         safety: Safety | None = None,
         reconnect: bool = True,
         record: str | os.PathLike[str] | None = None,
@@ -195,17 +198,25 @@ class ControlLoop:
         clock: Any = time,
     ) -> None:
         self.robot, self.client, self.record, self.on_stop = robot, client, record, on_stop
-        self.execution = execution if isinstance(execution, Execution) else Execution(execution)
         self.safety = Safety() if safety is None else safety
         self.reconnect = reconnect
         self.metadata: Mapping[str, Any] = client.metadata
+        self.execution = Execution.of(execution, self.metadata)
         self.report = Report()  # of the last run
         self._say, self._clock = say, clock
+        self._said: set[str] = set()
         trained = self.metadata.get("control_hz")
         if hz is None and trained is None:
             raise Stopped("the server does not say its control frequency: give hz")
         self.hz = float(trained if hz is None else hz)
         self._hz_note = None
+        self._context = int(self.metadata.get("temporal_context") or 1)
+        each_step = self.execution.mode == "temporal_ensemble" or self.execution.execute_steps == 1
+        if self._context > 1 and not each_step and not self.metadata.get("history"):
+            raise Stopped(
+                f"the policy looks at the last {self._context} observations, one per control step, and the server "
+                "takes only one at a time: give execution='temporal_ensemble' or Execution(execute_steps=1)"
+            )
         if trained is not None and abs(self.hz - trained) > 1e-3 * trained:
             self._hz_note = f"the loop runs at {self.hz:g} Hz, the policy was trained at {trained:g} Hz"
 
@@ -227,7 +238,8 @@ class ControlLoop:
         try:
             self._match_names(report)
             guard = Guard(self.safety, self.metadata, self.hz)
-            plan = Plan(self.execution, (self.metadata.get("execution") or {}).get("execute_steps"))
+            plan = Plan(self.execution)
+            report.execution = str(self.execution)
             self.client.reset()
             worker = self._worker(self.client, self._clock.monotonic)
             if self.record is not None:
@@ -279,7 +291,9 @@ class ControlLoop:
         approached = not np.isfinite(
             guard.ramp_step
         ).any()  # the first action is the present pose, or no ramp is wanted
-        asked: tuple[int, int] | None = None  # (chunks before, position) of the present request
+        asked = 0  # steps recorded before the present request
+        past: dict[int, Mapping[str, Any]] = {}  # position → the newest observation there, of the policy's history
+        told = -1  # position of the newest observation that the server has
         is_seam = False
         failure = ""
         recorded = 0
@@ -289,15 +303,22 @@ class ControlLoop:
             started = clock.monotonic()
             deadline = begin + (slot + 1) * period
             obs, pose = self._observe(guard, started)
+            if plan.position not in past:
+                past.pop(plan.position - self._context, None)
+            past[plan.position] = obs
 
             # Ask for a chunk, and take one up.
             if not ramp and plan.wants_chunk and not worker.busy:
-                worker.submit(plan.position, obs)
-                asked = (recorded, plan.position)
+                if self._context > 1 and self.metadata.get("history"):
+                    earlier = [past[step] for step in sorted(past) if told < step < plan.position]
+                    worker.submit(plan.position, {**obs, "history": earlier})
+                else:
+                    worker.submit(plan.position, obs)
+                asked, told = recorded, plan.position
             wait = deadline - 0.1 * period - clock.monotonic() if plan.waits and not ramp else 0.0
             answer = worker.answer(wait) if worker.busy else None
             if answer is not None and answer.error is not None:
-                failure = str(answer.error)
+                failure, told = str(answer.error), -1
                 if not isinstance(answer.error, ServerUnreachable) or not self.reconnect:
                     raise answer.error
                 report.lost += 1
@@ -305,11 +326,10 @@ class ControlLoop:
             elif answer is not None and answer.reply is not None:
                 failure = ""
                 chunk = guard.checked_chunk(answer.reply.get("actions"))
-                assert asked is not None
                 report.chunks += 1
                 report.latency_ms.append(1000 * (answer.received - answer.asked))
                 if recording is not None:
-                    recording.chunk(asked[0], chunk, report.latency_ms[-1])
+                    recording.chunk(asked, chunk, report.latency_ms[-1])
                 plan.add(chunk, answer.step)
                 is_seam = True
                 if not approached:
@@ -323,6 +343,8 @@ class ControlLoop:
                     if ramp:
                         plan.clear()  # after the ramp the policy sees the robot from where it is then
                         self.client.reset()
+                        past.clear()
+                        told = -1
 
             # Send an action: on the ramp, of the plan, or the last one again.
             fresh = True
@@ -431,4 +453,6 @@ class ControlLoop:
     def _note(self, report: Report, text: str) -> None:
         if text not in report.notes:
             report.notes.append(text)
+        if text not in self._said:
+            self._said.add(text)
             self._say(text)

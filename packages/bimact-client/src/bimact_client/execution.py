@@ -6,6 +6,7 @@ Letters: H steps of a chunk, A dimensions of an action.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Mapping
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Execution:
             next chunk is requested after `execute_steps` actions while the present one goes on, and the actions that
             the delay has used up are dropped; `temporal_ensemble`: a new chunk at each step, and the average of all
             chunks that reach the step (ACT paper, section IV-B).
-        execute_steps: None: the server's, which in `async` is at most half a chunk.
+        execute_steps: None: in `chunk` all, in `async` half a chunk.
         blend: of overlapping chunks in `async`: `latest` takes the new one, `linear` goes from the old one to the new
             one over the overlap, `ensemble` averages as temporal ensembling does.
         ensemble_coefficient: m of the weights exp(-m i), oldest chunk first (i = 0).
@@ -44,6 +45,44 @@ class Execution:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, it has to be at least 1")
+        if self.mode == "temporal_ensemble" and self.execute_steps not in (None, 1):
+            raise ValueError(
+                f"temporal_ensemble asks at each step, so execute_steps ({self.execute_steps}) has no meaning"
+            )
+
+    @classmethod
+    def of(cls, execution: str | Execution | None, metadata: Mapping[str, Any]) -> Execution:
+        """What is asked for, completed by what the policy's run says.
+
+        Args:
+            execution: a whole one; a mode, for which the run's number of steps and weights are taken; None: the run's.
+            metadata: the server's.
+
+        Raises:
+            ValueError: if there is no such mode.
+        """
+        if isinstance(execution, Execution):
+            return execution
+        run = metadata.get("execution") or {}
+        is_ensemble = run.get("mode") == "temporal_ensemble" or bool(run.get("temporal_ensemble"))
+        mode = execution or ("temporal_ensemble" if is_ensemble else "chunk")
+        steps, chunk_size = run.get("execute_steps"), metadata.get("chunk_size")
+        if is_ensemble or (mode == "async" and steps and chunk_size and steps > chunk_size // 2):
+            steps = None  # an `async` request comes while actions are left
+        coefficient = run.get("ensemble_coefficient")
+        return cls(
+            mode,
+            None if mode == "temporal_ensemble" else steps,
+            ensemble_coefficient=0.01 if coefficient is None else coefficient,
+            ensemble_window=run.get("ensemble_window") if mode == "temporal_ensemble" else None,
+        )
+
+    def __str__(self) -> str:
+        if self.mode == "temporal_ensemble":
+            return "temporal_ensemble"
+        steps = "all" if self.mode == "chunk" else "half"
+        blend = f", {self.blend}" if self.mode == "async" else ""
+        return f"{self.mode} ({self.execute_steps or steps} steps{blend})"
 
 
 class Plan:
@@ -51,14 +90,12 @@ class Plan:
 
     Args:
         execution: how chunks are executed.
-        execute_steps: the server's number, for `execution.execute_steps` None.
     """
 
-    def __init__(self, execution: Execution, execute_steps: int | None = None) -> None:
+    def __init__(self, execution: Execution) -> None:
         self.execution = execution
         self.position = 0  # of the next action
         self.dropped = 0  # actions that delays have used up
-        self._execute_steps = execution.execute_steps or execute_steps
         self._chunks: list[tuple[int, np.ndarray]] = []  # (step of its observation, (H, A)), oldest first
         self._queue = np.zeros((0, 0))  # from `position` on, unless chunks are averaged
         self._averages = execution.mode == "temporal_ensemble" or (
@@ -75,8 +112,7 @@ class Plan:
             return len(self._queue) == 0
         if self.execution.mode == "temporal_ensemble":
             return self.position > start
-        half = max(len(chunk) // 2, 1)
-        return self.position - start >= (self.execution.execute_steps or min(self._execute_steps or half, half))
+        return self.position - start >= (self.execution.execute_steps or max(len(chunk) // 2, 1))
 
     @property
     def waits(self) -> bool:
@@ -103,7 +139,7 @@ class Plan:
             return
         self._chunks = [(step, chunk)]
         if self.execution.mode == "chunk":
-            self._queue = new[: self._execute_steps]
+            self._queue = new[: self.execution.execute_steps]
         elif self.execution.blend == "latest" or not len(self._queue):
             self._queue = new
         elif len(new):

@@ -24,7 +24,7 @@ class Safety:
         high: highest value sent; None: the range's, plus 5% of w.
         max_step: largest change from one action to the next; None: what crosses w in 0.08 s.
         ramp_step: largest change per step on the way from the present pose to the first action; None: what crosses w
-            in 4 s; infinite: no ramp.
+            in 2 s; infinite: no ramp.
         stop_after: seconds without a fresh action, in which the robot holds, until the loop stops.
         start_after: seconds until the first chunk has to be there.
         frozen_after: seconds with the same frame of a camera until the loop stops; infinite: never.
@@ -89,7 +89,7 @@ class Guard:
         self.low = values("low", low - 0.05 * width)
         self.high = values("high", high + 0.05 * width)
         self.max_step = values("max_step", width / (0.08 * hz))
-        self.ramp_step = values("ramp_step", width / (4 * hz))
+        self.ramp_step = values("ramp_step", width / (2 * hz))
         self.clamped = np.zeros(size, np.int64)  # steps per dimension
 
     def checked_chunk(self, actions: Any) -> np.ndarray:
