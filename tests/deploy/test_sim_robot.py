@@ -10,6 +10,7 @@ import pytest
 from bimact_client import Execution, Safety
 
 import bimact
+from bimact.cli import main
 from bimact.errors import UserError
 from bimact.sim.demonstrators import demonstrate
 from bimact.sim.tasks import JOINTS, find_task
@@ -85,3 +86,20 @@ def test_a_policy_that_fails_stops_the_simulated_robot(capsys: pytest.CaptureFix
     with pytest.raises(UserError, match="the policy sent NaN or Inf for left_waist"):
         drive(policy, "transfer_cube", execution=Execution("async", execute_steps=5), safety=Safety(stop_after=1))
     assert "Stopped:  the policy sent NaN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--server", "8000"], "--server is '8000', it has to be HOST:PORT such as 192.168.0.2:8000"),
+        (["--server", "127.0.0.1:1", "--timeout", "0.2"], "no policy server at ws://127.0.0.1:1 within 0.2 s"),
+        (["--rollouts", "0"], "--rollouts is 0, it has to be at least 1"),
+        (["--hz", "0"], "--hz is 0, it has to be above 0"),
+        (["--run", "runs/none"], "runs/none does not exist"),
+    ],
+)
+def test_wrong_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["sim-robot", "--task", "transfer_cube", *options])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 from bimact.cli.arguments import Commands
 from bimact.errors import UserError
@@ -17,12 +18,15 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="drive a simulated robot in real time by a policy server",
         description="Simulate a robot on the wall clock, in a process of its own, and drive it through bimact-client, "
-        "as a real robot is driven: by a policy server that runs already, or by one of --run.",
+        "as a real robot is driven: by a policy server, or by a run's policy in this process.",
     )
     parser.add_argument("--task", required=True, help="transfer_cube or insertion")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--server", default="127.0.0.1:8000", metavar="HOST:PORT", help="(default: 127.0.0.1:8000)")
-    source.add_argument("--run", dest="run_dir", type=expand_home, help="serve this run's policy meanwhile")
+    source.add_argument(
+        "--run", dest="run_dir", type=expand_home, help="a run's policy in this process, without a server"
+    )
+    parser.add_argument("--device", default="auto", help="of --run: cuda, cuda:1, mps, cpu or auto")
     parser.add_argument("--api_key", help="of the server (default: the variable BIMACT_API_KEY)")
     parser.add_argument("--timeout", type=float, default=5.0, help="of an answer, in seconds (default: 5)")
     parser.add_argument("--hz", type=float, help="actions per second (default: as in training)")
@@ -42,12 +46,12 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def _sim_robot(options: argparse.Namespace) -> None:
     try:
-        from bimact_client import Execution, PolicyClient, Safety, ServerError
+        from bimact_client import Execution, Safety, ServerError
     except ImportError as error:
         raise UserError(
             "bimact-client is not installed: pip install ./packages/bimact-client in the project's root"
         ) from error
-    from bimact.deploy.sim_robot import drive, served
+    from bimact.deploy.sim_robot import drive
 
     host, colon, port = options.server.rpartition(":")
     if not colon or not host or not port.isdigit():
@@ -57,22 +61,36 @@ def _sim_robot(options: argparse.Namespace) -> None:
     if options.hz is not None and not options.hz > 0:
         raise UserError(f"--hz is {options.hz:g}, it has to be above 0")
     given = {name: getattr(options, name) for name in ("execute_steps", "blend") if getattr(options, name) is not None}
-    with served(options.run_dir) if options.run_dir else nullcontext((host.strip("[]"), int(port))) as (host, number):
-        try:
-            with PolicyClient(host, number, options.api_key, options.timeout) as client:
-                execution = replace(Execution.of(options.execution, client.metadata), **given)
-                if options.blend and execution.mode != "async":
-                    raise UserError(f"--blend is of --execution async, not of {execution.mode}")
-                drive(
-                    client,
-                    options.task,
-                    hz=options.hz,
-                    execution=execution,
-                    safety=Safety(stop_after=options.stop_after),
-                    rollouts=options.rollouts,
-                    seed=options.seed,
-                    delay=options.delay_ms / 1000,
-                    record=options.record,
-                )
-        except (ServerError, ValueError) as error:
-            raise UserError(str(error)) from error
+    try:
+        with _client(options, host.strip("[]"), int(port)) as client:
+            execution = replace(Execution.of(options.execution, client.metadata), **given)
+            if options.blend and execution.mode != "async":
+                raise UserError(f"--blend is of --execution async, not of {execution.mode}")
+            drive(
+                client,
+                options.task,
+                hz=options.hz,
+                execution=execution,
+                safety=Safety(stop_after=options.stop_after),
+                rollouts=options.rollouts,
+                seed=options.seed,
+                delay=options.delay_ms / 1000,
+                record=options.record,
+            )
+    except (ServerError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _client(options: argparse.Namespace, host: str, port: int) -> AbstractContextManager[Any]:
+    if options.run_dir is None:
+        from bimact_client import PolicyClient
+
+        return PolicyClient(host, port, options.api_key, options.timeout)
+    import torch
+
+    import bimact
+    from bimact.deploy.in_process import InProcessClient
+    from bimact.machine import usable_cores
+
+    torch.set_num_threads(max(usable_cores() - 1, 1))  # a core for the loop and the simulation
+    return nullcontext(InProcessClient(bimact.load_policy(options.run_dir, device=options.device)))

@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
@@ -199,43 +194,6 @@ def _simulate(task: str, cameras: dict[str, tuple[int, int]], memory: str, lock:
         environment.close()
 
 
-@contextmanager
-def served(run: Path, *arguments: str) -> Iterator[tuple[str, int]]:
-    """`bimact serve` of a run, in a process of its own, while the context lasts.
-
-    Args:
-        run: the run directory.
-        arguments: more of `bimact serve`.
-
-    Yields:
-        its host and port.
-
-    Raises:
-        UserError: if it ends instead of serving.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "bimact", "serve", "--run", str(run), "--port", str(port), *arguments]
-    process = subprocess.Popen(command)
-    try:
-        while True:
-            if process.poll() is not None:
-                raise UserError(f"the server of {run} ended with status {process.returncode}; its message is above")
-            try:
-                with socket.create_connection(("127.0.0.1", port), 1):
-                    break
-            except OSError:
-                time.sleep(0.2)
-        yield "127.0.0.1", port
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 class _Delayed:
     """A policy whose answers come later."""
 
@@ -303,7 +261,7 @@ def drive(
                 print(f"\nSeed {number}: {'success' if success else f'no success, reward {robot.highest_reward}'}")
                 print(report, flush=True)
         except Stopped as error:
-            if loop is not None:
+            if loop is not None and loop.report.cycles:
                 print(f"\n{loop.report}", flush=True)
             raise UserError(str(error)) from error
         late = robot.late_steps
@@ -313,5 +271,5 @@ def drive(
         f"\nSuccess rate: {successes} of {rollouts} = {successes / rollouts:.1%} (95% interval {low:.1%} to {high:.1%})"
     )
     if late:
-        print(f"Note: this machine was too slow for {late} steps of the simulation, whose time fell behind the clock")
+        print(f"Note: this machine was too slow: {late} of the simulation's steps were over 20 ms late")
     return results

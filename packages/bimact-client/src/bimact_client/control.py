@@ -79,12 +79,16 @@ class Report:
             f"Rate:     {self.hz:.2f} Hz over {self.seconds:.1f} s; {self.late_cycles} of {self.cycles} cycles late, "
             f"{self.held_cycles} held, {self.ramp_cycles} on the ramp",
             f"Chunks:   {self.chunks}, {self.execution}; {self.dropped} steps dropped",
-            f"Latency:  {self.latency(50):.1f} ms median, {self.latency(90):.1f} ms p90, {self.latency(99):.1f} ms "
-            f"p99; connection lost {self.lost} times",
-            f"Seams:    largest change of an action {self.seam:.4f} where a chunk begins, {self.step:.4f} elsewhere",
-            f"Clamped:  {self.beyond_limits} cycles to limits, {self.too_fast} to the largest step"
-            + "".join(f"; {name} {count}" for name, count in self.clamped.items()),
         ]
+        if self.chunks:
+            lines += [
+                f"Latency:  {self.latency(50):.1f} ms median, {self.latency(90):.1f} ms p90, {self.latency(99):.1f} ms "
+                f"p99; connection lost {self.lost} times",
+                f"Seams:    largest change of an action {self.seam:.4f} where a chunk begins, "
+                f"{self.step:.4f} elsewhere",
+                f"Clamped:  {self.beyond_limits} cycles to limits, {self.too_fast} to the largest step"
+                + "".join(f"; {name} {count}" for name, count in self.clamped.items()),
+            ]
         lines += [f"Note:     {note}" for note in self.notes]
         return "\n".join(lines + ([] if self.stopped is None else [f"Stopped:  {self.stopped}"]))
 
@@ -244,7 +248,10 @@ class ControlLoop:
             worker = self._worker(self.client, self._clock.monotonic)
             if self.record is not None:
                 state_names = self.metadata.get("state_names")
-                recording = Recording(self.record, self.hz, guard.names, state_names, self.metadata.get("task"))
+                try:
+                    recording = Recording(self.record, self.hz, guard.names, state_names, self.metadata.get("task"))
+                except ValueError as error:
+                    raise Stopped(str(error)) from error
             self._cycles(steps, report, worker, guard, plan, recording)
         except BaseException as error:
             # The robot first, the rest afterwards.
