@@ -49,6 +49,7 @@ NOT_RUN = {
     r"wandb (login|sweep|agent)": "needs an account",
     r"torchrun --nnodes=2 ": "needs two machines",
     r"bimact view (?!.*--export)": "serves until it is stopped, or needs the extra `rerun`; tests/view has both",
+    r"bimact serve ": "serves until it is stopped; tests/deploy has it",
     r"bimact sim-robot ": "runs in real time; tests/deploy has it",
     r"sbatch ": "needs SLURM; the script is run with stand-ins for SLURM's commands",
 }

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from bimact_client import ControlLoop, Safety
-from bimact_client.wire import pack, unpack
-from conftest import tiny_config
+from bimact_client import ControlLoop, PolicyClient, Safety
+from serving import NAMES, running, small_policy
 
 from bimact.deploy.in_process import InProcessClient
-from bimact.policy.act import ActPolicy
-from bimact.policy.inference import Execution, Interface, Policy
-
-NAMES = tuple(f"joint {number}" for number in range(6))
-
-
-def make_policy(**execution: Any) -> Policy:
-    torch.manual_seed(0)
-    network = ActPolicy(tiny_config(cameras=["top"], state_dim=6, action_dim=6)).eval()
-    interface = Interface({"top": (40, 56)}, NAMES, NAMES, 100.0, ((-1, 1),) * 6, ((-2, 2),) * 6, "task")
-    return Policy(network, Execution(**execution), interface, name="run")
+from bimact.policy.inference import Execution
 
 
 class Robot:
@@ -34,28 +23,37 @@ class Robot:
 
     def get_observation(self) -> dict[str, Any]:
         draw = np.random.default_rng(len(self.sent))
-        image = draw.integers(0, 256, (40, 56, 3), np.uint8)
-        return {"state": draw.normal(size=6).astype(np.float32), "image_top": image}
+        left, right = draw.integers(0, 256, (2, 16, 24, 3), np.uint8)
+        return {"state": draw.normal(size=14).astype(np.float32), "image_left": left, "image_right": right}
 
     def send_action(self, action: np.ndarray) -> None:
         self.sent.append(action)
 
 
-@pytest.mark.parametrize("execution", [{"execute_steps": 2}, {"execute_steps": 1, "temporal_ensemble": True}])
-def test_the_loop_executes_as_the_policy_does(execution: dict[str, Any]) -> None:
-    policy, robot = make_policy(**execution), Robot()
+@pytest.mark.parametrize("is_served", [False, True])
+@pytest.mark.parametrize("context", [1, 3])
+@pytest.mark.parametrize("execution", [Execution(2), Execution(4), Execution(1, temporal_ensemble=True)])
+def test_the_loop_executes_as_the_policy_does(execution: Execution, context: int, is_served: bool) -> None:
+    """Also a policy that looks at several observations, of which the robot sends some only when it asks."""
+    policy = small_policy(execution, temporal_context=context)
     safety = Safety(low=-np.inf, high=np.inf, max_step=np.inf, ramp_step=np.inf)
-    loop = ControlLoop(robot, InProcessClient(policy), hz=5, safety=safety, say=lambda text: None)
-    assert loop.run(7).held_cycles == 0
-    other = Robot()
-    for _ in range(7):
-        other.send_action(policy.act(other.get_observation()))
-    np.testing.assert_allclose(robot.sent, other.sent, atol=1e-6)
+    with ExitStack() as stack:
+        client: Any = InProcessClient(policy)
+        if is_served:
+            client = stack.enter_context(PolicyClient(port=stack.enter_context(running(policy))))
+        robot = Robot()
+        loop = ControlLoop(robot, client, hz=10, safety=safety, say=lambda text: None)
+        for _ in range(2):
+            robot.sent.clear()
+            assert loop.run(9).held_cycles == 0
+            alone = Robot()
+            policy.reset()
+            for _ in range(9):
+                alone.send_action(policy.act(alone.get_observation()))
+            np.testing.assert_allclose(robot.sent, alone.sent, atol=1e-6)
 
 
-def test_what_it_says_of_itself_fits_on_the_wire() -> None:
-    client = InProcessClient(make_policy(execute_steps=2))
-    assert unpack(pack(client.metadata)) == client.metadata
-    assert client.metadata["cameras"] == {"top": {"height": 40, "width": 56, "color_order": "rgb"}}
-    assert client.metadata["action_ranges"] == {"low": [-2] * 6, "high": [2] * 6}
-    assert client.metadata["execution"]["execute_steps"] == 2
+def test_it_says_of_itself_what_a_server_says() -> None:
+    policy = small_policy()
+    with running(policy) as port, PolicyClient(port=port) as client:
+        assert InProcessClient(policy).metadata == client.metadata

@@ -77,13 +77,15 @@ class FakePolicy:
         self.chunk = chunk or (lambda number, obs: np.tile(obs["state"], (10, 1)) + 0.01 * np.arange(10)[:, None])
         self.delay = delay
         self.seen: list[Mapping[str, Any]] = []
+        self.earlier: list[Any] = []
         self.resets = 0
 
     def reset(self) -> None:
         self.resets += 1
 
-    def infer(self, obs: Mapping[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: Mapping[str, Any], earlier: Any = ()) -> dict[str, Any]:
         self.seen.append(obs)
+        self.earlier.append(earlier)
         return {"actions": np.asarray(self.chunk(len(self.seen) - 1, obs), np.float32)}
 
 
@@ -94,11 +96,11 @@ class FakeWorker:
         self.client, self.clock = client, monotonic.__self__
         self.busy = False
 
-    def submit(self, step: int, obs: Mapping[str, Any]) -> None:
+    def submit(self, step: int, obs: Mapping[str, Any], earlier: Any) -> None:
         self.busy = True
         now = self.clock.now
         try:
-            self._answer = Answer(step, now, now + self.client.delay, self.client.infer(obs))
+            self._answer = Answer(step, now, now + self.client.delay, self.client.infer(obs, earlier))
         except Exception as error:
             self._answer = Answer(step, now, now + self.client.delay, error=error)
 

@@ -175,15 +175,13 @@ def test_the_run_says_what_is_not_asked_for(asked: Any, run: Any, expected: Exec
     assert str(expected) in str(loop.run(3))
 
 
-def test_a_policy_with_a_history_is_asked_at_each_step_if_the_server_takes_one_observation() -> None:
-    policy = FakePolicy(temporal_context=3)
-    for execution in ("chunk", "async", Execution("async", 5)):
-        with pytest.raises(Stopped, match="looks at the last 3 observations, one per control step"):
-            loop_of(policy, execution=execution)
-    for execution in ("temporal_ensemble", Execution(execute_steps=1)):
-        loop, _, _ = loop_of(policy, execution=execution)
-        assert loop.run(10).chunks == 10
-    assert "history" not in policy.seen[-1]
+def test_a_server_that_averages_chunks_itself() -> None:
+    policy = FakePolicy(lambda number, obs: obs["state"][None], execution={"mode": "temporal_ensemble"}, delay=0.03)
+    with pytest.raises(Stopped, match="the server averages chunks and sends one action at a time"):
+        loop_of(policy, execution="async")
+    loop, robot, _ = loop_of(policy)
+    report = loop.run(10)  # slower, but asked once for each action
+    assert report.chunks == 10 and report.held_cycles == 9 and len(robot.sent) == 19
 
 
 @pytest.mark.parametrize(
@@ -201,20 +199,19 @@ def test_a_server_gets_the_observations_of_the_steps_before(execution: Execution
         lambda number, obs: obs["state"] + 0.01 * (1 + np.arange(10)[:, None]) + np.zeros((1, 3)),
         delay=delay,
         temporal_context=3,
-        history=True,
     )
     loop, _, _ = loop_of(policy, execution=execution)
     loop.run(20)
-    seen = [[*obs["history"], obs] for obs in policy.seen]
+    seen = [[*earlier, obs] for earlier, obs in zip(policy.earlier, policy.seen)]
     steps = [[round(100 * float(obs["state"][0])) for obs in request] for request in seen]
     assert steps[: len(told)] == told
 
 
 def test_a_server_that_was_lost_gets_the_whole_history_again() -> None:
-    policy = Fails(ServerTimeout("no answer"), begin=3, number=2, delay=0.005, temporal_context=3, history=True)
+    policy = Fails(ServerTimeout("no answer"), begin=3, number=2, delay=0.005, temporal_context=3)
     loop, _, _ = loop_of(policy, execution=Execution(execute_steps=1))
     loop.run(10)
-    assert [len(obs["history"]) for obs in policy.seen] == [0, 0, 0, 2, 0, 0, 0, 0, 0, 0]
+    assert [len(earlier) for earlier in policy.earlier] == [0, 0, 0, 2, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +304,7 @@ def test_values_that_are_not_finite_stop_the_robot(value: float) -> None:
 @pytest.mark.parametrize("actions", [np.zeros((10, 2)), np.zeros(3), np.zeros((0, 3)), np.array([["a", "b", "c"]])])
 def test_actions_of_another_robot_stop_it(actions: np.ndarray) -> None:
     policy = FakePolicy()
-    policy.infer = lambda obs: {"actions": actions}  # type: ignore[method-assign]
+    policy.infer = lambda obs, earlier=(): {"actions": actions}  # type: ignore[method-assign]
     loop, robot, _ = loop_of(policy)
     with pytest.raises(Stopped, match="the robot has 3 action dimensions"):
         loop.run(5)
@@ -407,11 +404,11 @@ class Fails(FakePolicy):
         self.error, self.failing = error, range(begin, begin + number)
         self.requests = 0
 
-    def infer(self, obs: Any) -> dict[str, Any]:
+    def infer(self, obs: Any, earlier: Any = ()) -> dict[str, Any]:
         self.requests += 1
         if self.requests - 1 in self.failing:
             raise self.error
-        return super().infer(obs)
+        return super().infer(obs, earlier)
 
 
 @pytest.mark.parametrize("execution", ["chunk", "async", "temporal_ensemble"])

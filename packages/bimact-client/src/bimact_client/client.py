@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
@@ -139,11 +139,13 @@ class PolicyClient:
         """Begin a new episode: the next observation tells the server to forget those before."""
         self._reset = True
 
-    def infer(self, obs: Mapping[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """Ask for the next actions.
 
         Args:
             obs: `state` (S,) and `image_<camera>` (H, W, 3) uint8 for each camera in `metadata`.
+            earlier: observations of the steps since the last call, oldest first, for a policy whose `temporal_context`
+                T is above 1; those of the last T - 1 steps are enough. Only `bimact serve` takes them.
 
         Returns:
             the server's reply: `actions` (H, A) in the robot's units, `server_timing` in milliseconds, …
@@ -159,16 +161,20 @@ class PolicyClient:
             connection = self._connection
             assert connection is not None
             is_first, self._reset = self._reset, False
-            message = pack({**obs, "reset": True} if is_first else dict(obs))
+            requests = [*({**observation, "observe": True} for observation in earlier), dict(obs)]
+            if is_first:
+                requests[0]["reset"] = True
             deadline = time.monotonic() + self.timeout
             # A send waits without a limit for a network that takes nothing; this ends it.
             alarm = threading.Timer(self.timeout, _cut, [connection.socket])
             alarm.daemon = True
             alarm.start()
             try:
-                connection.send(message)
+                for request in requests:
+                    connection.send(pack(request))
                 alarm.cancel()
-                reply = self._unpacked(connection.recv(timeout=max(deadline - time.monotonic(), 0.0)))
+                for _ in requests:  # one reply each
+                    reply = self._unpacked(connection.recv(timeout=max(deadline - time.monotonic(), 0.0)))
                 if not hasattr(reply.get("actions"), "shape"):
                     raise ServerError(f"the reply of {self.uri} has no actions")
                 return reply

@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -114,16 +114,16 @@ class Worker:
 
     def __init__(self, client: Any, clock: Callable[[], float]) -> None:
         self._client, self._clock = client, clock
-        self._requests: queue.Queue[tuple[int, Mapping[str, Any], float] | None] = queue.Queue()
+        self._requests: queue.Queue[Any] = queue.Queue()
         self._answers: queue.Queue[Answer] = queue.Queue()
         self.busy = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def submit(self, step: int, obs: Mapping[str, Any]) -> None:
-        """Ask for the chunk from a step on."""
+    def submit(self, step: int, obs: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:
+        """Ask for the chunk from a step on, with the observations of steps before that the policy has not got."""
         self.busy = True
-        self._requests.put((step, obs, self._clock()))
+        self._requests.put((step, obs, earlier, self._clock()))
 
     def answer(self, wait: float) -> Answer | None:
         """The answer, if it comes within so many seconds."""
@@ -144,14 +144,14 @@ class Worker:
             request = self._requests.get()
             if request is None:
                 return
-            step, obs, asked = request
+            step, obs, earlier, asked = request
             try:
                 # An observation from before a reconnection would be old.
                 if not getattr(self._client, "connected", True):
                     self._client.connect()
                     reply = None
                 else:
-                    reply = self._client.infer(obs)
+                    reply = self._client.infer(obs, earlier) if earlier else self._client.infer(obs)
                 self._answers.put(Answer(step, asked, self._clock(), reply))
             except BaseException as error:
                 self._answers.put(Answer(step, asked, self._clock(), error=error))
@@ -173,7 +173,8 @@ class ControlLoop:
 
     Args:
         robot: see above.
-        client: a `PolicyClient`, or a policy in this process with its `metadata`, `infer` and `reset`.
+        client: a `PolicyClient`, or a policy in this process with its `metadata`, `infer` and `reset`
+            (`bimact.deploy.in_process`).
         hz: actions per second; None: the server's `control_hz`.
         execution: `chunk`, `async`, `temporal_ensemble` or an `Execution`; None: as the policy's run says.
         safety: limits on what reaches the robot.
@@ -215,11 +216,10 @@ class ControlLoop:
         self.hz = float(trained if hz is None else hz)
         self._hz_note = None
         self._context = int(self.metadata.get("temporal_context") or 1)
-        each_step = self.execution.mode == "temporal_ensemble" or self.execution.execute_steps == 1
-        if self._context > 1 and not each_step and not self.metadata.get("history"):
+        if self.execution.mode == "async" and (self.metadata.get("execution") or {}).get("mode") == "temporal_ensemble":
             raise Stopped(
-                f"the policy looks at the last {self._context} observations, one per control step, and the server "
-                "takes only one at a time: give execution='temporal_ensemble' or Execution(execute_steps=1)"
+                "the server averages chunks and sends one action at a time, so there is nothing to execute meanwhile: "
+                "serve the policy with --execute_steps, or give another execution than async"
             )
         if trained is not None and abs(self.hz - trained) > 1e-3 * trained:
             self._hz_note = f"the loop runs at {self.hz:g} Hz, the policy was trained at {trained:g} Hz"
@@ -316,11 +316,7 @@ class ControlLoop:
 
             # Ask for a chunk, and take one up.
             if not ramp and plan.wants_chunk and not worker.busy:
-                if self._context > 1 and self.metadata.get("history"):
-                    earlier = [past[step] for step in sorted(past) if told < step < plan.position]
-                    worker.submit(plan.position, {**obs, "history": earlier})
-                else:
-                    worker.submit(plan.position, obs)
+                worker.submit(plan.position, obs, [past[step] for step in sorted(past) if told < step < plan.position])
                 asked, told = recorded, plan.position
             wait = deadline - 0.1 * period - clock.monotonic() if plan.waits and not ramp else 0.0
             answer = worker.answer(wait) if worker.busy else None
