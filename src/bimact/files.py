@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all: write next to the target, flush to disk, rename."""
+"""Files that appear complete or not at all (written next to the target, flushed, renamed); files of a dataset."""
 
 from __future__ import annotations
 
@@ -182,6 +182,35 @@ def refuse_pointer(path: Path, shown: Path | None = None) -> None:
             f"{shown or path} is a git-lfs pointer, a note of where the file is, and not the file itself: run "
             "`git lfs pull` in its repository, or download the file"
         )
+
+
+def real_file(root: Path, name: str) -> Path | None:
+    """The file of a dataset's folder that has a name; None: there is none.
+
+    Links may lead anywhere into the folder, and from a snapshot in a Hugging Face cache to the `blobs` beside it.
+
+    Raises:
+        UserError: if it is a link out of the dataset, or no ordinary file.
+    """
+    try:
+        real = (root / name).resolve(strict=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError before Python 3.13
+        raise UserError(f"cannot read {root / name}: {getattr(error, 'strerror', None) or error}") from None
+    if not any(real.is_relative_to(place) for place in _places(root)):
+        raise UserError(f"{root / name} is a link that leaves the dataset: put the file itself there")
+    if not real.is_file():
+        raise UserError(f"{root / name} is no file: put the dataset's file there")
+    refuse_pointer(real, root / name)
+    return real
+
+
+def _places(root: Path) -> list[Path]:
+    """Where the files of a folder may really be."""
+    real = root.resolve()
+    caches = [folder.parent for folder in real.parents if folder.name == "snapshots"]
+    return [real, *(cache / "blobs" for cache in caches if cache.name.startswith("datasets--"))]
 
 
 def sha256_of(path: Path) -> str:

@@ -19,11 +19,10 @@ from bimact.check.scan import NO_FILES, Files, scan
 from bimact.config import Config
 from bimact.data.cache import CACHE
 from bimact.data.formats.guide_npy import LENGTHS, is_guide_npy
-from bimact.data.opening import open_source
+from bimact.data.opening import open_source, unread_files
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import Source
-from bimact.data.unread_files import unread_files
 from bimact.errors import UserError
 from bimact.progress import progress_bar
 

@@ -20,9 +20,8 @@ from PIL import Image
 
 from bimact.data.cache import ArrayFolder, Arrays, RowWriter, build_once, check_space, size_of
 from bimact.data.episodes import Episodes
-from bimact.data.nonfinite import nonfinite_value
 from bimact.data.npy_rows import NpyRows
-from bimact.data.reading import frames_lines
+from bimact.data.reading import frames_lines, nonfinite_value
 from bimact.data.selection import ACTION, STATE, SelectedSource
 from bimact.data.source import FramesNote, Source, Unusable
 from bimact.data.workers import run_jobs

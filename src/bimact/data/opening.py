@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from bimact.data.cache import DESCRIPTION
 from bimact.data.cached_copy import cached_copy
 from bimact.data.episodes import Episodes
-from bimact.data.nonfinite import without_nonfinite
+from bimact.data.reading import without_nonfinite
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
-from bimact.data.source import Format, Source
+from bimact.data.source import Format, LeftOut, Source
 from bimact.data.summary import told_lines
-from bimact.data.unread_files import unread_files
 from bimact.data.workers import run_apart
-from bimact.errors import UserError
+from bimact.errors import UserError, some_of
 
 # The first that recognises a dataset opens it. Each module is imported when a dataset is opened: what a format needs
 # is of no use to others.
 _MODULES = ("guide_npy", "raw_memmap", "lerobot", "aloha_hdf5", "robomimic_hdf5", "zarr_replay")
 _PATIENCE = 900.0  # seconds for listing a dataset's files: there may be a hundred thousand on a slow disk
+
+_DATA = (
+    *(".hdf5", ".h5", ".hdf", ".he5", ".npy", ".npz", ".pkl", ".pickle", ".parquet", ".arrow", ".tfrecord", ".bag"),
+    *(".mcap", ".db3", ".zarr.zip", ".zarr"),
+)
+_VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
+_OF_BUFFERS = {"videos", "video", "images"}  # of a format that lists its files in a folder meta
+_OF_OTHERS = ({"config.yaml", "metrics.jsonl"}, {"config.yaml", "checkpoint"}, {DESCRIPTION})
+_MOST_ENTRIES = 200_000
+_MOST_TOLD = 5
 
 
 def known_formats() -> list[Format]:
@@ -150,3 +161,52 @@ def _not_found(path: Path) -> str:
     close = difflib.get_close_matches(absolute.name, siblings, n=3)
     hint = f"; near it there is {', '.join(str(parent / name) for name in close)}" if close else ""
     return f"dataset not found: {absolute}{hint}"
+
+
+def unread_files(source: Source) -> tuple[list[LeftOut], list[str]]:
+    """Data files below a dataset's folder, and folders of zarr, that its source does not name.
+
+    Only names are looked at. Hidden files, runs, converted copies, and folders whose files the format lists itself are
+    passed over; and so are videos, which people make of demonstrations to look at them, if there is a camera.
+
+    Returns:
+        the videos, if there is no camera: they may be the images of these demonstrations; and a note on the others.
+    """
+    if not source.path.is_dir():
+        return [], []
+    known = {*source.files, *source.left_aside, *(episode.name for episode in source.unusable)}
+    folders: set[str] = set()  # that hold files of the source
+    for name in known:
+        while (name := name.rpartition("/")[0]) and name not in folders:
+            folders.add(name)
+    own = {name for name in folders if "/" not in name} | _OF_BUFFERS if "meta" in folders else set()
+    found: list[str] = []
+    seen, waiting = 0, [""]
+    while waiting and seen < _MOST_ENTRIES:
+        folder = waiting.pop()
+        try:
+            with os.scandir(source.path / folder) as entries:
+                here = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        except OSError:
+            continue
+        seen += len(here)
+        if folder and any(names <= here.keys() for names in _OF_OTHERS):
+            continue
+        for name, is_folder in here.items():
+            place = f"{folder}/{name}" if folder else name
+            if name.startswith(".") or place in own or place in known:
+                continue
+            if is_folder and not name.endswith(".zarr"):
+                waiting.append(place)
+            elif name.lower().endswith((*_DATA, *_VIDEOS)) and place not in folders:
+                found.append(place)
+    videos = [name for name in sorted(found) if name.lower().endswith(_VIDEOS)]
+    others = [name for name in sorted(found) if not name.lower().endswith(_VIDEOS)]
+    several = " is" if len(others) == 1 else "s are"
+    reason = "lies beside the data, and this format reads no videos"
+    return (
+        [LeftOut("image", some_of(videos, _MOST_TOLD), reason)] if videos and not source.cameras else [],
+        [f"{len(others)} data file{several} in the folder and not read: {some_of(others, _MOST_TOLD)}"]
+        if others
+        else [],
+    )

@@ -308,7 +308,7 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 2**64 - 16, 2**64 - 1, 10**6])
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_heap_of_texts_that_would_be_read_for_ever_is_refused(tmp_path: Path, size: int, number: int) -> None:
+def test_a_damaged_heap_of_texts_ends_in_a_sentence(tmp_path: Path, size: int, number: int) -> None:
     path = write_robomimic(tmp_path / "image.hdf5", [2])
     content = bytearray(path.read_bytes())
     at = content.index(b"GCOL") + 16  # its first object: number, uses, nothing, size
@@ -316,8 +316,11 @@ def test_a_heap_of_texts_that_would_be_read_for_ever_is_refused(tmp_path: Path, 
     content[at : at + 2] = number.to_bytes(2, "little")
     content[at + 8 : at + 16] = size.to_bytes(8, "little")
     path.write_bytes(content)
-    if (size, number) != (0, 1):  # an empty text
-        assert "heap" in run_apart(refusal, path, what="the file", timeout=60)
+    if (size, number) in ((0, 0), (2**64 - 16, 1)):  # an endless loop in HDF5 2.0 and before
+        with pytest.raises(UserError, match="the file: reading takes more than 5 s; the file is damaged"):
+            run_apart(refusal, path, what="the file", timeout=5)
+    else:
+        assert "damaged or cut off" in run_apart(refusal, path, what="the file", timeout=60)
 
 
 def test_many_long_texts_are_read(tmp_path: Path) -> None:

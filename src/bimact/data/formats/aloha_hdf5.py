@@ -38,14 +38,19 @@ import numpy as np
 from bimact.data.formats.color_order import BGR, RGB, colors_of
 from bimact.data.formats.hdf5 import (
     SUFFIXES,
+    Contents,
     Value,
     attribute,
     dataset_at,
+    encoded_images,
+    failed_notes,
     file_inside,
     find_dataset,
     find_group,
+    frames_of,
     has_signature,
     hdf5_files,
+    in_no_episode,
     is_link,
     members,
     number_notes,
@@ -54,22 +59,14 @@ from bimact.data.formats.hdf5 import (
     open_hdf5,
     rate_of,
     read_vectors,
-    text_of,
-    walk,
-)
-from bimact.data.formats.hdf5_episodes import (
-    Contents,
-    encoded_images,
-    failed_notes,
-    frames_of,
-    in_no_episode,
     refuse_other_whites,
     steps_of,
+    text_of,
+    walk,
     whites,
 )
 from bimact.data.formats.images import conversion_notes
-from bimact.data.formats.in_common import usual_forms
-from bimact.data.source import Column, Fault, Format, Source, SourceEpisode, Unusable
+from bimact.data.source import Column, Fault, Format, Source, SourceEpisode, Unusable, usual_forms
 from bimact.errors import UserError, some_of
 
 _FPS = 50.0

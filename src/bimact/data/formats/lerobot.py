@@ -38,7 +38,6 @@ from bimact.data.formats.images import (
     not_by_name,
     white_of,
 )
-from bimact.data.formats.in_common import usual_forms
 from bimact.data.formats.lerobot_columns import TableFile, describe_table, read_arrays, read_cells, read_rows
 from bimact.data.formats.lerobot_meta import (
     INFO,
@@ -55,7 +54,18 @@ from bimact.data.formats.lerobot_meta import (
 )
 from bimact.data.formats.lerobot_paths import DatasetFiles, existing
 from bimact.data.formats.video_frames import frames_at, video_format, video_listing
-from bimact.data.source import Camera, Column, Fault, Format, FramesNote, LeftOut, Source, SourceEpisode, Unusable
+from bimact.data.source import (
+    Camera,
+    Column,
+    Fault,
+    Format,
+    FramesNote,
+    LeftOut,
+    Source,
+    SourceEpisode,
+    Unusable,
+    usual_forms,
+)
 from bimact.errors import UserError
 
 _STATE, _ACTION = "observation.state", "action"

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bimact.data.formats.inside import real_file
 from bimact.errors import UserError
+from bimact.files import real_file
 
 # {name}, {name:d}, {name:3d}, {name:03d}: what LeRobot uses of Python's format strings, and nothing else of them.
 _FIELD = re.compile(r"\{([a-z_]{1,40})(?::(0?\d{0,2})d)?\}")

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bimact.data.formats.inside import real_file
 from bimact.data.safe_pickle import read_npy_header
 from bimact.data.source import Camera, Column, Format, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
+from bimact.files import real_file
 
 OBSERVATIONS, ACTIONS, LENGTHS, METADATA = "observations.npy", "actions.npy", "rollout_length.npy", "metadata.txt"
 CAMERAS = ("left", "right")

@@ -31,14 +31,18 @@ import numpy as np
 from bimact.data.default_state import guessed_state
 from bimact.data.formats.hdf5 import (
     SUFFIXES,
+    Contents,
     Value,
     attribute,
     dataset_at,
+    failed_notes,
     file_inside,
     find_dataset,
     find_group,
+    frames_of,
     has_signature,
     hdf5_files,
+    in_no_episode,
     is_link,
     json_of,
     members,
@@ -50,21 +54,14 @@ from bimact.data.formats.hdf5 import (
     rate_of,
     read_texts,
     read_vectors,
-    text_of,
-    walk,
-)
-from bimact.data.formats.hdf5_episodes import (
-    Contents,
-    failed_notes,
-    frames_of,
-    in_no_episode,
     refuse_other_whites,
     steps_of,
+    text_of,
+    walk,
     whites,
 )
 from bimact.data.formats.images import conversion_notes
-from bimact.data.formats.in_common import usual_forms
-from bimact.data.source import Format, LeftOut, Source, SourceEpisode, Unusable
+from bimact.data.source import Format, LeftOut, Source, SourceEpisode, Unusable, usual_forms
 from bimact.errors import UserError, some_of
 
 _ACTION = "actions"

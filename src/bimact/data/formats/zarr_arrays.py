@@ -13,20 +13,26 @@ from __future__ import annotations
 
 import itertools
 import json
-import lzma
 import math
+import os
 import re
 import warnings
-import zlib
+import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bimact.data.formats.zarr_files import ZarrFiles
-from bimact.errors import UserError
+from bimact.errors import UserError, in_words
+from bimact.files import real_file
 
+_LARGEST_METADATA = 1 << 20  # bytes
+_ENCRYPTED = 0x1  # bit of a .zip member's flags
 _BLOCK_BYTES = 32 << 20
 _LARGEST_CHUNK = 2 << 30  # bytes
 _MOST_CHUNKS_A_STEP = 4096
@@ -40,23 +46,166 @@ _CODECS_V2 = {"bitround", "crc32", "crc32c", "delta", "fletcher32", "lzma", "shu
 _CODECS_V3 = {"blosc", "bytes", "crc32c", "endian", "gzip", "sharding_indexed", "transpose", "zstd"} | {
     f"numcodecs.{name}" for name in _CODECS_V2 - _IMAGE_CODECS
 }
-_DAMAGE = (  # what zarr, numcodecs and the libraries of codecs raise on what is damaged
-    ValueError,
-    TypeError,
-    LookupError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    MemoryError,
-    zlib.error,
-    lzma.LZMAError,
-)
-
 Place = Callable[[int], str]  # a row of an array → where that is, such as "episode 3, step 12"
+
+
+# Files ---------------------------------------------------------------------------------------------
+
+
+class ZarrFiles(ABC):
+    """The files of one zarr hierarchy. It is small and picklable."""
+
+    @abstractmethod
+    def names(self) -> tuple[list[str], dict[str, list[str]]]:
+        """All files, such as "data/img/.zarray", sorted; and links to folders, or to nothing → names in that folder."""
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """What messages call a file."""
+
+    @abstractmethod
+    def read(self, name: str, limit: int) -> bytes | None:
+        """The content of a file; None: there is no such file.
+
+        Args:
+            limit: bytes that it may have.
+
+        Raises:
+            UserError: if it has more, cannot be read, or lies outside the dataset.
+        """
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file; None: there is no such file."""
+        content = self.read(name, _LARGEST_METADATA)
+        if content is None:
+            return None
+        parsed = None
+        with suppress(ValueError, RecursionError):
+            parsed = json.loads(content)
+        if not isinstance(parsed, dict):
+            raise UserError(f"{self.where(name)} is no readable JSON: copy the dataset again")
+        return parsed
+
+
+@dataclass(frozen=True)
+class FolderFiles(ZarrFiles):
+    """Those in a folder."""
+
+    root: Path
+
+    def names(self) -> tuple[list[str], dict[str, list[str]]]:
+        names: list[str] = []
+        links: dict[str, list[str]] = {}
+        folders = [""]
+        for inside in folders:  # which grows
+            try:
+                entries = list(os.scandir(self.root / inside))
+            except OSError as error:
+                raise UserError(f"cannot read {self.where(inside)}: {error.strerror}") from None
+            for entry in entries:
+                name = f"{inside}{entry.name}"
+                if entry.is_symlink():
+                    target = Path(entry.path)
+                    if target.is_file():
+                        names.append(name)
+                        continue
+                    links[name] = []
+                    with suppress(OSError):
+                        links[name] = sorted(inner.name for inner in target.iterdir())
+                elif entry.is_dir():
+                    folders.append(f"{name}/")
+                else:
+                    names.append(name)
+        return sorted(names), links
+
+    def where(self, name: str) -> str:
+        return str(self.root / name)
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        real = real_file(self.root, name)
+        if real is None:
+            return None
+        try:
+            with real.open("rb") as file:
+                content = file.read(limit + 1)
+        except OSError as error:
+            raise UserError(f"cannot read {self.where(name)}: {error.strerror}") from None
+        if len(content) > limit:
+            raise _too_large(self.where(name), limit)
+        return content
+
+
+@dataclass(frozen=True)
+class ZipFiles(ZarrFiles):
+    """Those in a .zip file.
+
+    Attributes:
+        path: the .zip file.
+        prefix: folder inside it that the hierarchy is in, such as "dataset.zarr/"; "": none.
+    """
+
+    path: Path
+    prefix: str
+
+    @classmethod
+    def open(cls, path: Path) -> ZipFiles:
+        """Find the hierarchy inside a .zip file: the folder that holds `meta/episode_ends`."""
+        names = _archive(path).namelist()
+        found = {
+            name.rpartition("meta/episode_ends/")[0]
+            for name in names
+            if name.endswith(("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json"))
+        }
+        if len(found) != 1:
+            raise UserError(f"{path} holds {len(found) or 'no'} replay buffers (meta/episode_ends): it has to hold one")
+        return cls(path, found.pop())
+
+    def names(self) -> tuple[list[str], dict[str, list[str]]]:
+        inside = (name for name in _archive(self.path).namelist() if name.startswith(self.prefix))
+        return sorted(name[len(self.prefix) :] for name in inside if not name.endswith("/")), {}
+
+    def where(self, name: str) -> str:
+        return f"{self.prefix}{name} in {self.path}"
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        archive = _archive(self.path)
+        try:
+            member = archive.getinfo(self.prefix + name)
+        except KeyError:
+            return None
+        if member.file_size > limit:
+            raise _too_large(self.where(name), limit)
+        if member.flag_bits & _ENCRYPTED:
+            raise UserError(f"{self.where(name)} is encrypted: unpack it")
+        try:
+            return archive.read(member)
+        except Exception as error:
+            raise UserError(f"{self.where(name)} is damaged ({in_words(error)}): copy the file again") from None
+
+
+def open_files(path: Path) -> ZarrFiles:
+    return FolderFiles(path) if path.is_dir() else ZipFiles.open(path)
+
+
+def _too_large(where: str, limit: int) -> UserError:
+    return UserError(f"{where} is larger than its content can be ({limit} bytes): it is damaged, copy it again")
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    try:
+        status = path.stat()
+        return _open_archive(path, status.st_size, status.st_mtime_ns)
+    except Exception as error:
+        raise UserError(f"{path} is no readable .zip file ({in_words(error)}): copy it again") from None
+
+
+@lru_cache(maxsize=2)
+def _open_archive(path: Path, size: int, mtime_ns: int) -> zipfile.ZipFile:
+    """An archive stays open for as long as it is read: its table of contents may have a line for each image."""
+    return zipfile.ZipFile(path)
+
+
+# Arrays --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -100,8 +249,12 @@ class ZarrArray:
                 continue
             try:
                 array = cls(files=files, name=name, **parse(content, where))
-            except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-                raise UserError(f"{where} is damaged ({_in_words(error)}): copy the dataset again") from None
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"{where} is damaged ({type(error).__name__} {in_words(error, 120)}): copy the dataset again"
+                ) from None
             if array.dtype is not None:
                 array._check_sizes(where)
             return array
@@ -123,12 +276,12 @@ class ZarrArray:
         try:
             rows = _decoded(self.version, self.document, chunks, start, stop)
             return np.ascontiguousarray(rows.astype(self.dtype, copy=False))
-        except _DAMAGE as error:
+        except Exception as error:  # zarr, numcodecs and the codecs raise nearly any type
             for chunk in range(first, last + 1) if last > first else ():  # which one is it?
                 self.read(max(start, chunk * step), min(stop, (chunk + 1) * step), place)
             raise UserError(
                 f"{self.files.where(f'{self.name}/{next(iter(chunks))}')} is damaged ({place(start)}; "
-                f"{_in_words(error)}): copy the dataset again"
+                f"{type(error).__name__} {in_words(error, 120)}): copy the dataset again"
             ) from None
 
     @property
@@ -167,9 +320,10 @@ class ZarrArray:
                 f"{where} is missing ({place}), and zarr would take its numbers for zeros: copy the dataset again; if "
                 "they are zeros, write it with zarr's setting array.write_empty_chunks"
             )
-        fault = _header_fault(self.codec, content, self.chunk_bytes)
-        if fault:
-            raise UserError(f"{where} is damaged ({place}): it {fault}; copy the dataset again")
+        # A Blosc chunk tells its own size in bytes 12 to 16, and the library reads beyond the end of a shorter one.
+        size = 16 if self.codec == "blosc" else 1
+        if len(content) < size or (self.codec == "blosc" and int.from_bytes(content[12:16], "little") > len(content)):
+            raise UserError(f"{where} is damaged ({place}): it is cut off; copy the dataset again")
         return content
 
 
@@ -208,7 +362,18 @@ def _parse_v2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise ValueError(f"dimension_separator {separator!r}")
     codecs = [*(content.get("filters") or ()), *([content["compressor"]] if content.get("compressor") else ())]
     if is_number:
-        codecs = [_safe_codec_v2(codec, where) for codec in codecs]
+        for codec in codecs:
+            _check_codec(codec["id"], codec, _CODECS_V2, where)
+            if codec["id"] in _IMAGE_CODECS:
+                try:
+                    from imagecodecs.numcodecs import register_codecs
+                except ImportError:
+                    raise UserError(
+                        f"{where}: the images are compressed by {codec['id']}, which needs the package imagecodecs: "
+                        "pip install imagecodecs"
+                    ) from None
+                register_codecs(list(_IMAGE_CODECS), verbose=False)
+        codecs = [{"id": codec["id"]} if codec["id"] in _WITHOUT_SETTINGS else dict(codec) for codec in codecs]
     seen = {
         "zarr_format": 2,
         "shape": content["shape"],
@@ -231,27 +396,6 @@ def _parse_v2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         "separator": separator,
         "codec": codecs[-1]["id"] if codecs and is_number else None,
     }
-
-
-def _safe_codec_v2(codec: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A codec's settings as far as reading needs them."""
-    name = codec["id"]
-    _refuse_unknown(name, _CODECS_V2, where)
-    _refuse_objects(name, codec)
-    if name in _IMAGE_CODECS:
-        _register_image_codecs(name, where)
-    return {"id": name} if name in _WITHOUT_SETTINGS else dict(codec)
-
-
-def _register_image_codecs(name: str, where: str) -> None:
-    try:
-        from imagecodecs.numcodecs import register_codecs
-    except ImportError:
-        raise UserError(
-            f"{where}: the images are compressed by {name}, which needs the package imagecodecs: "
-            "pip install imagecodecs"
-        ) from None
-    register_codecs(list(_IMAGE_CODECS), verbose=False)
 
 
 def _parse_v3(content: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -299,54 +443,20 @@ def _parse_v3(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _check_codecs_v3(codecs: list[Mapping[str, Any]], where: str) -> None:
     for codec in codecs:
-        _refuse_unknown(codec["name"], _CODECS_V3, where)
         settings = codec.get("configuration") or {}
-        _refuse_objects(codec["name"], settings)
+        _check_codec(codec["name"], settings, _CODECS_V3, where)
         for inside in ("codecs", "index_codecs"):  # of a shard
             _check_codecs_v3(settings.get(inside, []), where)
 
 
-def _refuse_unknown(codec: Any, known: set[str], where: str) -> None:
-    if codec not in known:
+def _check_codec(name: Any, settings: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Refuse a codec that is not listed here, and one that makes objects."""
+    if name not in known:
         raise UserError(
-            f"{where} names the codec {codec!r:.60}, which bimact does not run, since some codecs run code of the "
+            f"{where} names the codec {name!r:.60}, which bimact does not run, since some codecs run code of the "
             "dataset: write the array with blosc or zstd"
         )
-
-
-def _refuse_objects(codec: str, settings: Mapping[str, Any]) -> None:
-    for name in ("dtype", "astype"):
-        kind = settings.get(name)
+    for setting in ("dtype", "astype"):
+        kind = settings.get(setting)
         if kind is not None and not (_NUMBERS_V2.fullmatch(kind) or _NUMBERS_V3.fullmatch(kind)):
-            raise ValueError(f"{name} of the codec {codec}")
-
-
-def _header_fault(codec: str | None, content: bytes, chunk_bytes: int) -> str | None:
-    """What is wrong with the sizes that a compressed chunk begins with: the libraries take memory by their word."""
-    if not content:
-        return "is cut off"
-    announced = 0
-    if codec == "blosc":  # which would read on behind the end
-        if len(content) < 16 or int.from_bytes(content[12:16], "little") > len(content):
-            return "is cut off"
-        announced = int.from_bytes(content[4:8], "little")
-    elif codec == "lz4":
-        announced = int.from_bytes(content[:4], "little")
-    elif codec == "zstd":
-        announced = _announced_by_zstd(content)
-    return "announces more than a chunk holds" if announced > chunk_bytes + _MOST_ADDED else None
-
-
-def _announced_by_zstd(frame: bytes) -> int:
-    """Frame_Content_Size of a zstd frame (RFC 8878, 3.1.1.1)."""
-    if len(frame) < 6:
-        return 0
-    descriptor = frame[4]
-    is_single_segment = descriptor >> 5 & 1
-    size = (is_single_segment, 2, 4, 8)[descriptor >> 6]
-    begin = 5 + (not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    return int.from_bytes(frame[begin : begin + size], "little") + (256 if size == 2 else 0)
-
-
-def _in_words(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:160]
+            raise ValueError(f"{setting} of the codec {name}")

@@ -31,8 +31,7 @@ import numpy as np
 
 from bimact.data.default_state import guessed_state, words_of
 from bimact.data.formats.images import ImageForm, NoCamera, conversion_notes, image_form, not_by_name, white_of
-from bimact.data.formats.zarr_arrays import ZarrArray
-from bimact.data.formats.zarr_files import ZarrFiles, open_files
+from bimact.data.formats.zarr_arrays import ZarrArray, ZarrFiles, open_files
 from bimact.data.source import Camera, Column, Fault, Format, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bimact.data.formats.inside import real_file
 from bimact.errors import UserError
+from bimact.files import real_file
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from guide_files import write_dataset
 
 from bimact.data.episodes import Episodes
-from bimact.data.nonfinite import find_nonfinite
 from bimact.data.opening import arrays_of, open_source
+from bimact.data.reading import find_nonfinite
 from bimact.data.selection import Selection
 from bimact.errors import UserError
 
