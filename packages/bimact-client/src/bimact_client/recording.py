@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Mapping, Sequence
 import numpy as np
 
 _FLUSH_STEPS = 50
-_WAITING_STEPS = 200  # in memory; a disk that is slower ends the recording
+_WAITING_STEPS = 100  # in memory; a disk that is slower ends the recording
 
 
 class Recording:
