@@ -11,7 +11,7 @@ import pytest
 from fakes import NAMES, FakePolicy, loop_of
 
 from bimact_client import Execution, Stopped
-from bimact_client.recording import Recording
+from bimact_client.recording import Recording, _Rows
 
 bimact = pytest.importorskip("bimact")
 
@@ -74,8 +74,9 @@ def test_a_recording_is_a_dataset_at_any_time(tmp_path: Path) -> None:
     obs = {"state": np.zeros(3, np.float32), "image_top": np.zeros((4, 6, 3), np.uint8)}
     for _ in range(120):
         recording.step(obs, np.zeros(3), fresh=True)
-    while not recording._waiting.empty():
-        time.sleep(0.01)
+        while not recording._waiting.empty():
+            time.sleep(0.001)
+    time.sleep(0.1)
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in (tmp_path / "record").glob("*.npy"):
@@ -83,6 +84,25 @@ def test_a_recording_is_a_dataset_at_any_time(tmp_path: Path) -> None:
     recording.close()
     assert bimact.open_dataset(copy).lengths.tolist() == [100]
     assert bimact.open_dataset(tmp_path / "record").lengths.tolist() == [120]
+
+
+def test_a_disk_that_is_too_slow_ends_the_recording_and_not_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bimact_client.recording._WAITING_STEPS", 3)
+    append = _Rows.append
+
+    def slow(rows: _Rows, row: np.ndarray) -> None:
+        time.sleep(0.01)
+        append(rows, row)
+
+    monkeypatch.setattr(_Rows, "append", slow)
+    loop, robot, _ = loop_of(FakePolicy(), record=tmp_path)
+    report = loop.run(100)
+    assert len(robot.sent) == 100
+    [note] = [note for note in report.notes if "the disk is too slow" in note]
+    (length,) = bimact.open_dataset(tmp_path).lengths.tolist()
+    assert 3 <= length < 100 and note.endswith(f"ends at step {length}")
 
 
 @pytest.mark.parametrize(

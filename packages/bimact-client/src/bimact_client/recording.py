@@ -104,7 +104,7 @@ class Recording:
                 steps=np.array([step for step, _, _ in self._chunks]),
                 chunks=chunks,
                 latency_ms=np.array([latency for _, _, latency in self._chunks]),
-                fresh=np.array(self._fresh),
+                fresh=np.array(self._fresh[: self._steps]),
             )
         if self.failure is not None:
             raise ValueError(self.failure)
