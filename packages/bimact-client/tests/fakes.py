@@ -100,7 +100,11 @@ class FakeWorker:
         self.busy = True
         now = self.clock.now
         try:
-            self._answer = Answer(step, now, now + self.client.delay, self.client.infer(obs, earlier))
+            if not getattr(self.client, "connected", True):
+                self.client.connect()
+                self._answer = Answer(step, now, now + self.client.delay)
+            else:
+                self._answer = Answer(step, now, now + self.client.delay, self.client.infer(obs, earlier))
         except Exception as error:
             self._answer = Answer(step, now, now + self.client.delay, error=error)
 

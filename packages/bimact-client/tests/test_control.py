@@ -397,18 +397,23 @@ def test_cameras_are_matched_by_name_and_colour_order() -> None:
 
 
 class Fails(FakePolicy):
-    """A policy whose server fails from a request on, for some requests."""
+    """A policy whose server fails from a request on, for some requests; then it has to be connected again."""
 
     def __init__(self, error: Exception, begin: int = 1, number: int = 1000, **changes: Any) -> None:
         super().__init__(**changes)
+        self.connected = True
         self.error, self.failing = error, range(begin, begin + number)
         self.requests = 0
 
     def infer(self, obs: Any, earlier: Any = ()) -> dict[str, Any]:
         self.requests += 1
         if self.requests - 1 in self.failing:
+            self.connected = False
             raise self.error
         return super().infer(obs, earlier)
+
+    def connect(self) -> None:
+        self.connected = True
 
 
 @pytest.mark.parametrize("execution", ["chunk", "async", "temporal_ensemble"])

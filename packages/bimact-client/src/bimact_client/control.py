@@ -295,9 +295,8 @@ class ControlLoop:
         clock, period = self._clock, 1 / self.hz
         last: np.ndarray | None = None  # action sent, in the policy's order
         ramp: list[np.ndarray] = []
-        approached = not np.isfinite(
-            guard.ramp_step
-        ).any()  # the first action is the present pose, or no ramp is wanted
+        # Whether the first action is the present pose; without a ramp that does not matter.
+        approached = not np.isfinite(guard.ramp_step).any()
         asked = 0  # steps recorded before the present request
         past: dict[int, Mapping[str, Any]] = {}  # position → the newest observation there, of the policy's history
         told = -1  # position of the newest observation that the server has
@@ -320,8 +319,10 @@ class ControlLoop:
                 asked, told = recorded, plan.position
             wait = deadline - 0.1 * period - clock.monotonic() if plan.waits and not ramp else 0.0
             answer = worker.answer(wait) if worker.busy else None
+            if answer is not None and answer.reply is None:
+                told = -1  # the server has lost the history
             if answer is not None and answer.error is not None:
-                failure, told = str(answer.error), -1
+                failure = str(answer.error)
                 if not isinstance(answer.error, ServerUnreachable) or not self.reconnect:
                     raise answer.error
                 report.lost += 1
