@@ -39,8 +39,9 @@ class Replay:
     def reset(self) -> None:
         self.step = 0
 
-    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: dict[str, Any], earlier: Any = ()) -> dict[str, Any]:
         self.observations.append(obs)
+        self.earlier = earlier
         chunk = self.actions[self.step : self.step + 50]
         self.step += 50
         return {"actions": chunk}
@@ -81,10 +82,17 @@ def test_a_policy_of_another_robot() -> None:
 def test_a_policy_that_fails_stops_the_simulated_robot(capsys: pytest.CaptureFixture[str]) -> None:
     from bimact.deploy.sim_robot import drive
 
-    policy = Replay()
+    policy = Replay(temporal_context=2)
     policy.actions[60:] = np.nan
     with pytest.raises(UserError, match="the policy sent NaN or Inf for left_waist"):
-        drive(policy, "transfer_cube", execution=Execution("async", execute_steps=5), safety=Safety(stop_after=1))
+        drive(
+            policy,
+            "transfer_cube",
+            execution=Execution("async", execute_steps=5),
+            safety=Safety(stop_after=1),
+            delay=0.02,
+        )
+    assert len(policy.earlier) == 1
     assert "Stopped:  the policy sent NaN" in capsys.readouterr().out
 
 

@@ -46,7 +46,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def _sim_robot(options: argparse.Namespace) -> None:
     try:
-        from bimact_client import Execution, Safety, ServerError
+        from bimact_client import Execution, Safety
     except ImportError as error:
         raise UserError(
             "bimact-client is not installed: pip install ./packages/bimact-client in the project's root"
@@ -61,31 +61,34 @@ def _sim_robot(options: argparse.Namespace) -> None:
     if options.hz is not None and not options.hz > 0:
         raise UserError(f"--hz is {options.hz:g}, it has to be above 0")
     given = {name: getattr(options, name) for name in ("execute_steps", "blend") if getattr(options, name) is not None}
-    try:
-        with _client(options, host.strip("[]"), int(port)) as client:
+    with _client(options, host.strip("[]"), int(port)) as client:
+        try:
             execution = replace(Execution.of(options.execution, client.metadata), **given)
-            if options.blend and execution.mode != "async":
-                raise UserError(f"--blend is of --execution async, not of {execution.mode}")
-            drive(
-                client,
-                options.task,
-                hz=options.hz,
-                execution=execution,
-                safety=Safety(stop_after=options.stop_after),
-                rollouts=options.rollouts,
-                seed=options.seed,
-                delay=options.delay_ms / 1000,
-                record=options.record,
-            )
-    except (ServerError, ValueError) as error:
-        raise UserError(str(error)) from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if options.blend and execution.mode != "async":
+            raise UserError(f"--blend is of --execution async, not of {execution.mode}")
+        drive(
+            client,
+            options.task,
+            hz=options.hz,
+            execution=execution,
+            safety=Safety(stop_after=options.stop_after),
+            rollouts=options.rollouts,
+            seed=options.seed,
+            delay=options.delay_ms / 1000,
+            record=options.record,
+        )
 
 
 def _client(options: argparse.Namespace, host: str, port: int) -> AbstractContextManager[Any]:
     if options.run_dir is None:
-        from bimact_client import PolicyClient
+        from bimact_client import PolicyClient, ServerError
 
-        return PolicyClient(host, port, options.api_key, options.timeout)
+        try:
+            return PolicyClient(host, port, options.api_key, options.timeout)
+        except ServerError as error:
+            raise UserError(str(error)) from error
     import torch
 
     import bimact

@@ -200,8 +200,8 @@ class _Delayed:
     def __init__(self, client: Any, delay: float) -> None:
         self._client, self._delay = client, delay
 
-    def infer(self, obs: Any) -> dict[str, Any]:
-        reply: dict[str, Any] = self._client.infer(obs)
+    def infer(self, *observations: Any) -> dict[str, Any]:
+        reply: dict[str, Any] = self._client.infer(*observations)
         time.sleep(self._delay)
         return reply
 
@@ -247,7 +247,9 @@ def drive(
     loop = None
     with SimulatedRobot(task, cameras) as robot:
         try:
-            loop = ControlLoop(robot, _Delayed(client, delay), hz, execution, safety, record=record)
+            loop = ControlLoop(
+                robot, _Delayed(client, delay) if delay else client, hz, execution, safety, record=record
+            )
             print(
                 f"Policy {metadata.get('run', '')} {metadata.get('checkpoint', '')} drives the simulated robot at "
                 f"{loop.hz:g} Hz, {loop.execution}",
@@ -260,10 +262,12 @@ def drive(
                 success = robot.highest_reward == MAX_REWARD
                 print(f"\nSeed {number}: {'success' if success else f'no success, reward {robot.highest_reward}'}")
                 print(report, flush=True)
-        except Stopped as error:
+        except (Stopped, KeyboardInterrupt) as error:
             if loop is not None and loop.report.cycles:
                 print(f"\n{loop.report}", flush=True)
-            raise UserError(str(error)) from error
+            if isinstance(error, Stopped):
+                raise UserError(str(error)) from error
+            raise
         late = robot.late_steps
     successes = sum(result.highest_reward == MAX_REWARD for result in results)
     low, high = wilson_interval(successes, rollouts)
