@@ -95,9 +95,13 @@ def _act(config: Config, precision: str) -> tuple[dict[str, Any], Work]:
 
     def work(chunks: int) -> dict[str, Any]:
         obs = [windows.__getitems__([next(frame) % len(windows)])[0] for _ in range(chunks)]
+        histories = [
+            {name: (x.permute(0, 1, 3, 4, 2) if name.startswith("image_") else x).numpy() for name, x in one.items()}
+            for one in obs
+        ]
         began = time.perf_counter()
-        for one in obs:
-            policy.chunks(one, new=1)
+        for history in histories:
+            policy.chunks(history, new=1)
         return {"seconds": (time.perf_counter() - began) / chunks}
 
     work(5)

@@ -13,7 +13,8 @@ from conftest import tiny_config
 
 from bimact.deploy.server import PolicyServer, Served, ServerSettings, served_metadata
 from bimact.policy.act import ActPolicy
-from bimact.policy.inference import Execution, Interface, Policy
+from bimact.policy.inference import Policy
+from bimact.policy.metadata import Execution, Interface
 
 NAMES = tuple(f"joint_{number}" for number in range(14))
 

@@ -51,8 +51,9 @@ def load_policy(
         >>> action = policy.act({"image_top": image, "state": state})  # (A,), in the robot's units
     """
     from bimact.device import choose_device, choose_precision, precision_dtype
-    from bimact.policy.inference import Execution, Interface, Policy
+    from bimact.policy.inference import Policy
     from bimact.policy.loading import load_run
+    from bimact.policy.metadata import Execution, Interface
 
     path = path.path if isinstance(path, Run) else Path(path).expanduser()
     if precision not in (None, "auto", "no", "bf16", "fp16"):

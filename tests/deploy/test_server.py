@@ -32,7 +32,7 @@ from websockets.sync.client import connect
 from bimact.deploy.server import Metrics, ServerSettings, resized
 from bimact.errors import UserError
 from bimact.files import sha256_of
-from bimact.policy.inference import Execution
+from bimact.policy.metadata import Execution
 from bimact.run_directory import Run
 from bimact.training.act_trainer import train_run
 from bimact.training.prepare import prepare_run

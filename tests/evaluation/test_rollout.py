@@ -16,8 +16,8 @@ from bimact.data.normalize import Normalizer
 from bimact.errors import UserError
 from bimact.evaluation.rollout import RolloutSettings, evaluate_rollouts
 from bimact.policy.act import ActPolicy
-from bimact.policy.inference import Interface
 from bimact.policy.loading import LoadedPolicy
+from bimact.policy.metadata import Interface
 from bimact.run_directory import Run
 from bimact.sim.demonstrators import demonstrate
 from bimact.sim.tasks import find_task

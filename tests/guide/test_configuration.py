@@ -283,7 +283,8 @@ def test_ensemble_window_is_how_many_chunks_are_averaged(window: int | None) -> 
 
 
 def test_acting_takes_window_and_coefficient_from_the_runs_config() -> None:
-    from bimact.policy.inference import Execution, Policy
+    from bimact.policy.inference import Policy
+    from bimact.policy.metadata import Execution
 
     policy = make_policy(temporal_ensemble=True, ensemble_window=3, ensemble_coefficient=0.5)
     acting = Policy(policy, Execution.of(policy.config))

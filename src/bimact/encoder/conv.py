@@ -41,7 +41,7 @@ def _coordinates(patches: Tensor) -> Tensor:
     vertical = torch.linspace(-1, 1, rows, device=patches.device, dtype=patches.dtype)
     horizontal = torch.linspace(-1, 1, columns, device=patches.device, dtype=patches.dtype)
     grid = torch.stack(torch.meshgrid(vertical, horizontal, indexing="ij"))
-    return grid.expand(len(patches), -1, -1, -1)
+    return grid.expand(patches.shape[0], -1, -1, -1)
 
 
 class ConvEncoder(ImageEncoder):

@@ -18,8 +18,8 @@ from bimact.evaluation.rollout import RolloutSettings, check_robot, evaluate_rol
 from bimact.files import sha256_of, write_json
 from bimact.machine import usable_cores
 from bimact.policy.act import build_act_policy
-from bimact.policy.inference import Interface
 from bimact.policy.loading import LoadedPolicy, load_weights
+from bimact.policy.metadata import Interface
 from bimact.run_directory import EVALUATIONS, Run
 
 

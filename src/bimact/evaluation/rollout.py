@@ -16,8 +16,9 @@ from bimact.device import choose_precision, precision_dtype
 from bimact.errors import UserError
 from bimact.evaluation.intervals import wilson_interval
 from bimact.machine import usable_cores
-from bimact.policy.inference import Execution, Policy
+from bimact.policy.inference import Policy
 from bimact.policy.loading import LoadedPolicy
+from bimact.policy.metadata import Execution
 from bimact.progress import progress_bar
 from bimact.run_directory import BEST_SUCCESS
 from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, JOINTS, MAX_REWARD, find_task

@@ -151,7 +151,7 @@ class ActPolicy(nn.Module):
         """
         state = self.state_normalizer(obs["state"].float())
         mu = log_sigma2 = None
-        latent = state.new_zeros(len(state), self.config.latent_dim)
+        latent = state.new_zeros(state.shape[0], self.config.latent_dim)
         if self.training and self.posterior is not None:
             if actions is None:
                 raise ValueError("in training mode the CVAE needs the demonstrated actions")
@@ -245,7 +245,8 @@ class ActPolicy(nn.Module):
             return []
         flat = [image.flatten(0, 1) for image in images]
         if len({image.shape[-2:] for image in flat}) == 1:
-            encoded = list(self.image_encoder.token_map(torch.cat(flat)).chunk(len(flat)))
+            sizes = [image.shape[0] for image in flat]
+            encoded = list(self.image_encoder.token_map(torch.cat(flat)).split(sizes))
         else:
             encoded = [self.image_encoder.token_map(image) for image in flat]
         return [tokens.unflatten(0, image.shape[:2]) for tokens, image in zip(encoded, images)]

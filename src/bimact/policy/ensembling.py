@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import Any, TypeVar
+
+import numpy as np
+
+Array = TypeVar("Array", bound=np.ndarray)  # or a tensor of PyTorch, which this module does without
 
 
 class TemporalEnsemble:
@@ -23,17 +27,21 @@ class TemporalEnsemble:
             raise ValueError(f"the ensemble's window is {window}, it has to be at least 1")
         self.depth = min(chunk_size, window or chunk_size)
         self.coefficient = coefficient
-        self._chunks: list[Tensor] = []  # the newest `depth` chunks (B, C, A), oldest first
+        self._chunks: list[Any] = []  # the newest `depth` chunks (B, C, A), oldest first
 
     def reset(self) -> None:
         """Forget all chunks: a new episode begins."""
         self._chunks = []
 
-    def update(self, chunk: Tensor) -> Tensor:
+    def update(self, chunk: Array) -> Array:
         """The chunk (B, C, A) predicted at this step → the action (B, A) to execute at this step."""
         self._chunks = [*self._chunks[-(self.depth - 1) :], chunk] if self.depth > 1 else [chunk]
         count = len(self._chunks)
+        weights = [math.exp(-self.coefficient * age) for age in range(count)]
+        total = sum(weights)
         # The chunk that is k steps old speaks of this step in its k-th action.
-        said = torch.stack([old[:, count - 1 - age] for age, old in enumerate(self._chunks)])  # (count, B, A)
-        weights = torch.exp(-self.coefficient * torch.arange(count, dtype=said.dtype, device=said.device))
-        return (said * (weights / weights.sum())[:, None, None]).sum(dim=0)
+        terms = [
+            (weight / total) * old[:, count - 1 - age] for age, (weight, old) in enumerate(zip(weights, self._chunks))
+        ]
+        action: Array = sum(terms[1:], start=terms[0])
+        return action

@@ -13,7 +13,7 @@ from bimact.config import Config
 from bimact.device import choose_device
 from bimact.errors import UserError, in_words
 from bimact.policy.act import ActPolicy, build_act_policy
-from bimact.policy.inference import Interface
+from bimact.policy.metadata import Interface
 from bimact.policy.weights import BIMACT, read_policy_weights
 from bimact.run_directory import Run
 

@@ -172,7 +172,7 @@ class TransformerDecoder(nn.Module):
 
     def forward(self, queries: Tensor, memory: Tensor, positions: Tensor) -> Tensor:
         """queries (1, C, D), memory (B, M, D) and its positions (1, M, D) → (B, C, D)."""
-        x = queries.new_zeros(len(memory), *queries.shape[1:])
+        x = queries.new_zeros(memory.shape[0], *queries.shape[1:])
         placed_memory = memory + positions
         for layer in self.layers:
             x = layer(x, queries, memory, placed_memory)

@@ -22,7 +22,7 @@ from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_ep
 from bimact.encoder.base import input_size
 from bimact.errors import UserError
 from bimact.policy.act import ActPolicy
-from bimact.policy.inference import Interface
+from bimact.policy.metadata import Interface
 from bimact.training.ranks import Ranks
 
 

@@ -20,7 +20,7 @@ from bimact.data.training_order import TrainingOrder
 from bimact.errors import UserError, in_words
 from bimact.files import check_writable, expand_home
 from bimact.policy.act import ActPolicy
-from bimact.policy.inference import Interface
+from bimact.policy.metadata import Interface
 from bimact.run_directory import Run, recorded
 from bimact.training import resume
 from bimact.training.demonstrations import (

@@ -1,0 +1,154 @@
+"""What somebody who runs a policy has to know of it: inputs, outputs, and how chunks are executed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bimact.config import Config
+from bimact.errors import UserError
+from bimact.files import write_json
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How predicted chunks are executed.
+
+    Attributes:
+        execute_steps: actions of a chunk that are executed before the next prediction; 1 with temporal ensembling.
+        temporal_ensemble: predict at each step and average what overlapping chunks say of it (ACT paper, IV-B).
+        ensemble_window: how many of the newest chunks are averaged; None: all that reach the step.
+        ensemble_coefficient: m of the weights exp(-m i), oldest chunk first (i = 0).
+    """
+
+    execute_steps: int
+    temporal_ensemble: bool = False
+    ensemble_window: int | None = None
+    ensemble_coefficient: float = 0.01
+
+    @classmethod
+    def of(cls, config: Config, execute_steps: int | None = None, temporal_ensemble: bool | None = None) -> Execution:
+        """What a run's config says, unless it is said otherwise here.
+
+        Args:
+            config: of the run.
+            execute_steps: execute so many steps of each chunk, without ensembling.
+            temporal_ensemble: True: ensemble; False: execute chunks; None: the config's.
+
+        Raises:
+            UserError: if both are asked for, or a chunk has fewer steps.
+        """
+        if temporal_ensemble and execute_steps is not None:
+            raise UserError(
+                f"temporal_ensemble predicts at each step, so execute_steps ({execute_steps}) has no meaning: give one"
+            )
+        if temporal_ensemble is None:
+            temporal_ensemble = config.temporal_ensemble and execute_steps is None
+        if temporal_ensemble:
+            return cls(1, True, config.ensemble_window, config.ensemble_coefficient)
+        steps = execute_steps if execute_steps is not None else config.execute_steps or config.chunk_size
+        if not 1 <= steps <= config.chunk_size:
+            raise UserError(f"execute_steps is {steps}, it has to be from 1 to the chunk size, {config.chunk_size}")
+        return cls(steps)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a policy's training data say about its inputs and outputs: `interface.json` in a run directory.
+
+    Attributes:
+        cameras: (height, width) of each camera's images; None where any size will do.
+        state_names: S names; None if the demonstrations have none.
+        action_names: A names; None if the demonstrations have none.
+        control_frequency: actions per second (Hz); None if nobody knows it.
+        state_range: lowest and highest value of each dimension in the training episodes, in the robot's units.
+        action_range: the same of actions.
+        task: what the demonstrations show; None if they do not say.
+    """
+
+    cameras: Mapping[str, tuple[int, int] | None]
+    state_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+    control_frequency: float | None = None
+    state_range: tuple[tuple[float, float], ...] | None = None
+    action_range: tuple[tuple[float, float], ...] | None = None
+    task: str | None = None
+
+    @classmethod
+    def of_config(cls, config: Config) -> Interface:
+        """What a config alone says."""
+        size = None if config.image_size is None else (config.image_size[0], config.image_size[1])
+        return cls(dict.fromkeys(config.cameras or (), size), control_frequency=config.fps)
+
+    @classmethod
+    def read(cls, path: Path) -> Interface:
+        """Read an `interface.json`.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        try:
+            content = json.loads(path.read_text())
+            return cls(
+                cameras={
+                    camera: None if size is None else (int(size[0]), int(size[1]))
+                    for camera, size in content["cameras"].items()
+                },
+                state_names=_names(content["state_names"]),
+                action_names=_names(content["action_names"]),
+                control_frequency=content["control_frequency"],
+                state_range=_ranges(content["state_range"]),
+                action_range=_ranges(content["action_range"]),
+                task=content["task"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(
+                f"{path} cannot be read ({type(error).__name__}: {error}): delete it, and the policy acts without what "
+                "it says"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+
+def _names(content: Any) -> tuple[str, ...] | None:
+    return None if content is None else tuple(map(str, content))
+
+
+def _ranges(content: Any) -> tuple[tuple[float, float], ...] | None:
+    return None if content is None else tuple((float(low), float(high)) for low, high in content)
+
+
+@dataclass(frozen=True)
+class PolicyMetadata:
+    """What somebody who runs a policy has to know.
+
+    Attributes:
+        name: of the run, or of what the policy was read from.
+        checkpoint: file name of the weights.
+        state_dim: S.
+        action_dim: A.
+        chunk_size: C.
+        temporal_context: T.
+        interface: cameras, names, control frequency and ranges.
+        execution: how chunks are executed.
+        color_order: of images: always `rgb`.
+    """
+
+    name: str
+    checkpoint: str
+    state_dim: int
+    action_dim: int
+    chunk_size: int
+    temporal_context: int
+    interface: Interface
+    execution: Execution
+    color_order: str = field(default="rgb")
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in JSON's types, in one flat mapping."""
+        content = asdict(self)
+        return {**content.pop("interface"), **content.pop("execution"), **content}
