@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
     """A wrong input, described in one clear sentence that says what to do.
 
     The command line prints the sentence without a traceback and exits with status 2.
+
+    Attributes:
+        reason: what is wrong, without the file and what to do, for lists that name these once; else the sentence.
     """
+
+    def __init__(self, sentence: str, reason: str | None = None) -> None:
+        super().__init__(sentence)
+        self.reason = sentence if reason is None else reason
 
 
 def in_words(error: BaseException, most: int = 300) -> str:
@@ -26,6 +34,11 @@ def first_line(error: BaseException, most: int = 200) -> str:
 def printable(text: str) -> str:
     """A text for a terminal: names in an untrusted file must not contain control sequences."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def without_folder(text: str, folder: Path) -> str:
+    """A sentence that names files in a folder by their names inside it."""
+    return text.replace(f"{folder}/", "")
 
 
 def some_of(names: Sequence[str], most: int = 10) -> str:

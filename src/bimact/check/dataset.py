@@ -23,7 +23,7 @@ from bimact.data.opening import open_source, unread_files
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import Source
-from bimact.errors import UserError
+from bimact.errors import UserError, without_folder
 from bimact.progress import progress_bar
 
 Check: TypeAlias = Callable[[Facts], Iterator[Finding]]
@@ -191,7 +191,7 @@ def _find_unused(source: SelectedSource, findings: Findings) -> None:
     """What training would leave out, skip or read differently."""
     for episode in source.unusable:
         code = "missing-episode" if episode.is_missing else "unreadable"
-        sentence = episode.sentence.replace(f"{source.path}/", "")
+        sentence = without_folder(episode.sentence, source.path)
         findings.found.append(Finding(code, sentence, KINDS[code].severity, episode_name=episode.name))
     has_no_camera = not source.cameras and source.selection.cameras is None
     for entry in source.left_out:
@@ -200,7 +200,7 @@ def _find_unused(source: SelectedSource, findings: Findings) -> None:
             findings.add("left-out", "", f"{what} '{entry.name}': {entry.reason}")
         else:
             severity = ERROR if has_no_camera else KINDS["unread-image"].severity
-            sentence = f"image '{entry.name}': {entry.reason}".replace(f"{source.path}/", "")
+            sentence = without_folder(f"image '{entry.name}': {entry.reason}", source.path)
             findings.found.append(Finding("unread-image", sentence, severity))
     for note in source.notes:
         findings.add("read-otherwise", "", note)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bimact.check.kinds import ERROR, INFO, KINDS, READING, WARNING, Severity
-from bimact.errors import UserError
+from bimact.errors import UserError, without_folder
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Findings:
         try:
             yield
         except UserError as error:
-            self.add(code, file, str(error).replace(f"{self._folder}/", ""))
+            self.add(code, file, without_folder(str(error), self._folder))
 
     def add_steps(self, code: str, file: str, problems: Mapping[int, str], *, heading: str = "") -> None:
         """Add one finding for each episode with some of these rows, with the message of its first row.

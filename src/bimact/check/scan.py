@@ -18,7 +18,7 @@ from bimact.config import Config
 from bimact.data.selection import ACTION, STATE, SelectedSource
 from bimact.data.source import FramesNote
 from bimact.data.workers import run_jobs
-from bimact.errors import UserError
+from bimact.errors import UserError, without_folder
 from bimact.progress import progress_bar
 
 THUMBNAIL = (12, 16)  # height and width: enough to tell scenes apart, 576 bytes
@@ -68,7 +68,7 @@ def scan(
     problems: list[Finding] = []
 
     def add_unread(sentence: str, episode: int, camera: str | None = None) -> None:
-        sentence, name = sentence.replace(f"{source.path}/", ""), source.episodes[episode].name
+        sentence, name = without_folder(sentence, source.path), source.episodes[episode].name
         problems.append(Finding("unreadable", sentence, ERROR, "", episode, name, camera=camera))
 
     state, action = source.columns[STATE], source.columns[ACTION]
@@ -164,7 +164,9 @@ def _read_vectors(source: SelectedSource, begin: int, end: int, _: None) -> list
             columns = source.read_columns(episode, (STATE, ACTION))
             timestamps = source.read_timestamps(episode)
         except UserError as error:
-            found.append(UserError(str(error)))  # without its cause, which may be an object that cannot be pickled
+            found.append(
+                UserError(str(error), error.reason)
+            )  # without its cause, which may be an object that cannot be pickled
             continue
         with np.errstate(over="ignore"):  # becomes Inf, which is found
             state, action = (columns[key].astype(np.float32) for key in (STATE, ACTION))

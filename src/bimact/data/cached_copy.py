@@ -232,7 +232,7 @@ def _decode(plan: _Plan, folder: ArrayFolder, done: set[str]) -> tuple[dict[int,
                     if job.end - job.episode > 1:  # in which of them?
                         again += [_Job(episode, None, episode + 1) for episode in range(job.episode, job.end)]
                     else:
-                        faults.setdefault(job.episode, str(result))
+                        faults.setdefault(job.episode, result.reason)
                     continue
                 for position, reason in result.faults.items():
                     faults.setdefault(position, reason)
@@ -287,7 +287,7 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
                 try:
                     columns = source.read_columns(episode, (STATE, ACTION))
                 except UserError as error:
-                    read.faults[episode] = str(error)
+                    read.faults[episode] = error.reason
                     continue
                 with np.errstate(over="ignore"):  # becomes inf
                     state, action = (columns[key].astype(np.float32) for key in (STATE, ACTION))

@@ -37,7 +37,7 @@ def read_through(source: SelectedSource, *, decodes: bool = True) -> tuple[list[
         for place, result in run_jobs(_read, jobs, describe=_described, timeout=timeout, goes_on=True):
             name = source.episodes[place].name
             if isinstance(result, UserError):
-                faults.append(Unusable(source.number_of(place), name, str(result), is_missing=False))
+                faults.append(Unusable(source.number_of(place), name, result.reason, is_missing=False))
             else:
                 notes += [(place, camera, note) for camera, note in result.items()]
             progress.advance(source.episodes[place].length)

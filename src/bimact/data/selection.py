@@ -20,7 +20,7 @@ from bimact.config import Config
 from bimact.data.default_state import is_answer, why_not_in_state
 from bimact.data.episodes import Episodes, Rows, SelectedRows
 from bimact.data.source import Camera, Column, Fault, FramesNote, LeftOut, Source, SourceEpisode, Unusable
-from bimact.errors import UserError
+from bimact.errors import UserError, without_folder
 
 STATE, ACTION = "state", "action"  # the columns of a selected source
 _MOST_TOLD = 10  # episodes in one sentence
@@ -367,9 +367,9 @@ def damaged_error(source: Source, damaged: Sequence[Unusable]) -> UserError:
 
 
 def _listed(episodes: Sequence[Unusable], source: Source) -> str:
-    told = [episode.sentence for episode in episodes[:_MOST_TOLD]]
-    text = "; ".join(told) + (f"; and {len(episodes) - _MOST_TOLD} more" if len(episodes) > _MOST_TOLD else "")
-    return text.replace(f"{source.path}/", "").replace("; copy or record it again", "")
+    told = [without_folder(episode.sentence, source.path) for episode in episodes[:_MOST_TOLD]]
+    more = [f"and {len(episodes) - _MOST_TOLD} more"] if len(episodes) > _MOST_TOLD else []
+    return "; ".join([*told, *more])
 
 
 # Episodes ------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def _guarded(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     except UserError as error:
         # Without its cause, which may be an object of a library that cannot be pickled.
-        raise UserError(str(error)) from None
+        raise UserError(str(error), error.reason) from None
 
 
 def _context() -> Any:

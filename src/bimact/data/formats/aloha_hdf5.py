@@ -293,7 +293,7 @@ def _read(path: Path, name: str, number: int) -> _File:
                 found.add(key, item, camera=camera, is_camera=is_camera)
                 found.paths |= dict.fromkeys(({*found.cameras, *found.columns} - before), place)
     except UserError as error:
-        found.fault = str(error).removeprefix(f"cannot read {where}: ")
+        found.fault = error.reason
     return found
 
 

@@ -40,10 +40,7 @@ from bimact.files import real_file, refuse_pointer
 
 SUFFIXES = (".hdf5", ".h5")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LARGEST_PART = 1 << 30  # bytes of a row, or of a chunk
 _LARGEST_ATTRIBUTE = 4 << 20  # bytes
-_UNSUSPICIOUS = 64 << 20  # bytes that may be read whatever the file says
-_BEST_RATIO = 1100  # of deflate, for data that is all the same, with some room
 _BLOCK = 64 << 20  # bytes of rows that are read at once
 _LONGEST_TEXT = 200  # characters of a library's error
 _DEEPEST = 6  # groups inside each other
@@ -52,7 +49,6 @@ _LARGEST_VECTOR = 4096
 _MOST_STEPS = 10**8
 _MOST_TOLD = 20  # numbers of episodes in one sentence
 _NO = {"false", "0", "0.0", "no"}
-_CHANNELS = 3
 _SMALLEST_IMAGE = 24  # pixels of height and width, in arrays of more channels than images have
 
 Value: TypeAlias = "str | int | float | bool"
@@ -71,22 +67,22 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     except UserError:
         raise
     except Exception as error:  # h5py raises nearly any type on damaged files
-        raise UserError(f"cannot read {path}: {_cause(path, error)}") from None
-
-
-def _cause(path: Path, error: BaseException) -> str:
-    try:
-        if path.stat().st_size == 0:
-            return "it is empty; copy or record it again"
-        path.open("rb").close()
-    except OSError as reason:
-        return reason.strerror or str(reason)
-    if "lock file" in str(error) or "already open" in str(error):
-        return "another program is writing it; wait until it has finished"
-    if isinstance(error, MemoryError):
-        return "it asks for more memory than there is, so it is damaged; copy or record it again"
-    said = printable(str(error))[:_LONGEST_TEXT] or type(error).__name__
-    return f"it is damaged or cut off ({said}); copy or record it again"
+        advice = "; copy or record it again"
+        try:
+            is_empty = path.stat().st_size == 0
+            path.open("rb").close()
+        except OSError as unopened:
+            reason, advice = unopened.strerror or str(unopened), ""
+        else:
+            said = printable(str(error))[:_LONGEST_TEXT] or type(error).__name__
+            reason = f"it is damaged or cut off ({said})"
+            if is_empty:
+                reason = "it is empty"
+            elif "lock file" in said or "already open" in said:
+                reason, advice = "another program is writing it; wait until it has finished", ""
+            elif isinstance(error, MemoryError):
+                reason = "it asks for more memory than there is, so it is damaged"
+        raise UserError(f"cannot read {path}: {reason}{advice}", reason) from None
 
 
 def has_signature(path: Path) -> bool:
@@ -318,10 +314,7 @@ def fault_of(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> str | Non
                 f"needs the HDF5 filter {code} ({said}), which is not there: install hdf5plugin and set "
                 "HDF5_PLUGIN_PATH to its PLUGIN_PATH, or write the data without that filter"
             )
-    return _fault_of_sizes(dataset, may_be_sparse)
-
-
-def _fault_of_sizes(dataset: h5py.Dataset, may_be_sparse: bool) -> str | None:
+    # HDF5 reads what was never written as zeros.
     size = math.prod(dataset.shape) * dataset.dtype.itemsize
     stored, end = dataset.id.get_storage_size(), dataset.file.id.get_filesize()
     offset = dataset.id.get_offset()  # None for chunks, for data in the header, and for what was never written
@@ -329,15 +322,10 @@ def _fault_of_sizes(dataset: h5py.Dataset, may_be_sparse: bool) -> str | None:
         return f"claims {size} bytes, which reach beyond the file's end: copy or record it again"
     if dataset.chunks is None:
         return "was never written, though the file announces it: record it again" if stored < size else None
-    whole = math.prod(-(-rows // chunk) for rows, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-    if dataset.id.get_num_chunks() < whole and not may_be_sparse:
-        return (
-            f"lacks {whole - dataset.id.get_num_chunks()} of {whole} parts, which were never written: record it again"
-        )
-    chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    is_absurd = max(size, chunk) > max(_UNSUSPICIOUS, _BEST_RATIO * stored)
-    if is_absurd or max(chunk, size // max(1, dataset.shape[0])) > _LARGEST_PART:
-        return f"claims {size} bytes in parts of {chunk}, of which the file stores {stored}: it is damaged"
+    parts = math.prod(-(-rows // chunk) for rows, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    lacking = parts - dataset.id.get_num_chunks()
+    if lacking > 0 and not may_be_sparse:
+        return f"lacks {lacking} of {parts} parts, which were never written: record it again"
     return None
 
 
@@ -349,7 +337,8 @@ def check(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> None:
     """
     fault = fault_of(dataset, may_be_sparse=may_be_sparse)
     if fault is not None:
-        raise UserError(f"{name_of(dataset)} in {dataset.file.filename} {fault}")
+        name = name_of(dataset)
+        raise UserError(f"{name} in {dataset.file.filename} {fault}", f"{name} {fault}")
 
 
 def is_numeric(dtype: np.dtype[Any]) -> bool:
@@ -454,8 +443,7 @@ class Contents:
             if not self._add_camera(camera, dataset, is_camera):
                 self._add_column(name, dataset)
         except UserError as error:
-            reason = str(error).removeprefix(f"{name_of(dataset)} in ").removeprefix(self.where).lstrip(":, ")
-            self._leave_out("image" if is_camera else "column", camera if is_camera else name, reason)
+            self._leave_out("image" if is_camera else "column", camera if is_camera else name, str(error))
             self.damaged.add(camera if is_camera else name)
 
     def _add_camera(self, name: str, dataset: h5py.Dataset, is_camera: bool) -> bool:
@@ -474,8 +462,7 @@ class Contents:
                 what = f"has shape {dataset.shape} and type {dataset.dtype}"
                 self._leave_out("image", name, f"{what}; images are (steps, height, width, 3) uint8, or encoded files")
             return is_camera
-        self._check_rows(dataset)
-        check(dataset, may_be_sparse=form is None)
+        self._check(dataset, may_be_sparse=form is None)
         if form is None:
             content = next(_rows(dataset, [0]))[1]
             other = other_file(content)
@@ -485,7 +472,7 @@ class Contents:
             if is_depth(content):
                 self._leave_out("depth", name, "is depth: its files have more than 8 bits per channel")
                 return True
-            form = encoded_form(content, f"{self.where}, camera {name}, step 0")
+            form = encoded_form(content, f"camera {name}, step 0")
             self.encoded += (name,)
         elif isinstance(form, ImageForm) and form.is_float:
             self.whites[name] = white_in(dataset[0])
@@ -507,14 +494,16 @@ class Contents:
         elif dataset.ndim > 2 or not 0 < math.prod(dataset.shape[1:]) <= _LARGEST_VECTOR:
             self._leave_out("column", name, f"has shape {dataset.shape}; vectors are ({self.length}, size)")
         else:
-            self._check_rows(dataset)
-            check(dataset)
+            self._check(dataset)
             self.columns[name] = Column(math.prod(dataset.shape[1:]), dtype=str(native(dataset.dtype)))
 
-    def _check_rows(self, dataset: h5py.Dataset) -> None:
-        """See that a dataset has a row for each step."""
+    def _check(self, dataset: h5py.Dataset, may_be_sparse: bool = False) -> None:
+        """See that a dataset has a row for each step, which may be read; a fault is the end of a sentence."""
         if dataset.shape[0] != self.length:
             raise UserError(f"has {dataset.shape[0]} rows, the action {self.length}")
+        fault = fault_of(dataset, may_be_sparse=may_be_sparse)
+        if fault is not None:
+            raise UserError(fault)
 
     @property
     def faults(self) -> dict[str, Fault]:
@@ -536,7 +525,8 @@ def steps_of(action: h5py.Dataset, where: str) -> int:
     """
     check(action)
     if len(action) > _MOST_STEPS:
-        raise UserError(f"{where}: {name_of(action)} has {len(action)} rows, so it is damaged")
+        reason = f"{name_of(action)} has {len(action)} rows, so it is damaged"
+        raise UserError(f"{where}: {reason}", reason)
     return len(action)
 
 
@@ -640,15 +630,8 @@ def frames_of(
     else:
         check(dataset, may_be_sparse=True)
         for _, image in encoded_images(dataset, steps, describe):
-            yield _swapped(image) if swaps else image
-
-
-def _swapped(image: np.ndarray) -> np.ndarray:
-    """An image with red and blue exchanged; channel by channel, which is far faster than a copy backwards."""
-    exchanged = np.empty_like(image)
-    for channel in range(_CHANNELS):
-        exchanged[..., channel] = image[..., _CHANNELS - 1 - channel]
-    return exchanged
+            # Channel by channel, which is far faster than a copy of image[..., ::-1].
+            yield np.dstack([image[..., channel] for channel in (2, 1, 0)]) if swaps else image
 
 
 def _holds_files(dataset: h5py.Dataset) -> bool:

@@ -317,7 +317,7 @@ def _read(data: h5py.Group, name: str, number: int, path: str) -> _Demo:
             )
         demo.observed = [key for key in demo.columns if key not in before]
     except UserError as error:
-        demo.fault = str(error).removeprefix(f"{demo.where}: ")
+        demo.fault = error.reason
     return demo
 
 
