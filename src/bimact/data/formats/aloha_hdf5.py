@@ -40,6 +40,7 @@ from bimact.data.formats.hdf5 import (
     SUFFIXES,
     Contents,
     Value,
+    agreed,
     attribute,
     dataset_at,
     encoded_images,
@@ -50,7 +51,6 @@ from bimact.data.formats.hdf5 import (
     frames_of,
     has_signature,
     hdf5_files,
-    in_no_episode,
     is_link,
     members,
     number_notes,
@@ -59,14 +59,12 @@ from bimact.data.formats.hdf5 import (
     open_hdf5,
     rate_of,
     read_vectors,
-    refuse_other_whites,
     steps_of,
     text_of,
     walk,
-    whites,
 )
 from bimact.data.formats.images import conversion_notes
-from bimact.data.source import Column, Fault, Format, Source, SourceEpisode, Unusable, usual_forms
+from bimact.data.source import Column, Fault, Format, Source, SourceEpisode, Unusable
 from bimact.errors import UserError, some_of
 
 _FPS = 50.0
@@ -175,8 +173,17 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
     if not names:
         raise UserError(f"{path} holds no .hdf5 files")
     read = [_read(path, name, number) for name, number in zip(names, numbers_in(names))]
-    _refuse_other_rates(read, usual_fps)
-    _refuse_other_colors(read)
+    # An episode of another rate, or whose encoded images are said to have another order of colours, than most episodes.
+    rates = Counter(file.fps or usual_fps for file in read if file.fault is None)
+    for file in read if len(rates) > 1 else ():
+        most, rate = rates.most_common(1)[0][0], file.fps or usual_fps
+        if file.fault is None and rate != most:
+            file.fault = f"was recorded at {rate or 'an unknown number of'} Hz, most episodes at {most}"
+    orders = Counter(file.color_order for file in read if file.fault is None and file.encoded and file.color_order)
+    for file in read if len(orders) > 1 else ():
+        usual = orders.most_common(1)[0][0]
+        if file.fault is None and file.encoded and file.color_order not in (None, usual):
+            file.fault = f"its attribute color_order is {file.color_order}, in most episodes {usual}"
     files = [file for file in read if file.fault is None]
     unusable = tuple(
         Unusable(file.number, path.name if file.name == "." else file.name, file.fault, file.is_missing)
@@ -187,13 +194,16 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         told = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD])
         more = f"; and {len(unusable) - _MOST_TOLD} more" if len(unusable) > _MOST_TOLD else ""
         raise UserError(f"{path} holds no episode that can be read: {told}{more}")
-    refuse_other_whites(files)
-    faults = [one.faults for one in files]
-    cameras, camera_forms = usual_forms([one.cameras for one in files], faults)
-    columns, column_forms = usual_forms([one.columns for one in files], faults)
-    left_out = in_no_episode(files)
-    columns = {key: _with_names(key, columns[key]) for key in _in_order(columns)}
-    paths = _paths(files)
+    found = agreed(files)
+    cameras = found.cameras
+    in_order = [*(key for key in _KNOWN if key in found.columns), *sorted(found.columns.keys() - set(_KNOWN))]
+    columns = {key: _with_names(key, found.columns[key]) for key in in_order}
+    places_of: dict[str, set[str]] = {}
+    for file in files:
+        for name, place in file.paths.items():
+            places_of.setdefault(name, set()).add(place)
+    paths = {name: tuple(sorted(places, key=_order)) for name, places in places_of.items()}
+    sim = {bool(file.sim) for file in files if file.sim is not None}
     fps, notes = _fps_notes(files, usual_fps)
     notes += [
         f"{name} is {' in some files and '.join(f'/{place}' for place in places)} in others: both are taken as one"
@@ -201,7 +211,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         if len(places) > 1 and (name in cameras or name in columns)
     ]
     notes += failed_notes({file.number: file.success for file in files})
-    notes += conversion_notes([file.forms for file in files], whites(files))
+    notes += conversion_notes([file.forms for file in files], found.whites)
     notes += number_notes(names, [file.number for file in read])
     if left_aside:
         notes.append(f"left aside, since others are called episode_<number>: {some_of(left_aside)}")
@@ -222,16 +232,16 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         files=tuple(file.name for file in files),
         left_aside=tuple(left_aside),
         unusable=unusable,
-        left_out=left_out,
-        camera_forms=camera_forms,
+        left_out=found.left_out,
+        camera_forms=found.camera_forms,
         column_forms={
             key: {n: form if isinstance(form, Fault) else _with_names(key, form) for n, form in forms.items()}
-            for key, forms in column_forms.items()
+            for key, forms in found.column_forms.items()
         },
         notes=tuple(notes),
-        metadata=_sim(files),
+        metadata={"sim": sim.pop()} if len(sim) == 1 else {},
         paths=paths,
-        whites=whites(files),
+        whites=found.whites,
     )
     return _with_color_order(source, files)
 
@@ -271,7 +281,12 @@ def _read(path: Path, name: str, number: int) -> _File:
     try:
         with open_hdf5(file_inside(path, name)) as file:
             datasets = [(place, item) for place, item in walk(file) if place not in _NO_COLUMNS]
-            found.length = _length_of(file, datasets, where)
+            action = find_dataset(file, _ACTION)
+            if action is not None:
+                found.length = steps_of(action, where)
+            else:  # as many as most of the arrays have
+                rows = Counter(item.shape[0] for _, item in datasets if not isinstance(item, str) and item.shape)
+                found.length = max(rows, key=lambda count: (rows[count], count), default=0)
             found.task = text_of(file, *_TASKS)
             _read_rate(file, found)
             told = attribute(file, "color_order")
@@ -302,56 +317,12 @@ def _order(place: str) -> tuple[bool, list[str]]:
     return not place.startswith(f"{_IMAGES}/"), place.split("/")
 
 
-def _paths(files: Sequence[_File]) -> dict[str, tuple[str, ...]]:
-    """Camera or column → the places where it is in files."""
-    found: dict[str, set[str]] = {}
-    for file in files:
-        for name, place in file.paths.items():
-            found.setdefault(name, set()).add(place)
-    return {name: tuple(sorted(places, key=_order)) for name, places in found.items()}
-
-
-def _length_of(file: h5py.File, datasets: Sequence[tuple[str, h5py.Dataset | str]], where: str) -> int:
-    """The steps of an episode: the rows of its action; else as many as most of its arrays have."""
-    action = find_dataset(file, _ACTION)
-    if action is not None:
-        return steps_of(action, where)
-    rows = Counter(item.shape[0] for _, item in datasets if not isinstance(item, str) and item.shape)
-    return max(rows, key=lambda count: (rows[count], count)) if rows else 0
-
-
 # What all files say ---------------------------------------------------------------------------------
-
-
-def _in_order(columns: dict[str, Column]) -> list[str]:
-    return [*(key for key in _KNOWN if key in columns), *sorted(key for key in columns if key not in _KNOWN)]
 
 
 def _with_names(key: str, column: Column) -> Column:
     is_named = (column.size == 14 and key in _KNOWN) or (column.size == 2 and key == _BASE)
     return dataclasses.replace(column, names=_NAMES[column.size]) if is_named else column
-
-
-def _refuse_other_rates(files: Sequence[_File], usual: float | None) -> None:
-    """An episode of another rate than most have cannot be used beside them."""
-    rates = Counter(file.fps or usual for file in files if file.fault is None)
-    if len(rates) < 2:
-        return
-    most = rates.most_common(1)[0][0]
-    for file in files:
-        if file.fault is None and (file.fps or usual) != most:
-            file.fault = f"was recorded at {file.fps or usual or 'an unknown number of'} Hz, most episodes at {most}"
-
-
-def _refuse_other_colors(files: Sequence[_File]) -> None:
-    """An episode whose encoded images are said to have another order of colours cannot be used beside most others."""
-    orders = Counter(file.color_order for file in files if file.fault is None and file.encoded and file.color_order)
-    if len(orders) < 2:
-        return
-    most = orders.most_common(1)[0][0]
-    for file in files:
-        if file.fault is None and file.encoded and file.color_order not in (None, most):
-            file.fault = f"its attribute color_order is {file.color_order}, in most episodes {most}"
 
 
 def _read_rate(file: h5py.File, found: _File) -> None:
@@ -385,12 +356,6 @@ def _fps_notes(files: Sequence[_File], usual: float | None) -> tuple[float | Non
     return told or usual, notes
 
 
-def _sim(files: Sequence[_File]) -> dict[str, Any]:
-    """Whether the robot was simulated, if all files say the same."""
-    said = {bool(file.sim) for file in files if file.sim is not None}
-    return {"sim": said.pop()} if len(said) == 1 else {}
-
-
 def _with_color_order(source: AlohaHdf5, files: Sequence[_File]) -> AlohaHdf5:
     """Decide how JPEG images are to be read, and say in the metadata why."""
     notes = [
@@ -410,7 +375,7 @@ def _with_color_order(source: AlohaHdf5, files: Sequence[_File]) -> AlohaHdf5:
     if not encoded:
         return source
     told = [file.color_order for file in encoded if file.color_order is not None]
-    if told:  # all the same, see `_refuse_other_colors`
+    if told:  # all the same
         silent = len(encoded) - len(told)
         note = (
             f"{silent} of {len(encoded)} files do not tell color_order: it is taken to be {told[0]}, as in the others"

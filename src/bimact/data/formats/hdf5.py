@@ -34,7 +34,7 @@ from bimact.data.formats.images import (
     other_file,
     white_in,
 )
-from bimact.data.source import Camera, Column, Fault, LeftOut
+from bimact.data.source import Camera, Column, Fault, LeftOut, usual_forms
 from bimact.errors import UserError, some_of
 from bimact.files import real_file, refuse_pointer
 
@@ -505,14 +505,6 @@ class Contents:
         if fault is not None:
             raise UserError(fault)
 
-    @property
-    def faults(self) -> dict[str, Fault]:
-        """What cannot be used of what other episodes may have."""
-        return {
-            name: Fault(entry.reason, "damaged" if name in self.damaged else "absent")
-            for name, entry in self.left_out.items()
-        }
-
     def _leave_out(self, kind: Literal["image", "depth", "column"], name: str, reason: str) -> None:
         self.left_out[name] = LeftOut(kind, name, reason)
 
@@ -530,36 +522,54 @@ def steps_of(action: h5py.Dataset, where: str) -> int:
     return len(action)
 
 
-def in_no_episode(episodes: Sequence[Contents]) -> tuple[LeftOut, ...]:
-    """What is neither a camera nor a column in any episode."""
-    known = {name for episode in episodes for name in (*episode.cameras, *episode.columns)}
-    left_out: dict[str, LeftOut] = {}
-    for episode in episodes:
-        for name, entry in episode.left_out.items():
-            if name not in known:
-                left_out.setdefault(name, entry)
-    return tuple(left_out[name] for name in sorted(left_out))
+@dataclass(frozen=True)
+class Agreed:
+    """What episodes hold together, as a `Source` tells it.
+
+    Attributes:
+        left_out: what is neither a camera nor a column in any episode.
+        whites: camera of floats → the number that stands for white in most episodes.
+    """
+
+    cameras: dict[str, Camera]
+    columns: dict[str, Column]
+    camera_forms: dict[str, dict[int, Camera | Fault]]
+    column_forms: dict[str, dict[int, Column | Fault]]
+    left_out: tuple[LeftOut, ...]
+    whites: dict[str, float]
 
 
-def refuse_other_whites(episodes: Sequence[Contents]) -> None:
-    """A camera whose floats are of another range than in most episodes cannot be used in that episode."""
-    usual = whites(episodes)
-    for episode in episodes:
-        for camera, white in episode.whites.items():
-            if white is not None and white != usual[camera] and camera in episode.cameras:
-                del episode.cameras[camera], episode.forms[camera]
-                what = f"holds floats from 0 to {white:g}, in most episodes from 0 to {usual[camera]:g}"
-                episode._leave_out("image", camera, what)
-                episode.damaged.add(camera)
-
-
-def whites(episodes: Sequence[Contents]) -> dict[str, float]:
-    """Camera of floats → the number that stands for white in most episodes."""
+def agreed(episodes: Sequence[Contents]) -> Agreed:
+    """Compare episodes. A camera whose floats are of another range than in most is left out of those episodes."""
     told: dict[str, Counter[float]] = {}
     for episode in episodes:
         for name, white in episode.whites.items():
             told.setdefault(name, Counter()).update([] if white is None else [white])
-    return {name: counts.most_common(1)[0][0] if counts else 1.0 for name, counts in sorted(told.items())}
+    whites = {name: counts.most_common(1)[0][0] if counts else 1.0 for name, counts in sorted(told.items())}
+    for episode in episodes:
+        for name, white in episode.whites.items():
+            if white is not None and white != whites[name] and name in episode.cameras:
+                del episode.cameras[name], episode.forms[name]
+                what = f"holds floats from 0 to {white:g}, in most episodes from 0 to {whites[name]:g}"
+                episode.left_out[name] = LeftOut("image", name, what)
+                episode.damaged.add(name)
+
+    faults = [
+        {
+            name: Fault(entry.reason, "damaged" if name in episode.damaged else "absent")
+            for name, entry in episode.left_out.items()
+        }
+        for episode in episodes
+    ]
+    cameras, camera_forms = usual_forms([episode.cameras for episode in episodes], faults)
+    columns, column_forms = usual_forms([episode.columns for episode in episodes], faults)
+    left_out: dict[str, LeftOut] = {}
+    for episode in episodes:
+        for name, entry in episode.left_out.items():
+            if name not in cameras and name not in columns:
+                left_out.setdefault(name, entry)
+    in_order = tuple(left_out[name] for name in sorted(left_out))
+    return Agreed(cameras, columns, camera_forms, column_forms, in_order, whites)
 
 
 def failed_notes(episodes: Mapping[int, object]) -> list[str]:

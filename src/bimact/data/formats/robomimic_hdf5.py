@@ -33,6 +33,7 @@ from bimact.data.formats.hdf5 import (
     SUFFIXES,
     Contents,
     Value,
+    agreed,
     attribute,
     dataset_at,
     failed_notes,
@@ -42,7 +43,6 @@ from bimact.data.formats.hdf5 import (
     frames_of,
     has_signature,
     hdf5_files,
-    in_no_episode,
     is_link,
     json_of,
     members,
@@ -54,14 +54,12 @@ from bimact.data.formats.hdf5 import (
     rate_of,
     read_texts,
     read_vectors,
-    refuse_other_whites,
     steps_of,
     text_of,
     walk,
-    whites,
 )
 from bimact.data.formats.images import conversion_notes
-from bimact.data.source import Format, LeftOut, Source, SourceEpisode, Unusable, usual_forms
+from bimact.data.source import Format, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError, some_of
 
 _ACTION = "actions"
@@ -194,11 +192,7 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         aside = _left_aside(file, data, read)
         general_task = _task_of(data) or _plain_text(environment.get("env_name"))
         filter_keys = _filter_keys(find_group(file, "mask"))
-    refuse_other_whites(demos)
-    faults = [one.faults for one in demos]
-    cameras, camera_forms = usual_forms([one.cameras for one in demos], faults)
-    columns, column_forms = usual_forms([one.columns for one in demos], faults)
-    left_out = in_no_episode(demos)
+    found = agreed(demos)
     observed = {key for demo in demos for key in demo.observed}
     return RobomimicHdf5(
         path=path,
@@ -206,27 +200,27 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         episodes=tuple(
             SourceEpisode(demo.name, demo.length, (name,), demo.task or general_task, demo.number) for demo in demos
         ),
-        cameras=cameras,
-        columns=columns,
-        state_keys=_state_keys([key for key in columns if key in observed], left_out),
-        action_keys=(_ACTION,) if _ACTION in columns else (),
+        cameras=found.cameras,
+        columns=found.columns,
+        state_keys=_state_keys([key for key in found.columns if key in observed], found.left_out),
+        action_keys=(_ACTION,) if _ACTION in found.columns else (),
         fps=_fps(environment),
         files=(name,),
         unusable=unusable,
-        left_out=left_out,
-        camera_forms=camera_forms,
-        column_forms=column_forms,
+        left_out=found.left_out,
+        camera_forms=found.camera_forms,
+        column_forms=found.column_forms,
         notes=(
             *number_notes(names, [demo.number for demo in read]),
             *aside,
             *failed_notes({demo.number: demo.success for demo in demos}),
             *_of_all_subsets(filter_keys),
-            *conversion_notes([demo.forms for demo in demos], whites(demos)),
+            *conversion_notes([demo.forms for demo in demos], found.whites),
         ),
         metadata=_about(environment, filter_keys),
         file=name,
         filter_keys=filter_keys,
-        whites=whites(demos),
+        whites=found.whites,
     )
 
 
