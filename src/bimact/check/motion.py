@@ -10,7 +10,7 @@ from bimact.check.facts import Facts
 from bimact.check.findings import Finding
 from bimact.check.kinds import ERROR, INFO, WARNING
 from bimact.check.values import ENDS
-from bimact.data.default_state import answer_sentence, find_answer
+from bimact.data.default_state import action_in_state
 
 _IDLE = 0.02  # RMS over dimensions of the movement in spans: below the noise of teleoperation at rest
 _LEAST_IDLE = (0.5, 25)  # seconds, or steps where the fps is unknown: people begin with shorter rests
@@ -108,10 +108,11 @@ def copied_states(facts: Facts) -> Iterator[Finding]:
     if facts.is_action_later_state:
         return
     both = [facts.both(episode) for episode in range(len(facts.episodes))]
-    answer = find_answer([state for state, _ in both], [action for _, action in both], facts.state_parts)
-    if answer is not None:
+    states, actions = [state for state, _ in both], [action for _, action in both]
+    sentence = action_in_state(states, actions, facts.state_parts, facts.action_keys)
+    if sentence is not None:
         severity = WARNING if facts.is_state_chosen else ERROR
-        yield facts.finding("copied-state", answer_sentence(*answer, facts.action_keys), severity=severity)
+        yield facts.finding("copied-state", sentence, severity=severity)
         return
     pairs = [pair for pair in facts.position_pairs if np.isfinite(facts.state.span[pair[0]])]
     if not pairs:

@@ -91,9 +91,12 @@ def why_not_in_state(name: str) -> str | None:
 # By looking ----------------------------------------------------------------------------------------
 
 
-def find_answer(
-    states: Sequence[np.ndarray], actions: Sequence[np.ndarray], parts: Sequence[tuple[str, int]]
-) -> tuple[str, int] | None:
+def action_in_state(
+    states: Sequence[np.ndarray],
+    actions: Sequence[np.ndarray],
+    parts: Sequence[tuple[str, int]],
+    action_keys: Sequence[str],
+) -> str | None:
     """Look for a column of the state that is the action, of the same step or of one that is a few steps away.
 
     A column is the action if all of its dimensions that tell anything are dimensions of the action, to the last bit, or
@@ -104,9 +107,10 @@ def find_answer(
         states: (T, S) of each episode.
         actions: (T, A) of each episode.
         parts: name and size of the columns that the state is made of, in their order.
+        action_keys: columns of the action, for the sentence.
 
     Returns:
-        the column's name, and by how many steps it is behind the action (below 0: ahead); None: there is none.
+        a sentence that names the column and by how many steps it is before or after the action; None: there is none.
     """
     every = max(1, len(states) // _SAMPLED_EPISODES)
     sampled = zip(states[::every], actions[::every])
@@ -137,16 +141,11 @@ def find_answer(
         is_measured = all(not _MEASURED.isdisjoint(words_of(column)) for column in found)
         if telling == found.keys() or is_measured:
             return None
-    return name, shift
+    steps = f"{abs(shift)} step{'s' if abs(shift) > 1 else ''} {'before' if shift > 0 else 'later'}"
+    when = "of the same step" if shift == 0 else f"of {steps}"
+    return f"the state's column '{name}' is the action ('{', '.join(action_keys)}') {when}, to the last bit"
 
 
 def _telling(values: np.ndarray) -> np.ndarray:
     """The dimensions of (N, D) with many values: where they are the same as another's, it is no chance."""
     return np.array([dim for dim in range(values.shape[1]) if len(np.unique(values[:, dim])) >= _DISTINCT], dtype=int)
-
-
-def answer_sentence(column: str, shift: int, action_keys: Sequence[str]) -> str:
-    """What is told of a column of the state that `find_answer` has found."""
-    steps = f"{abs(shift)} step{'s' if abs(shift) > 1 else ''} {'before' if shift > 0 else 'later'}"
-    when = "of the same step" if shift == 0 else f"of {steps}"
-    return f"the state's column '{column}' is the action ('{', '.join(action_keys)}') {when}, to the last bit"

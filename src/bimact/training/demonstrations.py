@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bimact.config import Config
-from bimact.data.default_state import answer_sentence, find_answer
+from bimact.data.default_state import action_in_state
 from bimact.data.episodes import Episodes, Rows
 from bimact.data.loader import Loader
 from bimact.data.normalize import Statistics, compute_statistics, relative_chunk_statistics
@@ -75,7 +75,11 @@ def read_demonstrations(
         say(f"Episodes: {len(read.episodes)} are left, {read.num_steps} steps")
     for note in read.notes[len(source.notes) :]:
         say(f"Note:     {note}")
-    sentence = _answer_in_state(episodes, read)
+    sentence = None
+    if not any(read.action.shifts):  # else the action was asked for as a later state
+        rows = [episodes.rows_of(number) for number in range(len(episodes.lengths))]
+        states, actions = ([values[part] for part in rows] for values in (episodes.state, episodes.actions))
+        sentence = action_in_state(states, actions, read.state.parts, read.action.keys)
     if sentence is not None:
         if for_training and read.selection.state_keys is None:
             raise UserError(
@@ -84,16 +88,6 @@ def read_demonstrations(
             )
         say(f"Note:     {sentence}")
     return episodes, read
-
-
-def _answer_in_state(episodes: Episodes, source: SelectedSource) -> str | None:
-    """The sentence about a column of the state that is the action; None: there is none."""
-    if any(source.action.shifts):  # the action was asked for as a later state
-        return None
-    rows = [episodes.rows_of(number) for number in range(len(episodes.lengths))]
-    states, actions = ([values[part] for part in rows] for values in (episodes.state, episodes.actions))
-    found = find_answer(states, actions, source.state.parts)
-    return None if found is None else answer_sentence(*found, source.action.keys)
 
 
 def fill_from_dataset(config: Config, episodes: Episodes) -> Config:

@@ -138,6 +138,9 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     columns = {key: array for key, array in arrays.items() if key not in cameras}
     fps, fps_note = _fps(files, columns.get(_TIMES), places, ends[-1])
     faults = {key: _beyond(array, places, lengths) for key, array in arrays.items()}
+    longer = {key: array.shape[0] - ends[-1] for key, array in arrays.items() if array.shape[0] > ends[-1]}
+    after = f"{', '.join(longer)}: up to {max(longer.values(), default=0)} rows after the last episode"
+    beyond = [f"{after} belong to none and are not used"] if longer else []
     read_from = _relative(path, buffer, [f"data/{key}" for key in arrays])
     return ZarrReplay(
         path=path,
@@ -160,7 +163,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
         left_out=tuple(left_out),
         camera_forms={key: faults[key] for key in cameras if faults[key]},
         column_forms={key: faults[key] for key in columns if faults[key]},
-        notes=(*_rows_of_no_episode(arrays, ends[-1]), *conversion_notes([forms], whites), *fps_note),
+        notes=(*beyond, *conversion_notes([forms], whites), *fps_note),
         arrays=arrays,
         places=places,
         whites=whites,
@@ -317,14 +320,6 @@ def _beyond(array: ZarrArray, places: _Places, lengths: Sequence[int]) -> dict[i
     return {position: Fault(reason.format(end), "damaged") for position, end in enumerate(ends) if end > array.shape[0]}
 
 
-def _rows_of_no_episode(arrays: Mapping[str, ZarrArray], steps: int) -> tuple[str, ...]:
-    longer = [key for key, array in arrays.items() if array.shape[0] > steps]
-    if not longer:
-        return ()
-    most = max(arrays[key].shape[0] for key in longer) - steps
-    return (f"{', '.join(longer)}: up to {most} rows after the last episode belong to none and are not used",)
-
-
 def _described(array: ZarrArray) -> str:
     return f"{array.shape!s:.80} of {array.kind:.40}"
 
@@ -363,7 +358,10 @@ def _fps(
 ) -> tuple[float | None, tuple[str, ...]]:
     """Steps a second, as an attribute says or as times show that may be seconds; and a note if these do."""
     for folder in ("", "data/", "meta/"):
-        attributes = _attributes(files, folder)
+        attributes: object = files.read_json(f"{folder}.zattrs")
+        if attributes is None:  # of version 3
+            attributes = (files.read_json(f"{folder}zarr.json") or {}).get("attributes")
+        attributes = attributes if isinstance(attributes, dict) else {}
         for value in (attributes.get(name) for name in _FPS_ATTRIBUTES):
             if isinstance(value, (int, float)) and 0 < value < 1e6:
                 return float(value), ()
@@ -386,11 +384,3 @@ def _fps(
             f"no attribute tells the control frequency, and {times.name} does not either ({told}): give --fps",
         )
     return rate, (f"no attribute tells the control frequency: {rate:g} Hz is taken from {times.name}, as seconds",)
-
-
-def _attributes(files: ZarrFiles, folder: str) -> Mapping[str, object]:
-    """What a group says of itself, in v2 and in v3."""
-    attributes = files.read_json(f"{folder}.zattrs")
-    if attributes is None:
-        attributes = (files.read_json(f"{folder}zarr.json") or {}).get("attributes")
-    return attributes if isinstance(attributes, dict) else {}
