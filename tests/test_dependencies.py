@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -85,6 +87,29 @@ def test_the_client_imports_what_it_declares() -> None:
 @pytest.mark.parametrize("requirement", declared(*PROJECT["optional-dependencies"]).values(), ids=str)
 def test_requirements_have_a_lower_bound(requirement: Requirement) -> None:
     assert any(bound.operator == ">=" for bound in requirement.specifier)
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("wandb", "wandb.sdk.lib.service.service_connection:WandbApiFailedError"),
+        ("wandb", "wandb.sdk.mailbox:HandleAbandonedError"),
+        ("wandb", "wandb.sdk.mailbox:MailboxClosedError"),
+        ("wandb", "wandb.sdk.mailbox.mailbox_handle:ServerResponseError"),
+        ("open_clip_torch", "open_clip.transformer:VisionTransformer._embeds"),
+        ("open_clip_torch", "open_clip.transformer:VisionTransformer._pool"),
+        ("open_clip_torch", "open_clip.transformer:ResidualAttentionBlock"),
+        ("open_clip_torch", "open_clip.timm_model:TimmModel"),
+        ("accelerate", "accelerate.state:AcceleratorState._reset_state"),
+    ],
+)
+def test_internals_of_packages_are_there(package: str, name: str) -> None:
+    assert "<" in [bound.operator for bound in declared()[package.replace("_", "-")].specifier]
+    module, _, path = name.partition(":")
+    found: Any = import_module(module)
+    for part in path.split("."):
+        assert hasattr(found, part), f"{package} has no {name} any more: bimact uses it"
+        found = getattr(found, part)
 
 
 def test_internals_of_packages_are_used_below_an_upper_bound() -> None:

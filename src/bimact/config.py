@@ -95,7 +95,7 @@ class EncoderConfig:
 
     name: str = key(
         "clip_vit",
-        "clip_vit, pri3d, timm, conv, or one of a plug-in",
+        "clip_vit, pri3d (or resnet, the same encoder), timm, conv, or one of a plug-in",
         "pri3d or timm for one token per location; conv needs no GPU",
         changes="network",
     )

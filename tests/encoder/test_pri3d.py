@@ -27,6 +27,13 @@ def image(height: int = 50, width: int = 70) -> Tensor:
     return torch.randint(0, 256, (1, 3, height, width), generator=draw, dtype=torch.uint8)
 
 
+def test_resnet_is_another_name_of_it() -> None:
+    torch.manual_seed(0)
+    tokens = make()(image())
+    torch.manual_seed(0)
+    assert torch.equal(make(name="resnet")(image()), tokens)
+
+
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
     """torchvision's own network with statistics that are not the initial ones."""

@@ -37,6 +37,7 @@ def trained(cameras: tuple[str, ...] = ("top",), **settings: Any) -> ActPolicy:
         (("top",), {}),
         (("top",), {"pre_norm": True, "num_decoder_layers": 3, "encoder": {"model_name": "resnet34"}}),
         (("top", "left_wrist"), {"use_vae": False}),
+        (("top",), {"encoder": {"name": "resnet"}}),
         (("top",), {"encoder": {"fuse": "mean", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}}),
     ],
 )
@@ -95,7 +96,7 @@ def test_temporal_ensembling(tmp_path: Path) -> None:
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "context": ({"temporal_context": 2}, "temporal_context is 2, not 1"),
-    "encoder": ({"encoder": {"name": "conv", "channels": [4, 4]}}, "encoder.name is conv, not pri3d"),
+    "encoder": ({"encoder": {"name": "conv", "channels": [4, 4]}}, "encoder.name is conv, not pri3d or resnet"),
     "fusion": ({"encoder": {"fuse": "concat_mlp"}}, "encoder.fuse is concat_mlp, not tokens"),
     "pooled": ({"encoder": {"spatial": False}}, "encoder.spatial is false"),
     "crop": ({"encoder": {"crop": [0, 0, 0.5, 1]}}, "encoder.crop is set"),

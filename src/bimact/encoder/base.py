@@ -100,31 +100,35 @@ class ImageEncoder(nn.Module):
         return self.token_map(images).flatten(1, 2)
 
     def token_map(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) uint8 → tokens at their places (N, rows, columns, out_dim)."""
+        """Images (N, 3, H, W) uint8 → tokens by position (N, rows, columns, out_dim)."""
         return self.head(self.trunk(images))
 
     def trunk(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) uint8 → what the head begins with (N, rows, columns, C)."""
+        """Images (N, 3, H, W) uint8 → features, the head's input (N, rows, columns, C)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.trunk_features(self.preprocess(images))
 
     def learning_parts(self) -> Sequence[nn.Module | nn.Parameter]:
-        """What `encoder.train_last` makes learn."""
+        """The parts that `encoder.train_last` trains.
+
+        Raises:
+            UserError: if the encoder has no such parts.
+        """
         raise UserError(
             f"encoder.train_last is for ViTs of clip_vit and for pri3d: set it to 0, or encoder.freeze to false "
             f"({type(self).__name__} is frozen as a whole, or not at all)"
         )
 
     def trunk_features(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) float → what the head begins with (N, rows, columns, C)."""
+        """Normalised images (N, 3, H, W) float → features, the head's input (N, rows, columns, C)."""
         return self.features(images).unflatten(1, self.grid(*images.shape[-2:]))
 
     def trunk_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(rows, columns, C) that the trunk makes of a camera image (H, W) as it comes from the dataset."""
+        """Shape (rows, columns, C) of the trunk's features of a dataset's image (H, W)."""
         return (*self.token_grid(height, width), self.out_dim)
 
     def head(self, features: Tensor) -> Tensor:
-        """What the trunk has made (N, rows, columns, C) → tokens at their places (N, rows', columns', out_dim)."""
+        """The trunk's features (N, rows, columns, C) → tokens by position (N, rows', columns', out_dim)."""
         return features
 
     def preprocess(self, images: Tensor) -> Tensor:
@@ -145,18 +149,18 @@ class ImageEncoder(nn.Module):
         return top, left, cropped_height, cropped_width
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the tokens of a camera image (H, W) as it comes from the dataset."""
+        """Rows and columns of the tokens of a dataset's image (H, W)."""
         _, _, height, width = self.crop_box(height, width)
         return self.grid(*(self.image_size or (height, width)))
 
 
-def _span(start: float, share: float, size: int) -> tuple[int, int]:
+def _span(start: float, fraction: float, size: int) -> tuple[int, int]:
     """First pixel and number of pixels of a part of `size` pixels: at least one, never beyond the last.
 
     Both ends are rounded, not the length, so that parts which touch neither overlap nor leave a gap.
     """
     first = min(round(start * size), size - 1)
-    last = min(round((start + share) * size), size)
+    last = min(round((start + fraction) * size), size)
     return first, max(1, last - first)
 
 
@@ -165,6 +169,7 @@ Builder = Callable[[EncoderConfig], ImageEncoder]
 _BUILDERS = {
     "clip_vit": "bimact.encoder.clip_vit:ClipEncoder",
     "pri3d": "bimact.encoder.pri3d:Pri3dEncoder",
+    "resnet": "bimact.encoder.pri3d:Pri3dEncoder",  # another name of the same encoder
     "timm": "bimact.encoder.timm_backbone:TimmEncoder",
     "conv": "bimact.encoder.conv:ConvEncoder",
 }
@@ -183,7 +188,7 @@ def build_encoder(config: EncoderConfig) -> ImageEncoder:
 
 
 def input_size(config: EncoderConfig) -> tuple[int, int] | None:
-    """Height and width that whole images are resized to before anything else is done with them; None: not at all.
+    """Height and width to which whole images are resized as the first step; None: no resize.
 
     Datasets that are converted may store their images in this size: what the encoder sees stays the same, up to the
     rounding to whole grey levels.

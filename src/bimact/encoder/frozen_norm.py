@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
@@ -38,7 +39,8 @@ class _NormedConv(nn.Module):
         conv, norm = self._parts
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = norm.bias - norm.running_mean * scale
-        return conv._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+        weight = self.weight * scale[:, None, None, None]
+        return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def fold_frozen_norms(network: nn.Module) -> None:
@@ -47,7 +49,7 @@ def fold_frozen_norms(network: nn.Module) -> None:
     For networks that call their modules in the order of their names, as torchvision's ResNets do.
     """
     for parent, (conv_name, conv), (norm_name, norm) in _neighbours(network):
-        if isinstance(conv, nn.Conv2d) and type(norm) is FrozenBatchNorm2d:
+        if isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros" and type(norm) is FrozenBatchNorm2d:
             done = _DoneBefore(norm.get_buffer("weight").numel(), norm.eps)
             done.load_state_dict(norm.state_dict())
             setattr(parent, conv_name, _NormedConv(conv, done))
@@ -62,8 +64,7 @@ def fold_norms_for_inference(network: nn.Module) -> None:
     """
     for parent, (conv_name, conv), (norm_name, norm) in _neighbours(network):
         if isinstance(conv, (nn.Conv2d, _NormedConv)) and isinstance(norm, (_DoneBefore, nn.BatchNorm2d)):
-            folded = copy.copy(conv.conv if isinstance(conv, _NormedConv) else conv)
-            folded._parameters = dict(folded._parameters)
+            folded = copy.deepcopy(conv.conv if isinstance(conv, _NormedConv) else conv)
             folded.weight, folded.bias = fuse_conv_bn_weights(
                 conv.weight,
                 folded.bias,

@@ -299,7 +299,12 @@ def _demonstration(run: _Run) -> dict[str, Any] | None:
 def _encoder(encoder: EncoderConfig) -> str:
     """Backbone, initial weights, and whether they were trained."""
     name = " ".join(filter(None, (encoder.name, encoder.model_name)))
-    usual = {"timm": "ImageNet weights", "pri3d": "Pri3D weights", "clip_vit": "CLIP weights"}
+    usual = {
+        "timm": "ImageNet weights",
+        "pri3d": "ImageNet weights",
+        "resnet": "ImageNet weights",
+        "clip_vit": "CLIP weights",
+    }
     weights = "random initial weights"
     if encoder.name == "conv":
         name = f"conv ({', '.join(map(str, encoder.channels))} channels)"

@@ -50,7 +50,7 @@ def refuse_inexpressible(policy: ActPolicy) -> None:
         f"temporal_context is {config.temporal_context}, not 1": config.temporal_context != 1,
         "action_mode is relative": config.action_mode == "relative",
         "it sees no camera": not policy.cameras,
-        f"encoder.name is {encoder.name}, not pri3d": encoder.name != "pri3d",
+        f"encoder.name is {encoder.name}, not pri3d or resnet": encoder.name not in ("pri3d", "resnet"),
         f"encoder.fuse is {encoder.fuse}, not tokens": not keeps_tokens,
         "encoder.spatial is false": encoder.spatial is False,
         "encoder.crop is set": encoder.crop is not None,

@@ -50,12 +50,16 @@ class CompiledPolicy:
         if len(actions) != self._batch_size:
             output = self._policy(obs, actions, noise)
             return output
-        if self._is_first:
-            self._is_first = False
-            self._make_tables(obs)
+        if not self._is_first:
+            output = self._compiled(obs, actions, noise)
+            return output
+        self._is_first = False
+        self._make_tables(obs)
         try:
             output = self._compiled(obs, actions, noise)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # as are all errors of the compiler
             cause = in_words(error).partition(" Set TORCHDYNAMO_VERBOSE")[0]
             raise UserError(f"compile: true does not work here, set it to false: {cause}") from error
         return output

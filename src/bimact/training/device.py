@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import InitProcessGroupKwargs
 
 from bimact.config import Config
@@ -37,7 +37,7 @@ def make_accelerator(config: Config) -> Accelerator:
         problem = missing_kernels(local_rank if device.index is None else device.index)
         if problem is not None:
             raise UserError(problem)
-    if AcceleratorState._shared_state:
+    if is_initialized():
         # accelerate keeps the first precision and device of a process; a notebook's next training may want others.
         AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", 1)) == 1)
     if device.type == "cpu":
