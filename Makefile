@@ -22,7 +22,7 @@ $(READY): pyproject.toml packages/bimact-client/pyproject.toml
 		if [ "$${driver:-580}" -lt 580 ] 2> /dev/null; then \
 			$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.8,<2.11' torchvision; \
 		fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[serve,sim,sweep,rerun,dev]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,serve,sim,sweep,rerun,dev]' \
 		--editable packages/bimact-client
 	@$(BIN)/python scripts/setup_opengl.py
 	@touch $@

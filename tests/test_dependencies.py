@@ -60,8 +60,8 @@ def imported(*folders: str) -> Iterator[tuple[Path, str]]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("src", "scripts", "policy", "train"), ("serve", "sim", "sweep", "rerun")),
-        (("tests", "benchmarks"), (*("serve", "sim", "sweep", "rerun"), "dev")),
+        (("src", "scripts", "policy", "train"), ("export", "serve", "sim", "sweep", "rerun")),
+        (("tests", "benchmarks"), (*("export", "serve", "sim", "sweep", "rerun"), "dev")),
     ],
 )
 def test_imported_packages_are_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:

@@ -18,6 +18,8 @@ from bimact.cli import (
     convert_checkpoint,
     doctor,
     evaluate,
+    export,
+    latency,
     record,
     report,
     serve,
@@ -32,7 +34,7 @@ from bimact.errors import UserError, printable
 # no PyTorch.
 _COMMANDS = (
     *(record, check, view, convert, train, sweep, evaluate, report),
-    *(serve, sim_robot, convert_checkpoint, cache, doctor),
+    *(serve, sim_robot, export, latency, convert_checkpoint, cache, doctor),
 )
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bimact.cli.arguments import Commands
+from bimact.errors import UserError
 from bimact.files import expand_home
+
+if TYPE_CHECKING:
+    from bimact.policy.acting import ActingPolicy
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -16,7 +21,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="serve a policy to robots: bimact-client and openpi-client connect",
         description="Serve a policy by openpi's WebSocket protocol. Without a key only this machine can connect.",
     )
-    parser.add_argument("--run", dest="run_dir", required=True, type=expand_home, help="the run directory, or a policy")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", dest="run_dir", type=expand_home, help="the run directory, or a policy")
+    source.add_argument("--model", type=expand_home, help="an exported model: PyTorch is not needed")
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help="of --model (default: what is there)")
     parser.add_argument("--checkpoint", help="best, last or an epoch (default: best)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
@@ -45,7 +53,6 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> None:
     import asyncio
 
-    import bimact
     from bimact.deploy.server import PolicyServer, Served, ServerSettings, api_key, served_metadata
 
     key = api_key(options.api_key)
@@ -61,14 +68,7 @@ def _serve(options: argparse.Namespace) -> None:
         prints_metrics=options.metrics,
         debug=options.debug,
     )
-    policy = bimact.load_policy(
-        options.run_dir,
-        checkpoint=options.checkpoint,
-        device=options.device,
-        precision=options.precision,
-        execute_steps=options.execute_steps,
-        temporal_ensemble=options.temporal_ensemble or None,
-    )
+    policy = _policy(options)
     served = Served(policy.new_session, served_metadata(policy.metadata.as_dict(), policy.weights_sha256))
 
     def started(server: PolicyServer) -> None:
@@ -81,3 +81,28 @@ def _serve(options: argparse.Namespace) -> None:
 
     asyncio.run(PolicyServer(served, settings).run(started))
     print("Stopped: all requests were answered")
+
+
+def _policy(options: argparse.Namespace) -> ActingPolicy:
+    executed = {
+        "execute_steps": options.execute_steps,
+        "temporal_ensemble": options.temporal_ensemble or None,
+    }
+    if options.model is not None:
+        from bimact.deploy.exported import ExportedPolicy
+
+        for name in ("checkpoint", "precision"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name} has no meaning for --model, which was exported with one")
+        return ExportedPolicy.load(Path(options.model), options.runtime, **executed)
+    if options.runtime is not None:
+        raise UserError("--runtime is for --model: --run is computed by PyTorch")
+    import bimact
+
+    return bimact.load_policy(
+        options.run_dir,
+        checkpoint=options.checkpoint,
+        device=options.device,
+        precision=options.precision,
+        **executed,
+    )

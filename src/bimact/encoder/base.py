@@ -62,6 +62,8 @@ class ImageEncoder(nn.Module):
         self.train_last = config.train_last
         chosen = tuple(config.image_size) if config.image_size else image_size
         self.image_size: tuple[int, int] | None = (chosen[0], chosen[1]) if chosen else None
+        # Of exported models: images (H, W) → matrices (h, H) and (w, W) in place of the interpolation.
+        self.resizers: dict[tuple[int, int], tuple[Tensor, Tensor] | None] = {}
         mean, std = config.image_mean or mean, config.image_std or std
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -137,7 +139,11 @@ class ImageEncoder(nn.Module):
         cropped = images[..., top : top + height, left : left + width]
         normalized = (cropped.float() - self.mean) / self.std
         if self.image_size is not None and self.image_size != (height, width):
-            normalized = F.interpolate(normalized, self.image_size, mode="bilinear", antialias=True)
+            resizer = self.resizers.get((images.shape[-2], images.shape[-1]))
+            if resizer is not None:
+                normalized = resizer[0] @ normalized @ resizer[1].mT
+            else:
+                normalized = F.interpolate(normalized, self.image_size, mode="bilinear", antialias=True)
         return normalized.contiguous(memory_format=torch.channels_last)
 
     def crop_box(self, height: int, width: int) -> tuple[int, int, int, int]:

@@ -99,6 +99,11 @@ class Policy(ActingPolicy):
         return chunk
 
     @property
+    def network(self) -> ActPolicy:
+        """The prepared copy of the network: to predict with, not to train or save."""
+        return self._network
+
+    @property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file; of the weights themselves where they have no file."""
         if self._weights is not None:

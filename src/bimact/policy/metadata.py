@@ -91,24 +91,28 @@ class Interface:
             UserError: if it is damaged.
         """
         try:
-            content = json.loads(path.read_text())
-            return cls(
-                cameras={
-                    camera: None if size is None else (int(size[0]), int(size[1]))
-                    for camera, size in content["cameras"].items()
-                },
-                state_names=_names(content["state_names"]),
-                action_names=_names(content["action_names"]),
-                control_frequency=content["control_frequency"],
-                state_range=_ranges(content["state_range"]),
-                action_range=_ranges(content["action_range"]),
-                task=content["task"],
-            )
+            return cls.of_dict(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(
                 f"{path} cannot be read ({type(error).__name__}: {error}): delete it, and the policy acts without what "
                 "it says"
             ) from error
+
+    @classmethod
+    def of_dict(cls, content: Mapping[str, Any]) -> Interface:
+        """From the content of an `interface.json`; a faulty one raises ValueError, KeyError, TypeError and the like."""
+        return cls(
+            cameras={
+                camera: None if size is None else (int(size[0]), int(size[1]))
+                for camera, size in content["cameras"].items()
+            },
+            state_names=_names(content["state_names"]),
+            action_names=_names(content["action_names"]),
+            control_frequency=content["control_frequency"],
+            state_range=_ranges(content["state_range"]),
+            action_range=_ranges(content["action_range"]),
+            task=content["task"],
+        )
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))

@@ -1,0 +1,93 @@
+"""`bimact export`: a policy for other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bimact.cli.arguments import Commands
+from bimact.cli.arguments import image_size as parsed_size
+from bimact.errors import UserError
+from bimact.files import check_writable, expand_home
+
+if TYPE_CHECKING:
+    from bimact.policy.inference import Policy
+
+_PLACES = ("onnx", "openvino", "torch_export", "lerobot")
+
+
+def path_of(text: str) -> Path:
+    return Path(expand_home(text))
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "export",
+        allow_abbrev=False,
+        help="export a policy to ONNX, OpenVINO, torch.export or LeRobot",
+        description="Write a policy as one file for another runtime, and compare it with the policy on recorded "
+        "observations. `bimact serve --model` serves ONNX and OpenVINO models without PyTorch.",
+    )
+    parser.add_argument("--run", dest="run_dir", required=True, type=expand_home, help="the run directory, or a policy")
+    parser.add_argument("--to", required=True, choices=_PLACES, help="what to write")
+    parser.add_argument("--output", required=True, type=path_of, help="the directory to write, which must not exist")
+    parser.add_argument("--checkpoint", help="best, last or an epoch (default: best)")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        help="float32; onnx: float16, int8; openvino: bfloat16, float16 (default: float32)",
+    )
+    parser.add_argument(
+        "--dataset_dir", type=expand_home, help="observations to compare with (default: those of the training)"
+    )
+    parser.add_argument("--image_size", help="of the cameras, height x width, where the run does not know it")
+    parser.set_defaults(run=_export)
+    return parser
+
+
+def policy_of(options: argparse.Namespace, device: str, precision: str) -> Policy:
+    import bimact
+
+    size = getattr(options, "image_size", None)
+    return bimact.load_policy(
+        options.run_dir,
+        checkpoint=options.checkpoint,
+        device=device,
+        precision=precision,
+        image_size=parsed_size(size) if size else None,
+    )
+
+
+def observations_of(options: argparse.Namespace, policy: Policy) -> dict[str, Any] | None:
+    """Recorded ones, if there is a dataset."""
+    from bimact.data.samples import sample_histories
+    from bimact.run_directory import Run
+
+    path = options.dataset_dir
+    if path is None:
+        run = Run.of(options.run_dir)
+        path = run.dataset()[0] if run.config_path.is_file() else None
+        if path is None or not Path(path).exists():
+            return None
+    return sample_histories(policy.config, path)
+
+
+def _export(options: argparse.Namespace) -> None:
+    check_writable(options.output.parent)
+    if options.to == "lerobot":
+        from bimact.interop.convert import PolicyFiles, convert
+
+        if options.precision != "float32":
+            raise UserError("--precision has no meaning for lerobot, whose checkpoints are float32")
+        convert(PolicyFiles(Path(options.run_dir), checkpoint=options.checkpoint), options.output, "lerobot")
+        print(f"Exported to {options.output}: give it to LeRobot's commands as --policy.path={options.output}")
+        return
+    from bimact.deploy.export import export
+
+    policy = policy_of(options, "cpu", "no")
+    export(policy, options.to, options.output, observations_of(options, policy), precision=options.precision)
+    size = sum(file.stat().st_size for file in options.output.iterdir()) / 1e6
+    print(f"Exported to {options.output} ({size:.1f} MB)")
+    if options.to != "torch_export":
+        print(f"Next: bimact serve --model {options.output}")
