@@ -217,8 +217,12 @@ class PolicyServer:
     """
 
     def __init__(self, policy: Served, settings: ServerSettings) -> None:
-        # A client and its server share the messages' form; the package is there wherever a server runs.
-        from bimact_client.wire import pack, unpack
+        try:  # a client and its server share the messages' form
+            from bimact_client.wire import pack, unpack
+        except ImportError as error:
+            raise UserError(
+                "bimact-client is not installed: pip install ./packages/bimact-client in the project's root"
+            ) from error
 
         self._pack, self._unpack = pack, unpack
         self.policy, self.settings = policy, settings
