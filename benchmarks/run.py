@@ -40,6 +40,8 @@ ROWS = {
     "attention": "rows.own_kernels:attention",
     "decoding": "rows.decoding:decoding",
     "simulation": "rows.simulation:simulation",
+    "serving": "rows.serving:overhead",
+    "exported": "rows.serving:exported",
 }
 
 

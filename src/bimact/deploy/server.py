@@ -435,7 +435,7 @@ class _Episode:
             raise UserError(f"an observation has to be a map, not {type(content).__name__}")
         observation: dict[str, Any] = {}
         if "state" in content:
-            observation["state"] = np.array(content["state"])
+            observation["state"] = content["state"]
         images = content.get("images", {})
         if not isinstance(images, dict):
             raise UserError(f"the observation's 'images' is {type(images).__name__}, it has to be a map of cameras")
@@ -449,7 +449,7 @@ class _Episode:
                 continue  # what the policy does not take; a camera that it misses is told below
             if not isinstance(image, np.ndarray):
                 raise UserError(f"the observation's 'image_{camera}' is {type(image).__name__}, it has to be an array")
-            observation[f"image_{camera}"] = self._resized(np.array(image), camera, size)
+            observation[f"image_{camera}"] = self._resized(image, camera, size)
         missing = [camera for camera in self._metadata["cameras"] if f"image_{camera}" not in observation]
         if missing or "state" not in observation:
             takes = ["state", *(f"image_{camera}" for camera in self._metadata["cameras"])]
