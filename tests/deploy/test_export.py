@@ -15,6 +15,7 @@ from conftest import tiny_config
 from guide_files import write_dataset
 from serving import running, small_policy
 
+import bimact
 from bimact.data.samples import sample_histories
 from bimact.deploy import export as exporting
 from bimact.deploy.export import export, random_histories
@@ -213,6 +214,14 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as ended:
         main(["latency", *arguments, "--runtimes", "torch", "--predictions", "3", "--json", str(tmp_path / "t.json")])
     assert ended.value.code == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["export", *arguments, "--to", "lerobot_plugin", "--output", str(tmp_path / "plugin")])
+    assert ended.value.code == 0
+    assert json.loads((tmp_path / "plugin" / "config.json").read_text())["type"] == "bimact"
+    one, two = (bimact.load_policy(tmp_path / name, device="cpu") for name in ("run", "plugin/run"))
+    assert one.metadata.interface == two.metadata.interface
+    seen = {name: value[0, -1] for name, value in random_histories(one, 1).items()}
+    np.testing.assert_array_equal(one.act(seen), two.act(seen))
     table = json.loads((tmp_path / "t.json").read_text())
     assert [row["precision"] for row in table["rows"]] == ["float32", "bfloat16"]
     assert table["observations"] == "recorded observations" and table["rows"][0]["predictions"] == 3

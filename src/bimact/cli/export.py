@@ -14,7 +14,7 @@ from bimact.files import check_writable, expand_home
 if TYPE_CHECKING:
     from bimact.policy.inference import Policy
 
-_PLACES = ("onnx", "openvino", "torch_export", "lerobot")
+_PLACES = ("onnx", "openvino", "torch_export", "lerobot", "lerobot_plugin")
 
 
 def path_of(text: str) -> Path:
@@ -83,9 +83,24 @@ def _export(options: argparse.Namespace) -> None:
         convert(PolicyFiles(Path(options.run_dir), checkpoint=options.checkpoint), options.output, "lerobot")
         print(f"Exported to {options.output}: give it to LeRobot's commands as --policy.path={options.output}")
         return
+    policy = policy_of(options, "cpu", "no")
+    if options.to == "lerobot_plugin":
+        from bimact.files import atomic_folder
+        from bimact.interop.convert import PolicyFiles, read
+        from bimact.interop.lerobot_writer import write_lerobot_plugin
+
+        if options.precision != "float32":
+            raise UserError("--precision has no meaning for lerobot_plugin, which holds the run's weights")
+        if options.output.exists():
+            raise UserError(f"{options.output} exists: choose another --output")
+        network = read(PolicyFiles(Path(options.run_dir), checkpoint=options.checkpoint)).policy
+        with atomic_folder(options.output) as folder:
+            write_lerobot_plugin(network, policy.metadata, folder)
+        print(f"Exported to {options.output}: with packages/lerobot-policy-bimact in LeRobot's environment, give it to")
+        print(f"LeRobot's commands as --policy.path={options.output}")
+        return
     from bimact.deploy.export import export
 
-    policy = policy_of(options, "cpu", "no")
     export(policy, options.to, options.output, observations_of(options, policy), precision=options.precision)
     size = sum(file.stat().st_size for file in options.output.iterdir()) / 1e6
     print(f"Exported to {options.output} ({size:.1f} MB)")

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bimact.config import Config
+from bimact.config import Config, save_config
 from bimact.errors import UserError
-from bimact.files import write_bytes, write_json
+from bimact.files import atomic_write, write_bytes, write_json
 from bimact.interop.assembly import Converted
 from bimact.interop.lerobot_reader import (
     ACTION,
@@ -29,6 +29,8 @@ from bimact.interop.lerobot_reader import (
 )
 from bimact.interop.lerobot_weights import to_lerobot
 from bimact.policy.act import ActPolicy
+from bimact.policy.metadata import PolicyMetadata
+from bimact.run_directory import Run, recorded
 
 _EPSILON = 1e-8  # which LeRobot adds to each standard deviation
 _MODES = dict.fromkeys(("VISUAL", "STATE", "ACTION"), "MEAN_STD")
@@ -87,6 +89,44 @@ def write_lerobot(converted: Converted, folder: Path) -> None:
     _write_processor(folder / PREPROCESSOR, before, statistics)
     inverse = {f"{ACTION}.mean": policy.action_normalizer.mean, f"{ACTION}.std": policy.action_normalizer.std}
     _write_processor(folder / POSTPROCESSOR, after, inverse)
+
+
+def write_lerobot_plugin(network: ActPolicy, metadata: PolicyMetadata, folder: Path) -> None:
+    """Write what `--policy.path` takes with packages/lerobot-policy-bimact: a run directory, with LeRobot's files.
+
+    Args:
+        network: the weights, not prepared for inference.
+        metadata: of the same policy.
+        folder: an empty one.
+
+    Raises:
+        UserError: if the size of a camera is not known.
+    """
+    inputs: dict[str, Any] = {STATE: {"type": "STATE", "shape": [metadata.state_dim]}}
+    for camera, size in metadata.interface.cameras.items():
+        if size is None:
+            raise UserError(f"the size of camera '{camera}' is not known: give --image_size, as 480x640")
+        inputs[f"observation.images.{camera}"] = {"type": "VISUAL", "shape": [3, *size]}
+    settings = {
+        "type": "bimact",
+        "n_obs_steps": metadata.temporal_context,
+        "input_features": inputs,
+        "output_features": {ACTION: {"type": "ACTION", "shape": [metadata.action_dim]}},
+        "device": None,
+        "push_to_hub": False,
+        "chunk_size": metadata.chunk_size,
+    }
+    write_json(folder / CONFIG, settings)
+    rename = {"registry_name": RENAMER, "config": {"rename_map": {}}}
+    before = [rename, {"registry_name": "to_batch_processor", "config": {}}, _DEVICE]
+    write_json(folder / PREPROCESSOR, {"name": "policy_preprocessor", "steps": before})
+    write_json(folder / POSTPROCESSOR, {"name": "policy_postprocessor", "steps": [_DEVICE]})
+    run = Run(folder / "run")
+    run.checkpoints.mkdir(parents=True)
+    save_config(recorded(network.config), run.config_path)
+    metadata.interface.write(run.interface_path)
+    with atomic_write(run.checkpoints / "act-train-best.pth") as file:
+        torch.save(network.state_dict(), file)
 
 
 def _settings(config: Config, inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
