@@ -13,6 +13,7 @@ import json
 import multiprocessing.util
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -81,12 +82,14 @@ class WarmPython:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"\0{address}")
         listener.listen()  # who comes early waits
+        alive, self._alive = os.pipe()  # ends with this process, however that ends
         self._server = subprocess.Popen(
-            [sys.executable, __file__, str(listener.fileno()), str(self.bin / "python")],
-            pass_fds=[listener.fileno()],
+            [sys.executable, __file__, str(listener.fileno()), str(alive), str(self.bin / "python")],
+            pass_fds=[listener.fileno(), alive],
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
         listener.close()
+        os.close(alive)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -99,37 +102,55 @@ class WarmPython:
         }
 
     def close(self) -> None:
-        self._server.terminate()
+        """End the process, and the commands that are still running."""
+        os.close(self._alive)
         self._server.wait()
 
 
-def _serve(listener: socket.socket, shim: str) -> NoReturn:
+def _serve(listener: socket.socket, alive: int, shim: str) -> None:
     """Fork for each request: one process that carries it out, and one that waits to tell its status."""
-    while True:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the commands, which pass it on
+    while alive not in _ready({listener.fileno(): select.POLLIN, alive: 0}):
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
-            _attend(connection, shim)
+            _attend(connection, alive, shim)
         connection.close()
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
 
-def _attend(connection: socket.socket, shim: str) -> NoReturn:
+def _ready(events: dict[int, int]) -> set[int]:
+    """Wait for one of the descriptors; the end of the other side is an event of each."""
+    poll = select.poll()
+    for descriptor, event in events.items():
+        poll.register(descriptor, event)
+    return {descriptor for descriptor, _ in poll.poll()}
+
+
+def _attend(connection: socket.socket, alive: int, shim: str) -> NoReturn:
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
     with connection.makefile("rb") as file:
         request = json.load(file)
     worker = os.fork()
     if worker == 0:
         os.setpgid(0, 0)  # a signal reaches what the command starts too, as from a terminal or torchrun
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         connection.close()
+        os.close(alive)
         _carry_out(request, descriptors, shim)
     for descriptor in descriptors:
         os.close(descriptor)
-    connection.sendall(worker.to_bytes(4, "big"))
+    with suppress(OSError):
+        connection.sendall(worker.to_bytes(4, "big"))
+    ended = os.pidfd_open(worker)
+    if ended not in _ready({ended: select.POLLIN, connection.fileno(): 0, alive: 0}):
+        with suppress(ProcessLookupError):
+            os.killpg(worker, signal.SIGKILL)  # as the command was, or with the tests
     status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
-    connection.sendall(bytes([status if status >= 0 else 128 - status]))
+    with suppress(OSError):
+        connection.sendall(bytes([status if status >= 0 else 128 - status]))
     os._exit(0)
 
 
@@ -187,7 +208,7 @@ def _main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for name in _PRELOADED:
         importlib.import_module(name)
-    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
+    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from guide_files import write_dataset
+from warm_python import WarmPython
 
 from bimact.cli import _parser
 from bimact.config import load_config, save_config
@@ -313,7 +314,7 @@ def test_a_faulty_dataset_stops_before_the_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dataset_becomes_a_report(tmp_path: Path, config: Path) -> None:
+def test_a_dataset_becomes_a_report(tmp_path: Path, config: Path, warm: WarmPython) -> None:
     """From a folder of the user's: first by a conversation, then without one, which goes on with what is done."""
     write_dataset(tmp_path / "dataset", [9, 12, 7, 10])
     answers = [
@@ -325,7 +326,7 @@ def test_a_dataset_becomes_a_report(tmp_path: Path, config: Path) -> None:
         ("Device: cuda, cuda:1, mps, cpu or auto [cpu]", ""),
         ("Weights & Biases project [none]", ""),
     ]
-    status, screen = converse(SCRIPT, (), answers, environment(str(BIN)), folder=tmp_path)
+    status, screen = converse(SCRIPT, (), answers, environment(str(warm.bin)), folder=tmp_path)
     assert status == 0, screen
     settings = load_config(tmp_path / "run" / "config.yaml")
     assert (settings.num_epochs, settings.num_steps, settings.batch_size) == (1, None, 7)
@@ -333,7 +334,7 @@ def test_a_dataset_becomes_a_report(tmp_path: Path, config: Path) -> None:
     assert "<html" in report.read_text() and "offline" in json.loads(results.read_text())
 
     report.unlink()
-    result = call(tmp_path, "dataset", "run", "--num_epochs", "2")
+    result = call(tmp_path, "dataset", "run", "--num_epochs", "2", path=str(warm.bin))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Going on with the run in run" in result.stdout
     assert "Epoch 2/2" in result.stdout and "Epoch 1/" not in result.stdout

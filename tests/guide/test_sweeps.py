@@ -16,6 +16,7 @@ import yaml
 from conftest import tiny_config
 from guide_files import write_dataset
 from omegaconf import OmegaConf
+from warm_python import WarmPython
 
 from bimact.run_directory import read_metrics
 from bimact.sweep.sweep_file import read_sweep
@@ -108,10 +109,10 @@ def test_wandbs_agent_runs_it(project: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_it_runs_without_an_account(project: Path) -> None:
+def test_it_runs_without_an_account(project: Path, warm: WarmPython) -> None:
     command = ["configs/sweep.yaml", "--dataset_dir", "data", "--trials", "2", "--num_epochs", "2", "--device", "cpu"]
     result = subprocess.run(
-        [sys.executable, "-m", "bimact", "sweep", *command],
+        [str(warm.bin / "bimact"), "sweep", *command],
         cwd=project,
         text=True,
         capture_output=True,

@@ -17,6 +17,7 @@ import torch
 from conftest import LONG, tiny_config
 from guide_files import write_dataset
 from processes import in_child
+from warm_python import WarmPython
 
 from bimact.config import Config, save_config
 from bimact.run_directory import read_metrics
@@ -165,14 +166,14 @@ def fit_and_count(config: Config, happened: Callable[[str], object]) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_itself_killed_and_gone_on_with(folder: Path) -> None:
+def test_the_command_itself_killed_and_gone_on_with(folder: Path, warm: WarmPython) -> None:
     """Real processes of the guide's command, with a loader process and TensorBoard."""
     save_config(config_of(folder, "unused", num_workers=1, tensorboard=True, num_epochs=12), folder / "config.yaml")
 
-    def start(name: str, *more: str) -> subprocess.Popen[str]:
+    def start(name: str, *more: str, python: str | Path = sys.executable) -> subprocess.Popen[str]:
         command = ["scripts/train_act.py", "--config", folder / "config.yaml", "--output_dir", folder / name, *more]
         return subprocess.Popen(
-            [sys.executable, *map(str, command)],
+            [python, *map(str, command)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -188,6 +189,7 @@ def test_the_command_itself_killed_and_gone_on_with(folder: Path) -> None:
     kill_at_checkpoint(start("killed"), 3)
     last = str(folder / "killed" / "checkpoint" / "act-train-last.pth")
     kill_at_checkpoint(start("killed", "--resume_from", last), 7)
-    for process in (start("killed", "--resume_from", last), start("whole")):
+    python = warm.bin / "python"  # not killed
+    for process in (start("killed", "--resume_from", last, python=python), start("whole", python=python)):
         assert process.communicate() and process.returncode == 0
     assert_same_run(folder / "whole", folder / "killed", 12)
