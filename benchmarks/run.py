@@ -24,6 +24,8 @@ import torch
 from measuring import BUILD, ROOT, Figure, Row
 from rich.console import Console
 
+from bimact.device import cpu_has_bf16
+
 # name → module:function; in the order of the table
 ROWS = {
     "feature_cache": "rows.guide:feature_cache",
@@ -43,6 +45,8 @@ ROWS = {
     "serving": "rows.serving:overhead",
     "exported": "rows.serving:exported",
 }
+# Where bf16 is emulated, these take hours and measure the emulation.
+IN_BF16 = ("feature_cache", "peak_64", "peak_8", "lerobot_chunk", "context")
 
 
 def measure(name: str) -> Row:
@@ -78,10 +82,11 @@ def machine() -> dict[str, str]:
     }
 
 
-def page(rows: dict[str, Row], about: dict[str, str], minutes: float) -> str:
+def page(rows: dict[str, Row], about: dict[str, str], minutes: float, skipped: str) -> str:
     lines = [f"# Benchmarks: {about['CPU']}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in about.items()]
     lines += ["", f"{date.today()}, {minutes:.0f} minutes. What each row is: [README](../README.md).", ""]
+    lines += [skipped, ""] if skipped else []
     lines += ["| row | what | goal | median (lowest to highest) | |", "|---|---|---|---|---|"]
     for name, row in rows.items():
         verdict = {True: "✓", False: "✗", None: ""}[row.holds]
@@ -106,13 +111,18 @@ def main() -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     console = Console()
     began, rows = time.perf_counter(), {}
-    for number, name in enumerate(options.rows or ROWS, start=1):
-        with console.status(f"{name} ({number} of {len(options.rows or ROWS)})"):
+    chosen, skipped = options.rows or list(ROWS), ""
+    if not options.rows and not cpu_has_bf16():
+        chosen = [name for name in ROWS if name not in IN_BF16]
+        skipped = f"Skipped, as this CPU has no bf16 in hardware: {', '.join(IN_BF16)} (measured if named)"
+        console.print(skipped, highlight=False)
+    for number, name in enumerate(chosen, start=1):
+        with console.status(f"{name} ({number} of {len(chosen)})"):
             rows[name] = measure(name)
         console.print(f"{name}: {rows[name].figure}  goal {rows[name].goal or 'none'}", highlight=False)
     minutes = (time.perf_counter() - began) / 60
     about = machine()
-    text = page(rows, about, minutes)
+    text = page(rows, about, minutes, skipped)
     if options.rows:
         print(text)
         return
