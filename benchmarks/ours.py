@@ -59,8 +59,8 @@ def _train(config: Config) -> tuple[dict[str, Any], Work]:
         seconds = (time.perf_counter() - began) / steps
         return {"seconds": seconds, "losses": torch.stack(losses)[:, 0].tolist()}
 
-    frozen = sum(p.numel() for p in trainer.bare_policy.parameters() if not p.requires_grad)
-    trained = sum(p.numel() for p in trainer.bare_policy.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in trainer.unwrapped_policy.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in trainer.unwrapped_policy.parameters() if p.requires_grad)
     flop = {"model_flop": model.get_total_flops(), "flop_done": done.get_total_flops()}
     return {"first_loss": first[0], **flop, "trained": trained, "frozen": frozen}, work
 

@@ -38,7 +38,7 @@ def load_policy(
         precision: of matrix products: auto, no (float32), bf16 or fp16; None: the run's `mixed_precision`.
         execute_steps: actions of each chunk to execute before the next prediction; None: as the run's config says.
         temporal_ensemble: predict at each step and average the overlapping chunks; None: as the run's config says.
-        cameras: names of the cameras, for policies of other software whose files do not tell them.
+        cameras: names of the cameras, for policies of other software whose files do not name them.
         image_size: height and width of their images, likewise.
 
     Raises:
@@ -87,7 +87,7 @@ def load_policy(
 
 
 def open_dataset(path: str | Path, *, cache_dir: str | Path | None = None, **selection: Any) -> Episodes:
-    """Open demonstrations in any format that bimact reads; converted once where the format needs it.
+    """Open demonstrations in any format that bimact reads; converted once if the format needs it.
 
     What is used and what is left out is printed.
 
@@ -236,7 +236,7 @@ def evaluate(
         temporal_ensemble: predict at each step and average the overlapping chunks; None: as the run's config says.
         videos: how many of the first rollouts are filmed.
         image_size: height and width of the simulated cameras' images; None: as in training.
-        parallel: environments that step at once; None: by the machine's CPU cores.
+        parallel: number of environments that step together; None: from the number of CPU cores.
         dataset_dir: demonstrations to compare with.
         episodes: numbers and names of those to use.
         exclude_episodes: those to leave out.

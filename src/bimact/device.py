@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
         if count == 0:
             raise UserError(
                 f"--device {name}: PyTorch finds no CUDA GPU here; use --device auto or --device cpu (`bimact doctor` "
-                "tells why there is none)"
+                "says why)"
             )
         if (device.index or 0) >= count:
             raise UserError(f"--device {name}: there are only {count} GPUs, cuda:0 to cuda:{count - 1}")

@@ -98,7 +98,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 def test_steps_left() -> None:
     order = TrainingOrder(index_of([17]), 4, 0, accumulate=2)
-    assert (order.steps_an_epoch, order.steps_left, order.windows_a_step) == (3, 3, 8)
+    assert (order.steps_per_epoch, order.steps_left, order.windows_per_step) == (3, 3, 8)
     order.done = 16
     assert order.steps_left == 1 == len(list(order.steps()))
     order.done = 17

@@ -109,7 +109,7 @@ def test_grid_of_tokens_without_a_grid() -> None:
     assert token_map(Network(1 + 5 * 9, cls_token=nn.Parameter(torch.zeros(1))), image).shape == (2, 5, 9, 7)
     assert token_map(Network(4 + 5 * 9, num_prefix_tokens=4), image).shape == (2, 5, 9, 7)
     for places in (197, 0):
-        with pytest.raises(UserError, match=r"no single map of places: set encoder\.spatial to false"):
+        with pytest.raises(UserError, match=r"no single feature map: set encoder\.spatial to false"):
             token_map(Network(places), image)
 
 

@@ -95,6 +95,6 @@ def test_training_on_what_the_trunk_gives(dataset: Path, tmp_path: Path) -> None
                 lr=1e-3,
             )
         )
-    ).bare_policy.state_dict()
+    ).unwrapped_policy.state_dict()
     changed = {name for name in first if not torch.equal(first[name], trained[name]) and "image_encoder" in name}
     assert changed and all("layer4" in name for name in changed)

@@ -122,7 +122,7 @@ def test_images_have_the_size_of_the_training(tmp_path: Path) -> None:
         (RolloutSettings("insertion", rollouts=0), {}, "--rollouts is 0"),
         (RolloutSettings("insertion", execute_steps=101), {}, "execute_steps is 101, .* chunk size, 100"),
         (RolloutSettings("insertion"), {"cameras": ["cam_high"]}, "trained with camera 'cam_high'"),
-        (RolloutSettings("insertion"), {}, "does not say which size its training images had: give --image_size"),
+        (RolloutSettings("insertion"), {}, "does not hold the size of its training images: pass --image_size"),
     ],
 )
 def test_faulty_settings(tmp_path: Path, settings: RolloutSettings, changes: Any, sentence: str) -> None:

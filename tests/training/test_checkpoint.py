@@ -79,7 +79,7 @@ class _Hostile:
         return Path.write_text, (self.target, "it ran")
 
 
-def test_strangers_files(tmp_path: Path) -> None:
+def test_untrusted_files(tmp_path: Path) -> None:
     target = tmp_path / "written"
     torch.save({"a": _Hostile(target)}, tmp_path / "hostile.pth")
     with pytest.raises(UserError, match=r"hostile.pth holds more than weights .*must not run code"):
@@ -168,7 +168,7 @@ def test_state_that_is_damaged(tmp_path: Path) -> None:
         load_pair(path)
     path.with_suffix(".state").write_bytes(path.read_bytes()[:200])
     with pytest.raises(
-        UserError, match=r"act-train-1\.state cannot be read \(.+\): without that file training goes on"
+        UserError, match=r"act-train-1\.state cannot be read \(.+\): without that file training resumes"
     ):
         load_pair(path)
 

@@ -93,7 +93,7 @@ def test_resumed_with_weights_that_only_the_checkpoint_has(dataset: Path, tmp_pa
     trainer = ActTrainer(prepare_run(config_of(dataset, tmp_path / "next"), tmp_path / "alone" / "weights.pth"))
     rows = np.arange(4)
     images = torch.from_numpy(np.array(trainer.data.episodes.images["left"][rows])).permute(0, 3, 1, 2)
-    tokens = trainer.bare_policy.image_encoder(images)
+    tokens = trainer.unwrapped_policy.image_encoder(images)
     cached = torch.from_numpy(trainer.data.episodes.features["left"][rows]).flatten(1, 2)
     torch.testing.assert_close(cached, tokens)
 

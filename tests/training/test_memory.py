@@ -79,11 +79,11 @@ def test_search_passes_other_errors_on_and_gives_up_in_a_sentence() -> None:
 def test_a_part_of_a_gpu_is_left_free_during_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    with pytest.raises(RuntimeError), memory._some_memory_left(torch.device("cuda")):
+    with pytest.raises(RuntimeError), memory._reserved_memory(torch.device("cuda")):
         assert shares == [0.9]
         raise RuntimeError
     assert shares == [0.9, 1.0]
-    with memory._some_memory_left(CPU):
+    with memory._reserved_memory(CPU):
         pass
     assert len(shares) == 2
 

@@ -246,7 +246,7 @@ def test_in_a_sweep_the_agents_project_and_run_are_taken(wandb_alone: Path, monk
 
 @pytest.mark.parametrize("settings", [{"wandb_project": "a/b"}, {"wandb_tags": ["x" * 65]}])
 def test_a_name_that_wandb_does_not_take_is_the_users_fault(wandb_alone: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="W&B does not take this .*(a/b|65 characters)"):
+    with pytest.raises(UserError, match="W&B does not accept this .*(a/b|65 characters)"):
         MetricsLog(tiny_config(**{"wandb_project": "p", **settings}), wandb_alone)
 
 
@@ -378,7 +378,7 @@ def test_a_server_that_fails_after_the_login_leaves_a_resumed_run_offline(
     log.close()
     online, offline = files_of(wandb_alone)
     assert (online.rows, offline.values("total_loss")) == ([], {30: 1.0})
-    assert "W&B: the server does not take the run" in capsys.readouterr().out
+    assert "W&B: the server does not accept the run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fails", ["goes away", "breaks", "hangs"])

@@ -89,7 +89,7 @@ def _convert(options: argparse.Namespace) -> None:
     if chosen.color_order is not None and "color_order" in chosen.metadata and options.color_order is None:
         other = "rgb" if chosen.color_order == "bgr" else "bgr"
         notes.append(
-            f"images are read as {chosen.color_order}, which the files leave open: if red and blue are swapped, "
+            f"images are read as {chosen.color_order}, which the files do not specify: if red and blue are swapped, "
             f"convert with --color_order {other}"
         )
     _print_facts(conversion)

@@ -27,7 +27,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
     parser.add_argument("--video", type=int, default=0, metavar="N", help="film the first N rollouts")
     parser.add_argument("--image_size", help="of the cameras, height x width (default: as in the training)")
-    parser.add_argument("--parallel", type=int, help="environments that step at once")
+    parser.add_argument(
+        "--parallel", type=int, help="number of environments that step together (default: by CPU cores)"
+    )
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu or auto")
     execution = parser.add_mutually_exclusive_group()
     execution.add_argument("--execute_steps", type=int, help="steps of each chunk to execute (default: all)")

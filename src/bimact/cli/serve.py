@@ -36,7 +36,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument("--certfile", type=Path, help="certificate for TLS (wss://)")
     parser.add_argument("--keyfile", type=Path, help="its key, if it is not in --certfile")
-    parser.add_argument("--max_connections", type=int, default=64, help="clients at once (default: 64)")
+    parser.add_argument("--max_connections", type=int, default=64, help="maximum number of clients (default: 64)")
     parser.add_argument(
         "--idle_timeout", type=float, default=600.0, help="seconds without an observation (default: 600)"
     )

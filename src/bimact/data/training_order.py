@@ -61,7 +61,7 @@ class TrainingOrder(Sampler[list[int]]):
         self._real_steps = index.real_steps()
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._ranks = rank, ranks
-        self.windows_a_step = batch_size * accumulate * ranks
+        self.windows_per_step = batch_size * accumulate * ranks
         self.epoch = self.done = 0
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -76,23 +76,23 @@ class TrainingOrder(Sampler[list[int]]):
     @property
     def steps_left(self) -> int:
         """Optimizer steps that the epoch still has."""
-        return -(-(self.num_windows - self.done) // self.windows_a_step)
+        return -(-(self.num_windows - self.done) // self.windows_per_step)
 
     @property
-    def steps_an_epoch(self) -> int:
-        return -(-self.num_windows // self.windows_a_step)
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_windows // self.windows_per_step)
 
     def length_of_run(self, step: int, num_epochs: int, num_steps: int | None) -> tuple[int, int]:
         """Optimizer steps and epochs of a whole run that has done `step` steps; `num_steps` counts if it is given."""
         if num_steps is None:
             after = num_epochs - self.epoch - 1
-            return step + (self.steps_left + after * self.steps_an_epoch if after >= 0 else 0), num_epochs
+            return step + (self.steps_left + after * self.steps_per_epoch if after >= 0 else 0), num_epochs
         left = max(0, num_steps - step - self.steps_left)
-        return num_steps, self.epoch + 1 + -(-left // self.steps_an_epoch)
+        return num_steps, self.epoch + 1 + -(-left // self.steps_per_epoch)
 
     def state_dict(self) -> dict[str, int]:
         """The position, and how windows are divided."""
-        division = {"windows_a_step": self.windows_a_step, "ranks": self._ranks}
+        division = {"windows_a_step": self.windows_per_step, "ranks": self._ranks}
         return {"epoch": self.epoch, "done": self.done, **division}
 
     def load_state_dict(self, state: dict[str, int]) -> str | None:
@@ -102,10 +102,10 @@ class TrainingOrder(Sampler[list[int]]):
             what it means that windows were divided otherwise, if they were.
         """
         self.epoch, self.done = state["epoch"], state["done"]
-        if (state["windows_a_step"], state["ranks"]) == (self.windows_a_step, self._ranks):
+        if (state["windows_a_step"], state["ranks"]) == (self.windows_per_step, self._ranks):
             return None
         return (
-            f"A step takes {self.windows_a_step} samples in {_processes(self._ranks)}, it took "
+            f"A step takes {self.windows_per_step} samples in {_processes(self._ranks)}, it took "
             f"{state['windows_a_step']} in {_processes(state['ranks'])}: each sample is still seen once an epoch, but "
             "the losses are not those of a run without the change"
         )
@@ -113,8 +113,8 @@ class TrainingOrder(Sampler[list[int]]):
     def steps(self) -> Iterator[Step]:
         """The steps of the epoch that are not done yet."""
         order = np.random.default_rng((self._seed, self.epoch)).permutation(self.num_windows)
-        for first in range(self.done, self.num_windows, self.windows_a_step):
-            yield self._divide(order[first : first + self.windows_a_step])
+        for first in range(self.done, self.num_windows, self.windows_per_step):
+            yield self._divide(order[first : first + self.windows_per_step])
 
     def _divide(self, windows: np.ndarray) -> Step:
         count = len(windows)

@@ -1,4 +1,4 @@
-"""What an image encoder is: images in, tokens out; and how one is found by its name."""
+"""The base class of image encoders, images to tokens, and their registry by name."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageEncoder(nn.Module):
-    """Images (N, 3, H, W) uint8 → tokens (N, K, out_dim), K being one or one a place.
+    """Images (N, 3, H, W) uint8 → tokens (N, K, out_dim), with one token per image or one per spatial position.
 
     A subclass gives `features` and `grid`; cropping, resizing and the input normalisation that its weights
     expect are applied here, always.
 
-    The encoder is a trunk and a head. The trunk of a frozen encoder learns nothing, so that its output may be kept; the
-    head is nothing but for `encoder.train_last`, for which a subclass gives `learning_parts`, `trunk_features`,
+    The encoder is a trunk and a head. The trunk of a frozen encoder is not trained, so its output may be cached. The
+    head is the identity without `encoder.train_last`, for which a subclass gives `learning_parts`, `trunk_features`,
     `trunk_shape` and `head`.
 
     Args:
         config: the encoder's settings.
         out_dim: width of a token.
-        mean: per channel, of images in [0, 1]; the config's, if it has one, counts in its place.
+        mean: per channel, of images in [0, 1]; the config's takes precedence.
         std: the same.
-        image_size: height and width that the weights need; None: any size will do.
+        image_size: height and width that the weights need; None: any.
     """
 
     mean: Tensor
@@ -50,7 +50,7 @@ class ImageEncoder(nn.Module):
         self.out_dim = out_dim
         self.frozen = config.freeze
         self.crop = tuple(config.crop) if config.crop else None
-        # What its tokens depend on besides its weights.
+        # The tokens depend on these besides the weights.
         self.description = {
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
             **{name: getattr(config, name) for name in ("model_name", "spatial", "crop", "image_size", "train_last")},
@@ -70,11 +70,11 @@ class ImageEncoder(nn.Module):
 
     @classmethod
     def own_size(cls, config: EncoderConfig) -> tuple[int, int] | None:
-        """Height and width that images are resized to unless `encoder.image_size` says otherwise; None: any will do."""
+        """Height and width that images are resized to unless `encoder.image_size` is set; None: any."""
         return None
 
     def finish(self) -> ImageEncoder:
-        """Called once when the subclass has made its layers: a frozen encoder loses its gradients."""
+        """Called once after the subclass has created its layers: disables the gradients of a frozen encoder."""
         if self.frozen:
             self.requires_grad_(False)
             self.eval()
@@ -83,7 +83,7 @@ class ImageEncoder(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> ImageEncoder:
-        """A frozen encoder stays in evaluation mode, so that its batch statistics never move."""
+        """A frozen encoder stays in evaluation mode, so that its batch statistics are constant."""
         super().train(mode and not self.frozen)
         return self
 
@@ -182,7 +182,7 @@ _BUILDERS = {
 
 
 def build_encoder(config: EncoderConfig) -> ImageEncoder:
-    """Make the encoder that `config.name` names.
+    """Build the encoder `config.name`.
 
     Packages outside bimact add encoders by an entry point in the group `bimact.encoders` that names a
     callable from an `EncoderConfig` to an `ImageEncoder`.

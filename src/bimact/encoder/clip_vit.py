@@ -1,4 +1,4 @@
-"""CLIP's image tower (Radford et al. 2021) by open_clip: one embedding an image, or a token a patch."""
+"""CLIP's image tower (Radford et al. 2021) by open_clip: one embedding per image, or one token per patch."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _OPENAI_EXTRAS = {"input_resolution", "context_length", "vocab_size"}
 
 
 class ClipEncoder(ImageEncoder):
-    """The image tower of the CLIP model that `encoder.model_name` names; its text tower is never made.
+    """The image tower of the CLIP model that `encoder.model_name` names; its text tower is not built.
 
     The token is the pooled and projected embedding of the image, as CLIP compares it with text. With
-    `encoder.spatial: true` there is a token for each patch of the last layer (normalised as the embedding is
-    before its projection), or for each place of a ResNet's last feature map before its attention pooling.
+    `encoder.spatial: true` there is one token per patch of the last layer (normalised as the embedding is
+    before its projection), or per position of a ResNet's last feature map before its attention pooling.
 
     The whole image is resized to the model's size (bilinear; open_clip itself resizes the shorter side by
     bicubic interpolation and cuts off the rest) and normalised as the weights need. `encoder.image_size` sets
@@ -130,7 +130,7 @@ def _embedding(visual: nn.Module, images: Tensor) -> Tensor:
 
 
 def _token_map(visual: Any, images: Tensor) -> Tensor:
-    """(N, rows, columns, C) of a tower whose pooling has been left out."""
+    """(N, rows, columns, C) of a tower without pooling."""
     if isinstance(visual, TimmModel):
         return token_map(visual.trunk, images)
     if isinstance(visual, ModifiedResNet):
@@ -142,7 +142,7 @@ def _token_map(visual: Any, images: Tensor) -> Tensor:
 
 
 def _leave_out_pooling(visual: Any) -> None:
-    """Make a tower give the tokens of its places; what only served the embedding goes."""
+    """Remove a tower's pooling, so that it returns the tokens of its spatial positions."""
     if isinstance(visual, TimmModel):
         visual.head = nn.Identity()
     elif isinstance(visual, ModifiedResNet):
@@ -168,7 +168,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _build(name: str, source: WeightsSource, config: EncoderConfig) -> Any:
-    """Make the image tower for `encoder.image_size` and give it its weights."""
+    """Build the image tower for `encoder.image_size` and load its weights."""
     settings = open_clip.get_model_config(name)
     vision = CLIPVisionCfg(**settings["vision_cfg"])
     vision.timm_model_pretrained = False
@@ -202,7 +202,7 @@ def _put_tokens_first(transformer: Any) -> None:
     """Let a transformer work on (tokens, images, width).
 
     `torch.nn.MultiheadAttention` turns (images, tokens, width) into that by a view, which is not contiguous, and the
-    product of such a view with weights that learn nothing is computed with a copy of the weights for each token: in
+    product of such a view with frozen weights is computed with a copy of the weights for each token: in
     half precision on a CPU, two images took twelve times as long.
     """
     blocks = getattr(transformer, "resblocks", ())
@@ -228,7 +228,7 @@ def _through(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
 
 
 def _load(visual: nn.Module, name: str, source: WeightsSource, quick_gelu: bool) -> None:
-    """Give an image tower the weights that the source names, if any."""
+    """Load the weights of the source, if any, into an image tower."""
     if source.tag is not None:
         cfg = open_clip.get_pretrained_cfg(name, source.tag)
         other = _other_activation(name, False) if quick_gelu else None
@@ -255,7 +255,7 @@ def _load(visual: nn.Module, name: str, source: WeightsSource, quick_gelu: bool)
 
 
 def _check_activation(path: Path, state: Collection[str], name: str, quick_gelu: bool) -> None:
-    """Compare the tower's activation with what a file tells of its weights: the wrong one works, but worse.
+    """Compare the tower's activation with the one in training: a wrong one works, but worse.
 
     OpenAI's own weights are known by their extra entries, files of the model hub by the config beside them.
 
@@ -270,7 +270,7 @@ def _check_activation(path: Path, state: Collection[str], name: str, quick_gelu:
         words = "with" if trained_with else "without"
         raise UserError(
             f"the weights in {path} were trained {words} QuickGELU: set encoder.model_name to "
-            f"{other or 'a model that is so too'}"
+            f"{other or 'a model with the same'}"
         )
     if trained_with is None and other is not None:
         activation, opposite = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")

@@ -1,4 +1,4 @@
-"""A small convolutional encoder, trained from scratch: what learns fastest without pretrained weights."""
+"""A small convolutional encoder, trained from scratch: the fastest to train without pretrained weights."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class _Stage(nn.Module):
 
 
 def _coordinates(patches: Tensor) -> Tensor:
-    """(N, 2, rows, columns): vertical and horizontal place from -1 to 1 (CoordConv, Liu et al. 2018).
+    """(N, 2, rows, columns): vertical and horizontal position from -1 to 1 (CoordConv, Liu et al. 2018).
 
-    The transformer adds positions to queries and keys alone, so without them nothing that is passed on would
-    say where in the image a thing was seen.
+    The transformer adds positions to queries and keys alone, so without these channels the values would
+    carry no position in the image.
     """
     rows, columns = patches.shape[-2:]
     vertical = torch.linspace(-1, 1, rows, device=patches.device, dtype=patches.dtype)
@@ -47,14 +47,14 @@ def _coordinates(patches: Tensor) -> Tensor:
 class ConvEncoder(ImageEncoder):
     """4 × 4 patches, then a stage for each entry of `encoder.channels`, each but the first at half the size.
 
-    With three stages a token stands for 16 × 16 pixels.
+    With three stages there is one token per 16 × 16 pixels.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         if not isinstance(config.pretrained, bool) and config.pretrained is not None:
             raise UserError("encoder conv has no pretrained weights: set encoder.pretrained to null")
         if not config.channels:
-            raise UserError("encoder.channels is empty: give a number of channels for each stage")
+            raise UserError("encoder.channels is empty: set the number of channels of each stage")
         super().__init__(config, out_dim=config.channels[-1])
         widths = [3 * _PATCH**2 + 2, *config.channels]
         self.stages = nn.Sequential(

@@ -1,4 +1,4 @@
-"""Convolutions that do the batch norm behind them at once, at the cost of the convolution alone."""
+"""Frozen batch norms folded into the preceding convolutions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
 
-class _DoneBefore(FrozenBatchNorm2d):
-    """Holds its numbers under the names that checkpoints know; the convolution before it applies them."""
+class _AppliedNorm(FrozenBatchNorm2d):
+    """Keeps its tensors under their names in checkpoints; the preceding convolution applies them."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -26,10 +26,10 @@ class _NormedConv(nn.Module):
     Training is the same: the gradient of w comes through the product with the scale.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: _DoneBefore) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: _AppliedNorm) -> None:
         super().__init__()
         self.weight = conv.weight
-        self._parts = (conv, norm)  # in a tuple, since they are no modules of this one
+        self._parts = (conv, norm)  # in a tuple, so that they are not registered as submodules
 
     @property
     def conv(self) -> nn.Conv2d:
@@ -44,13 +44,13 @@ class _NormedConv(nn.Module):
 
 
 def fold_frozen_norms(network: nn.Module) -> None:
-    """Let each convolution do the frozen norm behind it, in training too; names and values of all tensors stay.
+    """Let each convolution apply the frozen norm after it, in training too; names and values of tensors are kept.
 
     For networks that call their modules in the order of their names, as torchvision's ResNets do.
     """
     for parent, (conv_name, conv), (norm_name, norm) in _neighbours(network):
         if isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros" and type(norm) is FrozenBatchNorm2d:
-            done = _DoneBefore(norm.get_buffer("weight").numel(), norm.eps)
+            done = _AppliedNorm(norm.get_buffer("weight").numel(), norm.eps)
             done.load_state_dict(norm.state_dict())
             setattr(parent, conv_name, _NormedConv(conv, done))
             setattr(parent, norm_name, done)
@@ -58,12 +58,12 @@ def fold_frozen_norms(network: nn.Module) -> None:
 
 @torch.no_grad()
 def fold_norms_for_inference(network: nn.Module) -> None:
-    """Write all norms, as they are in evaluation mode, into the weights of the convolutions before them, for good.
+    """Write all norms, as in evaluation mode, into the weights of the preceding convolutions, irreversibly.
 
-    For networks as above; their tensors have other names and values after it.
+    For networks as above; names and values of their tensors change.
     """
     for parent, (conv_name, conv), (norm_name, norm) in _neighbours(network):
-        if isinstance(conv, (nn.Conv2d, _NormedConv)) and isinstance(norm, (_DoneBefore, nn.BatchNorm2d)):
+        if isinstance(conv, (nn.Conv2d, _NormedConv)) and isinstance(norm, (_AppliedNorm, nn.BatchNorm2d)):
             folded = copy.deepcopy(conv.conv if isinstance(conv, _NormedConv) else conv)
             folded.weight, folded.bias = fuse_conv_bn_weights(
                 conv.weight,
@@ -74,7 +74,7 @@ def fold_norms_for_inference(network: nn.Module) -> None:
                 norm.weight,
                 norm.bias,
             )
-            folded.to(memory_format=torch.channels_last)  # as images come
+            folded.to(memory_format=torch.channels_last)  # the memory format of images
             setattr(parent, conv_name, folded)
             setattr(parent, norm_name, nn.Identity())
 

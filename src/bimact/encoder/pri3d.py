@@ -21,14 +21,14 @@ _WEIGHTS = {
     "resnet34": torchvision.models.ResNet34_Weights.IMAGENET1K_V1,
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
 }
-# Pooling before the ReLU gives the same, and leaves a quarter of the work to the ReLU.
+# Pooling before the ReLU is equivalent, and leaves a quarter of the elements to the ReLU.
 _STAGES = ("conv1", "bn1", "maxpool", "relu", "layer1", "layer2", "layer3", "layer4")
 _LAYERS = ("layer1", "layer2", "layer3", "layer4")
-_ENOUGH = 0.9  # share of the backbone's tensors that a file has to have
+_ENOUGH = 0.9  # fraction of the backbone's tensors that a file has to have
 
 
 class Pri3dEncoder(ImageEncoder):
-    """A torchvision ResNet without its pooling and classifier: a token for each 32 × 32 pixels.
+    """A torchvision ResNet without its pooling and classifier: one token per 32 × 32 pixels.
 
     Batch norm is frozen, as in the ACT paper: batches are too small and too alike for its statistics. Images
     are normalised as ImageNet's, which is what Pri3D was trained with (`pretrain/pri3d/dataset/scannet.py` of
@@ -114,7 +114,7 @@ def _load_imagenet(backbone: nn.Module, depth: str, is_default: bool) -> None:
 
 
 def _load_file(backbone: nn.Module, path: Path, depth: str) -> None:
-    """Copy what a file has of the backbone, and say how much that is.
+    """Load a file's tensors of the backbone, and print their number.
 
     Raises:
         UserError: if a tenth or more is missing, or the file is of a deeper network.

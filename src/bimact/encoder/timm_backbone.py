@@ -1,4 +1,4 @@
-"""Any backbone of the timm library, with a token a place or one an image."""
+"""Any backbone of the timm library, with one token per spatial position or one per image."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from bimact.encoder.weights import (
 )
 from bimact.errors import UserError, in_words
 
-# What networks raise on an image size that they are not made for: their own checks, and torch's.
+# Raised by networks for an unsupported image size: their own checks, and torch's.
 _SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
-# And while they are built for a size: also where a network has no such setting, or divides by it.
+# And while they are built for a size: also by a network without such a setting, or that divides by it.
 _BUILD_ERRORS = (*_SIZE_ERRORS, ArithmeticError, LookupError, AttributeError)
 
 
 class TimmEncoder(ImageEncoder):
     """The network that `encoder.model_name` names, without its classifier.
 
-    Tokens are the places of its last feature map (`forward_features`; class and register tokens are left
+    Tokens are the positions of its last feature map (`forward_features`; class and register tokens are left
     out), or with `encoder.spatial: false` its pooled features. Images are normalised as the weights need, by
-    timm's data config. Networks of a fixed input size have images resized to it, others take them as they
-    are; `encoder.image_size` changes either.
+    timm's data config. Networks of a fixed input size have images resized to it, others take them
+    unchanged; `encoder.image_size` changes either.
 
     `encoder.pretrained` is a tag (`a1_in1k`), a path to a file with the network's own or its authors' names,
     `true` (the network's default tag), or `null`. The tag may also be part of the name: `resnet18.a1_in1k`.
@@ -105,7 +105,7 @@ def token_map(network: Any, images: Tensor) -> Tensor:
         grid = _grid_of(network, places.shape[1], (images.shape[-2], images.shape[-1]))
         if grid is not None:
             return places.unflatten(1, grid)
-    raise UserError(f"the network {type(network).__name__} gives no single map of places: set encoder.spatial to false")
+    raise UserError(f"the network {type(network).__name__} has no single feature map: set encoder.spatial to false")
 
 
 def _pooled(network: nn.Module, images: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def _pooled(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _grid_of(network: Any, places: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Rows and columns of a row of places: by what the network says, or by the image's proportions."""
+    """Rows and columns of a sequence of positions: by the network, or by the image's proportions."""
     if places == 0:
         return None
     dynamic = getattr(getattr(network, "patch_embed", None), "dynamic_feat_size", None)
@@ -126,7 +126,7 @@ def _grid_of(network: Any, places: int, size: tuple[int, int]) -> tuple[int, int
     pairs = [(rows, places // rows) for rows in range(1, places + 1) if places % rows == 0]
 
     def stretch(pair: tuple[int, int]) -> float:
-        ratio = (height / pair[0]) / (width / pair[1])  # of a place's height to its width
+        ratio = (height / pair[0]) / (width / pair[1])  # of a position's height to its width
         return max(ratio, 1 / ratio)
 
     best = min(pairs, key=stretch)
@@ -153,7 +153,7 @@ def probe(
 
 
 def freeze_unused(network: nn.Module, tokens: Callable[[Any, Tensor], Tensor], size: tuple[int, int]) -> None:
-    """Parameters that the tokens do not depend on (a pooling head's) ask for no gradient: none would come."""
+    """Parameters that the tokens do not depend on (a pooling head's) need no gradient."""
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     twin = _meta_twin(network)
     parameters = [twin.get_parameter(name) for name in names]
@@ -166,7 +166,7 @@ def freeze_unused(network: nn.Module, tokens: Callable[[Any, Tensor], Tensor], s
 
 
 def _meta_twin(network: nn.Module) -> nn.Module:
-    """A copy without numbers, in evaluation mode: running it costs nothing, and its caches are its own."""
+    """A copy on the meta device, in evaluation mode: it computes shapes only, and has its own caches."""
     twins: dict[int, Any] = {}
     for tensor in [*network.parameters(), *network.buffers()]:
         twin = torch.empty_like(tensor, device="meta")
@@ -180,7 +180,7 @@ def _meta_image(network: nn.Module, size: tuple[int, int]) -> Tensor:
 
 
 def _choose(config: EncoderConfig) -> tuple[str, WeightsSource]:
-    """The network's name with its tag, and where its weights come from."""
+    """The network's name with its tag, and the source of its weights."""
     if not config.model_name:
         raise UserError("encoder timm needs encoder.model_name, the name of a timm network such as resnet18")
     architecture, _, tag = config.model_name.partition(".")
@@ -204,7 +204,7 @@ def _choose(config: EncoderConfig) -> tuple[str, WeightsSource]:
 
 
 def _build(name: str, source: WeightsSource, config: EncoderConfig) -> Any:
-    """Make the network, for `encoder.image_size` where it is made for one size, and give it its weights."""
+    """Build the network, for `encoder.image_size` if it is for one size, and load its weights."""
     settings: dict[str, Any] = {"num_classes": 0}
     cfg = timm.get_pretrained_cfg(name)
     if config.image_size is not None and cfg is not None and cfg.fixed_input_size:
@@ -230,7 +230,7 @@ def _load_file(network: Any, path: Path, name: str) -> None:
     state = strip_prefix(read_state_dict(path), network.state_dict())
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is not None and misfits(network, state):
-        # timm's own translation of the layouts of a network's authors, and of position tables of other sizes.
+        # timm converts the layouts of a network's authors, and position tables of other sizes.
         try:
             state = convert(state, network)
         except _BUILD_ERRORS as error:

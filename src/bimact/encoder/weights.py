@@ -40,8 +40,8 @@ def choose_source(config: EncoderConfig, model: str, tags: Sequence[str], usual:
     """Read `encoder.pretrained`.
 
     Args:
-        config: with `weights_from_checkpoint`, a text that is no tag is taken for a file and not looked for.
-        model: what the weights are for, as a message names it.
+        config: with `weights_from_checkpoint`, text that is not a tag is a file, which need not exist.
+        model: the weights' model, for messages.
         tags: that the library knows for this model; `-` and `_`, small and capital letters are the same.
         usual: the tag that `true` stands for; None: there is none.
 
@@ -54,7 +54,7 @@ def choose_source(config: EncoderConfig, model: str, tags: Sequence[str], usual:
     if wanted is True:
         if usual is None and not config.weights_from_checkpoint:
             raise UserError(
-                f"there are no pretrained weights for {model}: give a local file by encoder.pretrained: "
+                f"there are no pretrained weights for {model}: set encoder.pretrained to a local file: "
                 f"/path/to/file, {_WAYS_OUT}"
             )
         return WeightsSource(tag=usual)
@@ -85,7 +85,7 @@ def _clean(tag: str) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file that torch or safetensors wrote, on the CPU; nothing in the file is run.
+    """The state dict in a file that torch or safetensors wrote, on the CPU; no code in the file is run.
 
     It is looked for under `state_dict`, `model_state_dict`, `model_state` or `model`, then at the top, then anywhere.
 
@@ -99,7 +99,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"weights file not found: {path.absolute()} (encoder.pretrained)")
     content = read_content(path)
     state = _find_state_dict(content)
-    if state is None and len(others := state_dicts(content)) == 1:  # under a name that nobody foresaw
+    if state is None and len(others := state_dicts(content)) == 1:  # under an unknown name
         [state] = others.values()
     if state is None:
         raise UserError(f"{path} holds no state dict: encoder.pretrained needs a file of named tensors")
@@ -107,7 +107,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _find_state_dict(content: Any, depth: int = 3) -> dict[str, Tensor] | None:
-    """The first mapping that holds tensors by name, at most so many wrappers deep."""
+    """The first mapping that holds tensors by name, down to a maximum depth."""
     if depth == 0 or not isinstance(content, Mapping):
         return None
     for wrapper in _WRAPPERS:
@@ -137,7 +137,7 @@ def strip_prefix(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[s
 def misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Names of a module's tensors that a state dict lacks or has in another shape.
 
-    Batch norm's count of batches is left out: old files do not have it, and nothing here uses it.
+    Batch norm's count of batches is left out: old files do not have it, and it is not used here.
     """
     return [
         name
@@ -165,12 +165,12 @@ def load_all(module: nn.Module, state: Mapping[str, Tensor], path: Path | str, m
 
 @contextmanager
 def download(wanted: str, hub: bool, advice: str = "") -> Iterator[None]:
-    """What a library fetches inside comes soon or ends in one sentence.
+    """Time limits and one error for the downloads of a library in this context.
 
     Args:
-        wanted: what is fetched, as the sentence names it.
+        wanted: the download, for the message.
         hub: whether it comes from the model hub. If that cannot be reached, its library looks into its cache
-            alone: by itself it tries again for 23 s a file (huggingface_hub 2.4).
+            alone: by itself it tries again for 23 s per file (huggingface_hub 2.4).
         advice: what else to set where the same weights are given as a local file.
 
     Raises:

@@ -35,7 +35,7 @@ def learning_curves(records: Sequence[Record]) -> dict[str, Markup]:
         plots["success"] = _success_plot(rollouts)
     for name, title, scale in (
         ("lr", "learning rate", 1.0),
-        ("steps_per_second", "optimizer steps a second", 1.0),
+        ("steps_per_second", "optimizer steps per second", 1.0),
         ("data_wait_share", "time spent waiting for data, %", 100.0),
     ):
         x, y = _series(steps, name)
@@ -148,7 +148,7 @@ def _joint_errors(title: str, unit: str, names: Sequence[str], errors: Mapping[s
         title: which joints.
         unit: of their errors.
         names: of the joints.
-        errors: of the policy and of each baseline, one number a joint.
+        errors: of the policy and of each baseline, one number per joint.
     """
     styles = [("policy", 0.4, 1.0), ("hold", 0.2, 0.75), ("mean", 0.2, 0.75)]
 
@@ -208,7 +208,7 @@ def _trajectory(index: int, title: str, trajectory: Record, fps: float | None) -
         axes.plot(*_thin(times, demonstrated), color=COLORS["demo"], lw=2.6)
         axes.plot(*_thin(times, predicted), color=COLORS["policy"], lw=1.2)
         low, high = axes.get_ylim()
-        if high - low < 0.05:  # or noise of a joint that stands still would fill the panel
+        if high - low < 0.05:  # or the noise of a joint at rest would fill the panel
             axes.set_ylim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
         axes.grid(False, axis="x")
         axes.margins(x=0)
@@ -239,7 +239,7 @@ def _thin(x: np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[np.ndarray, n
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """NaN for what no axis has a place for."""
+    """Values (N,), with NaN in place of Inf, which no axis can show."""
     values = np.asarray(values, dtype=float)
     return np.where(np.isfinite(values), values, np.nan)
 

@@ -1,4 +1,4 @@
-"""`R/evaluation.json`: what was found out about a run's policy."""
+"""`R/evaluation.json`: the results of evaluations of a run's policy."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class RolloutSettings:
             `execute_steps` is given.
         videos: how many of the first rollouts are filmed.
         image_size: height and width of the camera images; None: as in the training data.
-        parallel: environments that step at once; None: chosen by the machine.
+        parallel: number of environments that step together; None: from the number of CPU cores.
     """
 
     task: str
@@ -98,7 +98,7 @@ def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[s
     size = settings.image_size or config.image_size
     if size is None:
         raise UserError(
-            f"{loaded.run.path} does not say which size its training images had: give --image_size, as 240x320"
+            f"{loaded.run.path} does not hold the size of its training images: pass --image_size, such as 240x320"
         )
     dtype = precision_dtype(choose_precision(config.mixed_precision, loaded.device))
     policy = Policy(loaded.network, execution, loaded.interface, dtype=dtype)

@@ -153,7 +153,7 @@ def read_lerobot(folder: Path, cameras: Sequence[str] | None = None, weights_fil
     constant = ", ".join(map(str, (action.std < _LEAST_ACTION_STD).nonzero().flatten().tolist()))
     if constant:
         notes.append(
-            f"action {constant} never changed in its training: to train it on with data where it does needs new weights"
+            f"action {constant} never changed in its training: further training on data where it does needs new weights"
         )
     policy = assemble(settings, ours, state, action, path)
     layout = "2024" if is_of_2024 else "early 2025" if before is None else "late 2025"

@@ -90,7 +90,7 @@ def read_original(
     _refuse_inexpressible(weights, path)
     if cameras is None:
         raise UserError(
-            f"which cameras was {path} trained with? Its weights do not say: pass --cameras top, or "
+            f"the weights in {path} do not name their cameras: pass --cameras top, or "
             "--cameras cam_high,cam_low,cam_left_wrist,cam_right_wrist"
         )
     notes = list(found.notes)
@@ -143,7 +143,7 @@ def _affine(stats: Mapping[str, Any], kind: str, size: int, path: Path) -> Affin
     for name in (f"{kind}_mean", f"{kind}_std"):
         value = stats.get(name)
         if not (isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.shape == (size,)):
-            raise UserError(f"{path} has no '{name}' of {size} numbers: is it of another policy?")
+            raise UserError(f"{path} has no '{name}' of {size} numbers: pass those of this policy by --stats")
         found.append(torch.from_numpy(np.array(value, dtype=np.float32)))
     mean, std = found
     if not bool(mean.isfinite().all() and std.isfinite().all()) or float(std.min()) <= 0:

@@ -1,6 +1,6 @@
 """ACT, Action Chunking with Transformers (Zhao et al. 2023, arXiv:2304.13705, section IV and appendix C).
 
-Letters: B batch, T observations (temporal_context), V cameras, K tokens an image, D hidden_dim, C chunk_size,
+Letters: B batch, T observations (temporal_context), V cameras, K tokens per image, D hidden_dim, C chunk_size,
 A action_dim, S state_dim, Z latent_dim.
 """
 
@@ -27,11 +27,11 @@ Observation = dict[str, Tensor]
 
 
 class ActOutput(NamedTuple):
-    """What the loss needs besides the predicted actions.
+    """The inputs of the loss besides the predicted actions.
 
     Attributes:
         normalized_actions: (B, C, A), zero mean and unit variance.
-        mu: (B, Z) mean of the posterior; None where no posterior was asked (evaluation, `use_vae: false`).
+        mu: (B, Z) mean of the posterior; None without a posterior (evaluation mode, `use_vae: false`).
         log_sigma2: (B, Z) logarithm of its variance, or None.
     """
 
@@ -138,16 +138,16 @@ class ActPolicy(nn.Module):
 
         Args:
             obs: `state` (B, T, S) and of each of the policy's cameras one of `image_<camera>` (B, T, 3, H, W) uint8;
-                `features_<camera>` (B, T, rows, columns, C), what the trunk of its image encoder makes of them;
-                `tokens_<camera>` (B, T, rows, columns, E), what the whole encoder makes of them. In training mode also
+                `features_<camera>` (B, T, rows, columns, C), features of the trunk of its image encoder;
+                `tokens_<camera>` (B, T, rows, columns, E), tokens of the whole encoder. In training mode also
                 `action_is_pad` (B, C). `reference` (B, S) is the present state that relative actions belong to, if
                 `state` was changed; None: the last of `state`. Other entries are ignored.
             actions: (B, C, A), the demonstrated chunk: the posterior sees it in training mode, where the
-                latent is sampled. In evaluation mode it is not looked at and the latent is 0.
-            noise: (B, Z) standard normal numbers that the latent is sampled with; None: drawn here.
+                latent is sampled. In evaluation mode it is not used and the latent is 0.
+            noise: (B, Z) standard normal numbers for the latent; None: drawn here.
 
         Returns:
-            the chunk (B, C, A) in the robot's units, and what the loss needs.
+            the chunk (B, C, A) in the robot's units, and the other inputs of the loss.
         """
         state = self.state_normalizer(obs["state"].float())
         mu = log_sigma2 = None
@@ -174,7 +174,7 @@ class ActPolicy(nn.Module):
         return self.relative_normalizer.inverse(normalized) + self._base(obs)
 
     def _base(self, obs: Observation) -> Tensor:
-        """(B, 1, A): what is added to relative actions; 0 for absolute dimensions."""
+        """(B, 1, A): the reference of relative actions; 0 for absolute dimensions."""
         state = (obs["reference"] if "reference" in obs else obs["state"][:, -1]).float()
         return torch.where(self.relative_to >= 0, state[:, self.relative_to], 0.0)[:, None]
 
@@ -208,7 +208,7 @@ class ActPolicy(nn.Module):
                     f"encoder.fuse '{self.config.encoder.fuse}' fuses tokens per location, but the cameras' "
                     "images have different sizes: set encoder.image_size, or fuse: tokens"
                 )
-            stacked = torch.stack(tokens, dim=2).flatten(0, 1)  # (B·T, V, K, D): fusion sees cameras side by side
+            stacked = torch.stack(tokens, dim=2).flatten(0, 1)  # (B·T, V, K, D)
             tokens = [self.fusion(stacked).unflatten(0, (batch, context))]
             grids = grids[:1]
         places = torch.cat(
@@ -224,7 +224,7 @@ class ActPolicy(nn.Module):
         return [made[camera] if camera in made else self._given(obs, camera) for camera in self.cameras]
 
     def _given(self, obs: Observation, camera: str) -> Tensor:
-        """A camera's tokens, finished if only the encoder's trunk has seen the images."""
+        """A camera's tokens, from its trunk features if these are given."""
         if f"tokens_{camera}" in obs:
             return obs[f"tokens_{camera}"]
         features = obs[f"features_{camera}"]
@@ -284,7 +284,7 @@ def act_losses(policy_output: ActOutput, normalized_actions: Tensor, is_pad: Ten
 
 
 def build_act_policy(config: Any) -> ActPolicy:
-    """Make the policy that a config describes: a `Config`, a mapping, or what `OmegaConf.load` returns.
+    """Make the policy that a config describes: a `Config`, a mapping, or a node of `OmegaConf.load`.
 
     The config has to name state_dim, action_dim and cameras; `R/config.yaml` of a run does.
 

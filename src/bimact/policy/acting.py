@@ -1,4 +1,4 @@
-"""Acting: observations in, actions out, whatever computes the chunks: PyTorch, or an exported model.
+"""Acting: observations in, actions out, with chunks computed by PyTorch or by an exported model.
 
 Letters: N environments, T observations (temporal_context), C chunk_size, A action_dim, S state_dim.
 """
@@ -32,7 +32,7 @@ class ActingPolicy(ABC):
     A subclass gives `chunks`.
 
     Args:
-        metadata: what the policy takes and returns.
+        metadata: the policy's inputs and outputs.
     """
 
     def __init__(self, metadata: PolicyMetadata) -> None:
@@ -45,8 +45,8 @@ class ActingPolicy(ABC):
 
         Args:
             histories: `state` (N, T, S) float32 and `image_<camera>` (N, T, H, W, 3) uint8, oldest first.
-            new: how many of the T observations, the newest ones, no call since `reset` has seen; at the first call
-                all of them are.
+            new: number of the newest observations that are new since the previous call; all T at the first call after
+                `reset`.
 
         Returns:
             (N, C, A) float32 in the robot's units.
@@ -97,7 +97,7 @@ class ActingPolicy(ABC):
         return action if batched else action[0]
 
     def predict_chunk(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """The actions from this control step on; nothing of `act`'s plan changes.
+        """The actions from this control step on; the plan of `act` stays unchanged.
 
         Args:
             observation: of this step.
@@ -151,7 +151,7 @@ class ActingPolicy(ABC):
         return actions
 
     def _remember(self, observation: Mapping[str, Any]) -> bool:
-        """Check an observation and add it to the history, which it fills at an episode's beginning.
+        """Check an observation and add it to the history, which it fills at the beginning of an episode.
 
         Returns:
             whether it has an axis over environments.

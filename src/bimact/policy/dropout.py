@@ -1,4 +1,4 @@
-"""Dropout that is cheap on a CPU, where PyTorch's spends more time on random numbers than the model computes."""
+"""Dropout with cheap random numbers on a CPU, where PyTorch's take longer than the model's computation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _LEVELS = 256  # of a random byte
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of an element → integers so wide
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per element → integer dtype
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each element with probability p and scale the rest by 1 / (1 - p).
 
-    On a CPU one random 64-bit number decides over eight elements, a byte each: p is rounded to a 256th, and
+    On a CPU one random 64-bit number decides over eight elements, one byte each: p is rounded to 1/256ths, and
     the scale is that of the rounded p, so that the expectation is exact. Elsewhere, and where `torch.compile` makes one
     kernel of it and its neighbours, PyTorch's own is cheap enough.
     """
@@ -28,7 +28,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 class _DropByBytes(torch.autograd.Function):
-    """A kept element keeps its bits, a dropped one loses them: integer operations, which take the least time."""
+    """Mask the bits of dropped elements: integer operations, which are the fastest."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:

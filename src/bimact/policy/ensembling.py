@@ -1,4 +1,4 @@
-"""What is executed of the chunks that a policy predicts: averages over time, or the first steps of each."""
+"""Temporal ensembling: the average of overlapping chunks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Array = TypeVar("Array", bound=np.ndarray)  # or a tensor of PyTorch, which this
 
 
 class TemporalEnsemble:
-    """Temporal ensembling (ACT paper, section IV-B and algorithm 2), for several rollouts at once.
+    """Temporal ensembling (ACT paper, section IV-B and algorithm 2), for a batch of rollouts.
 
-    At each step a new chunk is predicted; the action is the average of what all chunks say of this step, with
+    At each step a new chunk is predicted; the action is the average of all chunks' actions for this step, with
     the weight exp(-m i) for the i-th oldest, i = 0 being the oldest.
 
     Args:
         chunk_size: C.
-        coefficient: m; 0 is the plain mean, a small m lets new observations count sooner.
+        coefficient: m; 0 is the plain mean, a smaller m gives new observations more weight (paper, IV-B).
         window: average only this many of the newest chunks; None: all that reach this step.
     """
 
@@ -39,7 +39,7 @@ class TemporalEnsemble:
         count = len(self._chunks)
         weights = [math.exp(-self.coefficient * age) for age in range(count)]
         total = sum(weights)
-        # The chunk that is k steps old speaks of this step in its k-th action.
+        # A chunk that is k steps old has its action for this step at index k.
         terms = [
             (weight / total) * old[:, count - 1 - age] for age, (weight, old) in enumerate(zip(weights, self._chunks))
         ]

@@ -1,4 +1,4 @@
-"""A network of PyTorch that acts.
+"""Inference by a network of PyTorch.
 
 Letters: N environments, T observations (temporal_context), C chunk_size, A action_dim, E encoder tokens.
 """
@@ -29,9 +29,9 @@ class Policy(ActingPolicy):
     convolutions, and each camera frame goes through the encoder once.
 
     Args:
-        network: the weights; it stays as it is.
-        execution: how chunks are executed; None: as its config says.
-        interface: of its training data; None: what its config says.
+        network: the weights; it is not changed.
+        execution: how chunks are executed; None: by its config.
+        interface: of its training data; None: by its config.
         dtype: of matrix products: float32, bfloat16 or float16. All else is computed in float32.
         name: for `metadata`.
         checkpoint: for `metadata`.

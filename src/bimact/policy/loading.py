@@ -20,7 +20,7 @@ from bimact.run_directory import Run
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy's network in evaluation mode on a device, and what it was loaded from.
+    """A policy's network in evaluation mode on a device, and its source.
 
     Attributes:
         network: the policy itself.
@@ -64,7 +64,7 @@ def load_run(path: str | Path, checkpoint: str | int = "best", device: str = "au
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """A policy's state dict, on the CPU; nothing in the file is run.
+    """A policy's state dict, on the CPU; no code in the file is run.
 
     It may also lie under a key such as `model_state_dict`, have names that begin with `module.`, or be a file of
     safetensors; the main process prints what else was chosen there.

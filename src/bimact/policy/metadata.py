@@ -1,4 +1,4 @@
-"""What somebody who runs a policy has to know of it: inputs, outputs, and how chunks are executed."""
+"""The interface of a policy: inputs, outputs, and how chunks are executed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Execution:
 
     Attributes:
         execute_steps: actions of a chunk that are executed before the next prediction; 1 with temporal ensembling.
-        temporal_ensemble: predict at each step and average what overlapping chunks say of it (ACT paper, IV-B).
-        ensemble_window: how many of the newest chunks are averaged; None: all that reach the step.
+        temporal_ensemble: predict at each step and average the overlapping chunks (ACT paper, IV-B).
+        ensemble_window: number of newest chunks that are averaged; None: all that reach the step.
         ensemble_coefficient: m of the weights exp(-m i), oldest chunk first (i = 0).
     """
 
@@ -31,15 +31,15 @@ class Execution:
 
     @classmethod
     def of(cls, config: Config, execute_steps: int | None = None, temporal_ensemble: bool | None = None) -> Execution:
-        """What a run's config says, unless it is said otherwise here.
+        """Execution by a run's config, or as given here.
 
         Args:
             config: of the run.
-            execute_steps: execute so many steps of each chunk, without ensembling.
+            execute_steps: steps of each chunk to execute, without ensembling; None: the config's.
             temporal_ensemble: True: ensemble; False: execute chunks; None: the config's.
 
         Raises:
-            UserError: if both are asked for, or a chunk has fewer steps.
+            UserError: if both are given, or a chunk has fewer steps.
         """
         if temporal_ensemble and execute_steps is not None:
             raise UserError(
@@ -57,16 +57,16 @@ class Execution:
 
 @dataclass(frozen=True)
 class Interface:
-    """What a policy's training data say about its inputs and outputs: `interface.json` in a run directory.
+    """A policy's inputs and outputs, from its training data: `interface.json` in a run directory.
 
     Attributes:
-        cameras: (height, width) of each camera's images; None where any size will do.
+        cameras: (height, width) of each camera's images; None: any size.
         state_names: S names; None if the demonstrations have none.
         action_names: A names; None if the demonstrations have none.
-        control_frequency: actions per second (Hz); None if nobody knows it.
+        control_frequency: actions per second (Hz); None if unknown.
         state_range: lowest and highest value of each dimension in the training episodes, in the robot's units.
         action_range: the same of actions.
-        task: what the demonstrations show; None if they do not say.
+        task: description of the demonstrations' task; None without one.
     """
 
     cameras: Mapping[str, tuple[int, int] | None]
@@ -79,7 +79,7 @@ class Interface:
 
     @classmethod
     def of_config(cls, config: Config) -> Interface:
-        """What a config alone says."""
+        """The interface by a config alone."""
         size = None if config.image_size is None else (config.image_size[0], config.image_size[1])
         return cls(dict.fromkeys(config.cameras or (), size), control_frequency=config.fps)
 
@@ -128,10 +128,10 @@ def _ranges(content: Any) -> tuple[tuple[float, float], ...] | None:
 
 @dataclass(frozen=True)
 class PolicyMetadata:
-    """What somebody who runs a policy has to know.
+    """Everything that running a policy needs.
 
     Attributes:
-        name: of the run, or of what the policy was read from.
+        name: of the run, or of the policy's source.
         checkpoint: file name of the weights.
         state_dim: S.
         action_dim: A.

@@ -18,14 +18,14 @@ from bimact.policy.dropout import dropout as drop
 def attend(q: Tensor, k: Tensor, v: Tensor, is_pad: Tensor | None, dropout: float) -> Tensor:
     """Scaled dot-product attention.
 
-    On a CPU it is written out: there the backward pass of PyTorch's fused kernel takes longer than all else.
+    On a CPU it is computed step by step: the backward pass of PyTorch's fused kernel dominates a training step there.
 
     Args:
         q: (B, H, L, D/H).
         k: (B, H, M, D/H).
         v: (B, H, M, D/H).
-        is_pad: (B, M) bool, keys that nothing may attend to; None: none.
-        dropout: share of attention weights dropped.
+        is_pad: (B, M) bool, keys that are masked; None: none.
+        dropout: dropout probability of attention weights.
 
     Returns:
         (B, H, L, D/H).
@@ -40,7 +40,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, is_pad: Tensor | None, dropout: floa
 
 
 def in_autocast_dtype(x: Tensor) -> Tensor:
-    """x in the number format that autocast gives matrix products, where it is on."""
+    """x in autocast's dtype of matrix products, if autocast is enabled."""
     device = x.device.type
     is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return x.to(torch.get_autocast_dtype(device)) if is_on else x
@@ -154,7 +154,7 @@ class TransformerEncoder(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, is_pad: Tensor | None = None, wanted: int | None = None) -> Tensor:
         """x (B, L, D), positions (1 or B, L, D), is_pad (B, L) → the first `wanted` tokens, or all (B, L, D).
 
-        The last layer computes nothing for tokens that are not wanted.
+        The last layer computes only the wanted tokens.
         """
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, positions, is_pad, wanted if number == len(self.layers) else None)

@@ -1,7 +1,7 @@
-"""A policy's weights in a file: of bimact, LeRobot or the original ACT, however they were saved.
+"""A policy's weights in a file: of bimact, LeRobot or the original ACT, in the layouts of common trainers.
 
-Trainers save a state dict alone or beside an optimizer, under `model_state_dict`, `nets` and other names, with what
-wrappers put before names (`module.` of DataParallel, `_orig_mod.` of torch.compile), and with averages of the weights.
+Trainers save a state dict alone or beside an optimizer, under `model_state_dict`, `nets` and other names, with prefixes
+of wrappers (`module.` of DataParallel, `_orig_mod.` of torch.compile), and with averages of the weights.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from bimact.weights_file import in_short, read_content, state_dicts
 
 @dataclass(frozen=True)
 class Software:
-    """Whose names the tensors of a policy have.
+    """A software, by its names of a policy's tensors.
 
     Attributes:
         name: for messages.
-        anchor: a tensor that each of its policies has, and nobody else's.
+        anchor: a tensor that all of its policies have, and no others.
         module: where in a whole policy the network is.
     """
 
@@ -42,7 +42,7 @@ _SOFTWARE = (BIMACT, LEROBOT, ORIGINAL)
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _USUAL_KEYS = {"state_dict", "model_state_dict", "model_state", "model", "module", "nets", "net", "policy", "weights"}
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|shadow|polyak)(_|$)")
-_COUNTERS = {"n_averaged", "num_updates", "decay", "initted", "step"}  # of those who average
+_COUNTERS = {"n_averaged", "num_updates", "decay", "initted", "step"}  # of averaged weights
 _OTHER_POLICIES = {  # by a part of a tensor's name
     "noise_pred_net": "a diffusion policy",
     "diffusion": "a diffusion policy",
@@ -58,9 +58,9 @@ class PolicyWeights:
     """The weights of one policy.
 
     Attributes:
-        software: whose names they have.
+        software: the owner of their names.
         tensors: under the names of that software's own state dict.
-        notes: what was chosen or left out, a sentence each.
+        notes: sentences on what was chosen or left out.
     """
 
     software: Software
@@ -81,15 +81,15 @@ class _Candidate:
 
 
 def read_policy_weights(path: Path, wanted: Software | None = None) -> PolicyWeights:
-    """Find the weights of an ACT policy in a file of torch or safetensors; nothing in it is run.
+    """Find the weights of an ACT policy in a file of torch or safetensors; no code in it is run.
 
     Where a file has an average of the weights over training (EMA) besides the weights of the last step, the average
-    is taken, as those who train one do for acting; what is not averaged, such as running statistics, comes from the
+    is taken, as is usual for inference; tensors that are not averaged, such as running statistics, comes from the
     weights.
 
     Args:
         path: the file, or the index of a sharded one.
-        wanted: whose policy it has to be; None: anyone's.
+        wanted: the software that the policy has to be of; None: any.
 
     Raises:
         UserError: if the file cannot be read, or holds no such policy or several; the sentence says what it holds.

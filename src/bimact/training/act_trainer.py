@@ -36,7 +36,7 @@ from bimact.training.watch import LossWatch, StepTimes, StopRequest, TrainingDis
 
 
 class Evaluator(Protocol):
-    """Rollouts beside the training, for `eval_task`: `evaluation.in_training.RolloutsInTraining`."""
+    """Rollouts during training, for `eval_task`: `evaluation.in_training.RolloutsInTraining`."""
 
     def start(self, step: int, weights: Path) -> None: ...
 
@@ -50,7 +50,7 @@ def train_run(prepared: PreparedRun, evaluator: Callable[[Run, Config], Evaluato
 
     Args:
         prepared: of `prepare_run`.
-        evaluator: makes what evaluates the policy for `eval_task`.
+        evaluator: creates the evaluator of `eval_task`.
 
     Returns:
         the trainer at its end.
@@ -63,7 +63,7 @@ def train_run(prepared: PreparedRun, evaluator: Callable[[Run, Config], Evaluato
     ranks, config = prepared.ranks, prepared.config
     try:
         with (
-            ranks.telling_of_lost_processes(prepared.run),
+            ranks.explain_lost_processes(prepared.run),
             _opened_log(prepared) as log,
             stop_at_step_end(insist=ranks.count == 1) as stop,
             TrainingDisplay(prepared.step, prepared.total_steps, ranks.is_main) as display,
@@ -86,7 +86,7 @@ def train_run(prepared: PreparedRun, evaluator: Callable[[Run, Config], Evaluato
 
 @contextmanager
 def _opened_log(prepared: PreparedRun) -> Iterator[MetricsLog | None]:
-    """The main process has the run directory for itself, and its metrics are written to the end; others: None."""
+    """The metrics log, with the run directory locked, in the main process; None in the others."""
     if not prepared.ranks.is_main:
         yield None
         return
@@ -125,10 +125,10 @@ class ActTrainer:
 
     Args:
         prepared: of `prepare_run`.
-        log: takes the metrics; None in all processes but the main one, which alone saves checkpoints.
-        stop: asks for an end after the present step.
+        log: of metrics, in the main process, which also saves checkpoints; None in the others.
+        stop: requests an end after the current step.
         display: the live line of the terminal.
-        evaluator: rolls the policy out beside the training; in the main process alone.
+        evaluator: runs rollouts during training; in the main process alone.
     """
 
     def __init__(
@@ -144,12 +144,12 @@ class ActTrainer:
         self.total_steps, self.total_epochs = prepared.total_steps, prepared.total_epochs
         self.order = prepared.order
         self.step = prepared.step  # optimizer steps done
-        self.pending: list[Tensor] = []  # losses (3,) of steps that are not logged yet, still on the device
+        self.pending: list[Tensor] = []  # losses (3,) of steps that are not yet logged, on the device
         self.best_val_loss = math.inf
         self.best_epoch = 0  # the last one with a new lowest val_loss
         self.evaluator = evaluator
-        self.evaluating: int | None = None  # the step whose weights are rolled out
-        self.best_success = 0.0  # the highest lower end of an interval
+        self.evaluating: int | None = None  # the step whose weights are being evaluated
+        self.best_success = 0.0  # the highest lower bound of a confidence interval
         self.evaluations_since_best = 0
         self.watch = LossWatch()
         self.log = log
@@ -165,18 +165,18 @@ class ActTrainer:
         optimizer = make_optimizer(policy, config, self.ranks.count * config.gradient_accumulation_steps)
         self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.learner = self.policy
-        self.augmentation = Augmentation(config, self.bare_policy)
+        self.augmentation = Augmentation(config, self.unwrapped_policy)
         if config.compile:
             self._print("Compiling the policy: the first step takes a minute or more")
-            # Gradients that are accumulated must outlive the graph that made them.
+            # Accumulated gradients have to outlive the graph that computed them.
             cuda_graphs = device.type == "cuda" and config.gradient_accumulation_steps == 1
             self.learner = CompiledPolicy(self.policy, config.batch_size, cuda_graphs=cuda_graphs)
 
-        # A checkpoint's weights are the averaged ones, and its state has those that are trained.
-        self.average = None if config.ema_decay is None else AveragedWeights(self.bare_policy, config.ema_decay)
+        # A checkpoint's weights are the averaged ones; its state holds the trained ones.
+        self.average = None if config.ema_decay is None else AveragedWeights(self.unwrapped_policy, config.ema_decay)
         state = None if prepared.checkpoint is None else prepared.checkpoint.state
         if state is not None:
-            self.bare_policy.load_state_dict(state.get("trained_weights") or {}, strict=False)
+            self.unwrapped_policy.load_state_dict(state.get("trained_weights") or {}, strict=False)
             if not load_optimizer_state(self.optimizer, state["optimizer"]):
                 self._print("Other parameters are trained than before: the optimizer starts anew")
             if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -194,16 +194,16 @@ class ActTrainer:
         )
 
     @property
-    def bare_policy(self) -> ActPolicy:
+    def unwrapped_policy(self) -> ActPolicy:
         """The policy without the wrapper of data-parallel training."""
         return self.accelerator.unwrap_model(self.policy)
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within it the policy has its averaged weights, if the run averages them."""
+        """A context in which the policy has its averaged weights, if the run averages them."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def fit(self) -> None:
-        """Train to the end, or to the step's end after which a stop was requested.
+        """Train to the end, or until a requested stop.
 
         Raises:
             UserError: if the loss goes wrong.
@@ -221,9 +221,9 @@ class ActTrainer:
             raise KeyboardInterrupt
 
     def _train_epoch(self) -> None:
-        """Train on what is left of an epoch, then validate and save; a request to stop leaves it where it is."""
+        """Train on the rest of an epoch, validate and save; a requested stop leaves the epoch unfinished."""
         times = StepTimes()
-        epoch = self.order.epoch + 1  # counted from 1 where people see it
+        epoch = self.order.epoch + 1  # displayed from 1
         self.policy.train()
         for step, batches in times.measure_waiting(self._steps_left()):
             self.pending.append(self.train_step(step, batches))
@@ -245,7 +245,7 @@ class ActTrainer:
         record = {"epoch": epoch, "time_per_epoch": times.elapsed}
         val_loss = self.validate()
         if self.ranks.count == 1 and self.stop.requested and self.step < self.total_steps:
-            self.stopping = True  # in validation, which comes again when the run is resumed
+            self.stopping = True  # during validation, which is repeated after resuming
             return
         if not self.order.steps_left:
             self.order.epoch, self.order.done = self.order.epoch + 1, 0
@@ -257,7 +257,7 @@ class ActTrainer:
         self._save_epoch(epoch, val_loss)
 
     def _steps_left(self) -> Iterator[tuple[Step, list[Batch]]]:
-        """The remaining steps of the epoch, with a batch for each part of this process."""
+        """The remaining steps of the epoch, with one batch per part of this process."""
         steps = list(self.order.steps())  # before the loader's position moves on
         batches = iter(self.loaders.training)
         for step in steps:
@@ -267,11 +267,11 @@ class ActTrainer:
         """One optimizer step.
 
         Args:
-            step: how much each batch counts.
-            batches: of this process, one after the other; their gradients are added up.
+            step: its parts, with the weight of each batch.
+            batches: of this process; their gradients are accumulated.
 
         Returns:
-            the losses (3,) before the step: total, action, kl; on the device, so that nothing waits for them. The
+            the losses (3,) before the step: total, action, kl; on the device, without synchronisation. The
             mean over processes is that of the whole step.
         """
         seed_step(self.config.seed, self.step, self.ranks.rank)
@@ -293,22 +293,22 @@ class ActTrainer:
         return torch.stack(losses).sum(dim=0)
 
     def _backward(self, part: Part, batch: Batch, noise: Tensor) -> Tensor:
-        """Add a batch's gradients to those of its step, and give its share (3,) of the losses."""
+        """Accumulate a batch's gradients; returns its contribution (3,) to the step's losses."""
         obs, actions = to_device(batch, self.accelerator.device)
         obs = self.augmentation(obs, self.step, len(noise), part.samples)
         with self.accelerator.autocast():
             _, output = self.learner(obs, actions, noise[part.samples].to(self.accelerator.device))
-        target = self.bare_policy.normalized(actions, obs)
+        target = self.unwrapped_policy.normalized(actions, obs)
         losses = weighted_losses(act_losses(output, target, obs["action_is_pad"], self.config), part, self.config)
         self.accelerator.backward(losses.total)
         return torch.stack([loss.detach() for loss in losses])
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """The action loss on held-out episodes with latent 0, as at inference; None without any, or if interrupted."""
+        """The action loss on held-out episodes with latent 0; None without held-out episodes, or if interrupted."""
         if self.loaders.validation is None:
             return None
-        policy = self.bare_policy
+        policy = self.unwrapped_policy
         policy.eval()
         total = torch.zeros(2, dtype=torch.float64)
         with self.averaged_weights():
@@ -328,7 +328,7 @@ class ActTrainer:
         return error / count
 
     def _reduce_pending(self) -> None:
-        """Make the losses not yet logged those of all processes together."""
+        """All-reduce the losses that are not yet logged."""
         if self.pending:
             self.pending = list(self.ranks.mean(torch.stack(self.pending)))
 
@@ -337,7 +337,7 @@ class ActTrainer:
         self.watch.check(self.pending, self.step)
         total, action, kl = torch.stack(self.pending).mean(dim=0).tolist()
         self.pending = []
-        weighted = self.config.kl_weight * kl  # so that the loss is the sum of what is shown
+        weighted = self.config.kl_weight * kl  # so that the displayed terms add up to the loss
         record = {
             "epoch": epoch,
             "total_loss": total,
@@ -397,7 +397,7 @@ class ActTrainer:
         )
 
     def _evaluate(self, last: bool) -> None:
-        """Take in the rollouts that are done, and start those that are due; a due one waits for the one before."""
+        """Collect finished evaluations and start the next one that is due, after the previous one has ended."""
         config = self.config
         if config.eval_task is None:
             return
@@ -409,7 +409,7 @@ class ActTrainer:
                 weights = self._evaluated(self.step)
                 weights.parent.mkdir(parents=True, exist_ok=True)
                 with self.averaged_weights(), atomic_write(weights) as file:
-                    torch.save(self.bare_policy.state_dict(), file)
+                    torch.save(self.unwrapped_policy.state_dict(), file)
                 self.evaluator.start(self.step, weights)
                 self.evaluating = self.step
                 if last:
@@ -443,7 +443,7 @@ class ActTrainer:
         self.evaluating = None
 
     def _resume_evaluation(self, step: int | None) -> None:
-        """Start again the rollouts that ran when the checkpoint was saved."""
+        """Restart the evaluation that was running when the checkpoint was saved."""
         if step is None or self.evaluator is None:
             return
         if not self._evaluated(step).exists():
@@ -457,7 +457,7 @@ class ActTrainer:
         windows = self.data.validation or self.data.training
         batch = to_device(windows.__getitems__([len(windows) // 2]), self.accelerator.device)
         with self.averaged_weights(), self.accelerator.autocast():
-            predicted = predict(self.bare_policy, batch)
+            predicted = predict(self.unwrapped_policy, batch)
         title = f"Step {self.step}: predicted and demonstrated chunk"
         figure = prediction_figure(*predicted, self.data.episodes.joint_names, title)
         log.log_figure("predictions", figure, self.step)
@@ -482,7 +482,7 @@ class ActTrainer:
         if self.average is not None:
             state["trained_weights"] = {name: value.clone() for name, value in self.average.current().items()}
         with self.averaged_weights():
-            return save_checkpoint(self.run, name, self.bare_policy.state_dict(), state)
+            return save_checkpoint(self.run, name, self.unwrapped_policy.state_dict(), state)
 
     def _print(self, line: str) -> None:
         if self.ranks.is_main:
@@ -490,6 +490,6 @@ class ActTrainer:
 
 
 def weighted_losses(losses: Losses, part: Part, config: Config) -> Losses:
-    """A batch's mean losses → its share of the step's."""
+    """A batch's mean losses → its contribution to the step's."""
     action, kl = part.action_weight * losses.action, part.window_weight * losses.kl
     return Losses(action + config.kl_weight * kl, action, kl)

@@ -1,7 +1,7 @@
-"""Random changes of training samples, on the device: images, state, cameras that are missing.
+"""Random changes of training samples, on the device: images, state, camera dropout.
 
-What a sample gets depends on the seed, the step and its place in the step alone, so that a resumed run, and any number
-of processes, see the same. Letters: N images, P random numbers per image; B, T, H, W, S as in a batch.
+The change of a sample depends on the seed, the step and its index in the step alone: it is the same in a resumed run
+and with any number of processes. Letters: N images, P random numbers per image; B, T, H, W, S as in a batch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263],
 
 
 class Augmentation:
-    """Changes the observations of training batches as `augment`, `state_noise` and the dropouts say.
+    """Changes the observations of training batches by the settings `augment`, `state_noise` and the dropouts.
 
     Args:
         config: of the run, complete.
-        policy: whose encoder tells which part of the images is used; it is not changed.
+        policy: its encoder's crop is the part of the images that is changed; the policy itself stays unchanged.
     """
 
     def __init__(self, config: Config, policy: ActPolicy) -> None:
@@ -112,11 +112,11 @@ class Augmentation:
 def augment_images(
     images: Tensor, drawn: Tensor, settings: AugmentationConfig, box: tuple[int, int, int, int] | None = None
 ) -> None:
-    """Change images in place, each by its own random numbers.
+    """Change images in place, each with its own random numbers.
 
     Shift, rotation and perspective take pixels from the whole image; brightness, contrast (about the mean grey),
     saturation (about each pixel's grey) and hue (a rotation about the grey axis in YIQ) are one affine map of the
-    colours, which is clamped once; then sharpness, as torchvision has it, and erasing.
+    colours, which is clamped once; then sharpness, as in torchvision, and erasing.
 
     Args:
         images: (N, 3, H, W) uint8.
@@ -160,7 +160,7 @@ def _shifted(images: Tensor, shift: Tensor, box: tuple[int, int, int, int]) -> T
 def _transforms(
     shift: Tensor, angle: Tensor, corners: Tensor, perspective: float, box: tuple[int, int, int, int]
 ) -> Tensor:
-    """(N, 3, 3): pixel places relative to the middle of the part, after the change → before it."""
+    """(N, 3, 3): pixel positions relative to the middle of the part, after the change → before it."""
     _, _, height, width = box
     number = len(shift)
     inverse = torch.zeros(number, 3, 3, device=shift.device)

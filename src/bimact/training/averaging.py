@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of a policy's weights: what is validated, kept as `best`, and used to act."""
+"""The exponential moving average (EMA) of a policy's weights: they are validated, saved, and used in inference."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class AveragedWeights:
     """Averages of the trained parameters and of the floating-point buffers (batch statistics).
 
     Args:
-        policy: whose present values the averages begin with.
+        policy: its present values are the initial averages.
         decay: of the average in the long run; at step n it is at most (1 + n) / (10 + n), so that the first, untrained
-            weights are soon forgotten (as in diffusers and TensorFlow).
+            weights have little weight (as in diffusers and TensorFlow).
     """
 
     def __init__(self, policy: ActPolicy, decay: float) -> None:
@@ -31,7 +31,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after an optimizer step, the first of which is 0."""
+        """Update the averages after an optimizer step, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
         get_ema_multi_avg_fn(decay)(list(self._average.values()), list(self._current.values()), 0)
 
@@ -42,7 +42,7 @@ class AveragedWeights:
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """Within it the policy has the averaged weights."""
+        """A context in which the policy has the averaged weights."""
         held = {name: value.clone() for name, value in self._current.items()}
         try:
             for name, value in self._current.items():

@@ -1,7 +1,7 @@
-"""What a run saves, so that it can be used and exactly resumed: each file appears whole or not at all.
+"""Checkpoints of a run, for inference and for exact resumption: each file appears complete or not at all.
 
-`checkpoint/act-train-N.pth` is the policy's plain state dict after epoch N. What resuming needs besides stands
-in `act-train-N.state` beside it. `best` and `last` are further names of such a pair.
+`checkpoint/act-train-N.pth` is the policy's plain state dict after epoch N. The rest of the training state
+is in `act-train-N.state` beside it. `best` and `last` are further names of such a pair.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from bimact.files import atomic_write, flush_to_disk, refuse_pointer, sha256_of
 from bimact.policy.loading import load_weights
 from bimact.run_directory import STATE, WEIGHTS, Run, unfinished
 
-_WITHOUT_STATE = "without that file training goes on with the weights alone"
-_DIGEST = "weights_sha256"  # in the state: which weights it belongs to
+_WITHOUT_STATE = "without that file training resumes from the weights alone"
+_DIGEST = "weights_sha256"  # in the state: SHA-256 of its weights file
 
 
 def save_checkpoint(run: Run, name: str | int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Save a policy's state dict and the trainer's state under a name.
 
-    The pair changes in one moment, when the state that names the new weights takes its place: until then the old
-    pair is what counts, and after it `finish_interrupted_saves` finds the new weights even if they could not take
-    their own place any more.
+    The pair is replaced atomically, by the rename of the state, which holds the digest of the new weights. Before it
+    the old pair is valid; after it `finish_interrupted_saves` finds the new weights, even if they were not renamed.
 
     Returns:
         the path of the weights.
 
     Raises:
-        UserError: if the disk is full or cannot be written; what was there before stays.
+        UserError: if the disk is full or cannot be written; the previous checkpoint is kept.
     """
     path = run.checkpoints / f"act-train-{name}{WEIGHTS}"
     new = unfinished(path)
@@ -51,7 +50,7 @@ def save_checkpoint(run: Run, name: str | int, weights: Mapping[str, Tensor], st
         if not isinstance(cause, OSError):
             raise
         raise UserError(
-            f"cannot write {path} ({cause.strerror or cause}): see to it, then go on from the last checkpoint by "
+            f"cannot write {path} ({cause.strerror or cause}): fix that, then resume from the last checkpoint by "
             f"--resume_from {run.path}"
         ) from error
     new.replace(path)
@@ -126,9 +125,9 @@ def _link(source: Path, target: Path) -> None:
 
 
 def finish_interrupted_saves(run: Run) -> None:
-    """Put a run's checkpoint folder in order after a kill: what was half written goes, what was whole stays.
+    """Complete the saves that a kill has interrupted, and remove partial files.
 
-    Only for the one process that is about to write there.
+    Only for the one process that writes checkpoints there.
     """
     folder = run.checkpoints
     for new in folder.glob(f".act-train-*{WEIGHTS}.new"):

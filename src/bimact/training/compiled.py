@@ -17,14 +17,14 @@ def _names_a_problem(record: logging.LogRecord) -> bool:
 
 
 class CompiledPolicy:
-    """Calls a policy in training, compiled for full batches alone: shapes stay what they are.
+    """Calls a policy in training, compiled for full batches only, whose shapes are constant.
 
-    An epoch's last, smaller batch goes through the policy as it is, so that nothing is compiled twice.
+    An epoch's last, smaller batch is computed by the uncompiled policy, to avoid a second compilation.
 
     Args:
         policy: in training mode.
         batch_size: of full batches.
-        cuda_graphs: replay all kernels of a pass at once, which saves the time to launch each.
+        cuda_graphs: replay all kernels of a pass as one graph, which saves their launch times.
     """
 
     def __init__(self, policy: nn.Module, batch_size: int, *, cuda_graphs: bool) -> None:
@@ -33,8 +33,8 @@ class CompiledPolicy:
         # Data-parallel training splits the graph, so that gradients are sent while others are computed.
         whole = not isinstance(policy, nn.parallel.DistributedDataParallel)
         mode = "reduce-overhead" if cuda_graphs else None
-        # What the compiler says to people who have not chosen: of a machine with CUDA's compiler and no GPU, and,
-        # in older versions of PyTorch, of float32 products outside of autocast.
+        # Warnings of the compiler that users cannot act on: CUDA's compiler on a machine without a GPU, and, in older
+        # versions of PyTorch, float32 products outside of autocast.
         logging.getLogger("torch.utils.cpp_extension").addFilter(_names_a_problem)
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         self._compiled = torch.compile(policy, fullgraph=whole, dynamic=False, mode=mode)
@@ -66,7 +66,7 @@ class CompiledPolicy:
 
     @torch.no_grad()
     def _make_tables(self, obs: Observation) -> None:
-        """Let the policy make its tables of positions, before the graph and not in it."""
+        """Compute the policy's tables of positions before the graph is captured."""
         policy = getattr(self._policy, "module", self._policy)  # of data-parallel training
         policy.eval()  # statistics of batch norms stay as they are
         policy(obs)

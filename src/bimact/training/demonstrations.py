@@ -1,4 +1,4 @@
-"""A run's demonstrations: opened as its config says, split into training and validation, divided over ranks."""
+"""A run's demonstrations: opened as its config selects them, split for training and validation, divided among ranks."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from bimact.training.ranks import Ranks
 
 
 def open_demonstrations(
-    config: Config, path: str | Path, say: Callable[[str], None] = print, *, for_training: bool = True
+    config: Config, path: str | Path, log: Callable[[str], None] = print, *, for_training: bool = True
 ) -> tuple[Episodes, SelectedSource]:
     """Open a dataset, the columns and cameras that a policy uses, with images in the size that its encoder needs.
 
     Args:
-        say: takes lines on what is used, left out and skipped.
-        for_training: False: that the state contains the action is said, and no error any more.
+        log: prints lines on the data that are used, left out and skipped.
+        for_training: False: a state that contains the action is reported, not refused.
 
     Returns:
-        the demonstrations as arrays, and what they were read from.
+        the demonstrations as arrays, and their source.
 
     Raises:
-        UserError: as `open_dataset`; if the dataset has another state or action than the config says, holds images and
-            none that can be read, or its state contains the action.
+        UserError: as `open_dataset`; if sizes of state or action differ from the config's, the dataset has images of
+            which none can be read, or its state contains the action.
     """
     source = select_demonstrations(config, path)
     for line in dataset_lines(source):
-        say(line)
-    return read_demonstrations(config, source, say, for_training=for_training)
+        log(line)
+    return read_demonstrations(config, source, log, for_training=for_training)
 
 
 def select_demonstrations(config: Config, path: str | Path) -> SelectedSource:
@@ -56,7 +56,7 @@ def select_demonstrations(config: Config, path: str | Path) -> SelectedSource:
         ("state_dim", config.state_dim, source.columns[STATE].size),
         ("action_dim", config.action_dim, source.columns[ACTION].size),
     ):
-        if wanted not in (None, size):  # before hours go into decoding images
+        if wanted not in (None, size):  # before images are decoded, which may take hours
             raise UserError(
                 f"{setting} is {wanted} in the config, but {source.path} has {size}: set {setting} to {size} or null, "
                 f"or select dimensions by {setting}s"
@@ -65,16 +65,16 @@ def select_demonstrations(config: Config, path: str | Path) -> SelectedSource:
 
 
 def read_demonstrations(
-    config: Config, source: SelectedSource, say: Callable[[str], None], *, for_training: bool = True
+    config: Config, source: SelectedSource, log: Callable[[str], None], *, for_training: bool = True
 ) -> tuple[Episodes, SelectedSource]:
     """The second half of `open_demonstrations`."""
     episodes, read = arrays_of(source, config.cache_dir, input_size(config.encoder))
     for line in unusable_lines(read, known=source.unusable):
-        say(line)
+        log(line)
     if len(read.episodes) < len(source.episodes):
-        say(f"Episodes: {len(read.episodes)} are left, {read.num_steps} steps")
+        log(f"Episodes: {len(read.episodes)} are left, {read.num_steps} steps")
     for note in read.notes[len(source.notes) :]:
-        say(f"Note:     {note}")
+        log(f"Note:     {note}")
     sentence = None
     if not any(read.action.shifts):  # else the action was asked for as a later state
         rows = [episodes.rows_of(number) for number in range(len(episodes.lengths))]
@@ -86,16 +86,16 @@ def read_demonstrations(
                 f"{read.path}: {sentence}, so that a policy would copy it: choose other columns by --state_keys, or "
                 "name this one there if it is meant"
             )
-        say(f"Note:     {sentence}")
+        log(f"Note:     {sentence}")
     return episodes, read
 
 
 def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
-    """Fill in what the config leaves to the dataset: cameras and the sizes of images, state and action."""
+    """Fill in the config's null keys from the dataset: cameras and the sizes of images, state and action."""
     relative_to = None
     if config.action_mode == "relative":
         relative_to = _relative_to(config, episodes)
-    cameras = list(episodes.cameras)  # by the dataset's own names, which the user may have given with a prefix
+    cameras = list(episodes.cameras)  # the dataset's own names; the user may have given them with a prefix
     sizes = {size for camera, size in episodes.recorded_sizes.items() if camera in cameras}
     return dataclasses.replace(
         config,
@@ -108,7 +108,7 @@ def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
 
 
 def _relative_to(config: Config, episodes: Episodes) -> list[int]:
-    """The state's dimension that each of the action's is relative to: that of its name, or else of its place."""
+    """The state's dimension that each dimension of the action is relative to: by name, or else by index."""
     states, names = episodes.state_names, episodes.joint_names
     size, state_size = episodes.actions.shape[1], episodes.state.shape[1]
     if config.relative_dims is not None:
@@ -134,12 +134,12 @@ def _relative_to(config: Config, episodes: Episodes) -> list[int]:
 
 @dataclass
 class Demonstrations:
-    """What a run learns from and what it is validated on.
+    """The demonstrations of a run, split into training and validation.
 
     Attributes:
         train_episodes: numbers of the training episodes; the statistics come from them alone.
         training: their windows.
-        validation: windows of the episodes that are held out; None without any.
+        validation: windows of the held-out episodes; None without any.
     """
 
     episodes: Episodes
@@ -185,7 +185,7 @@ class Demonstrations:
             policy.relative_normalizer.fit(each_step, config.action_normalization)
 
     def interface(self, state: Statistics, actions: Statistics) -> Interface:
-        """What the demonstrations say about a policy's inputs and outputs."""
+        """The inputs and outputs of a policy, from the demonstrations."""
         episodes = self.episodes
         return Interface(
             cameras={camera: episodes.recorded_sizes[camera] for camera in episodes.cameras},
@@ -203,8 +203,8 @@ class Loaders:
     """Batches of this process.
 
     Attributes:
-        training: in the order that it is given.
-        validation: this process's share; None without held-out episodes.
+        training: in the given order.
+        validation: this process's part; None without held-out episodes.
     """
 
     training: Loader

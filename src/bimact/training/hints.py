@@ -6,14 +6,14 @@ from typing import Any
 
 from bimact.config import Config
 
-_WAITING = 0.3  # share of the time waiting for data that is worth a word
-_FEW = 5  # logged records that a trend takes
-_MANY = 25  # logged records after which the loss should have fallen, and the KL divergence settled
+_WAITING = 0.3  # fraction of the time spent waiting for data above which a hint is printed
+_FEW = 5  # logged records of a trend
+_MANY = 25  # logged records after which the loss should have fallen, and the KL divergence stabilised
 _HARDLY = 0.98
 
 
 class Hints:
-    """Looks at the records of `metrics.jsonl` as they come.
+    """Advice from the records of `metrics.jsonl`, as they are logged.
 
     Args:
         config: whose settings the advice names.
@@ -24,14 +24,14 @@ class Hints:
         self._config = config
         self._workers = num_workers
         self._records: list[dict[str, Any]] = []
-        self._said: set[str] = set()
+        self._given: set[str] = set()
 
     def look(self, record: dict[str, Any]) -> list[str]:
-        """Advice that this record of training losses and times gives rise to."""
+        """Advice from one more record of training losses and times."""
         self._records.append(record)
         hints = {"data": self._starving(), "kl": self._kl_too_high(), "loss": self._not_decreasing()}
-        new = {name: hint for name, hint in hints.items() if hint and name not in self._said}
-        self._said |= new.keys()
+        new = {name: hint for name, hint in hints.items() if hint and name not in self._given}
+        self._given |= new.keys()
         return [f"Hint: {hint}" for hint in new.values()]
 
     def _starving(self) -> str | None:

@@ -1,4 +1,4 @@
-"""How large a batch the memory holds."""
+"""The largest batch size that fits into memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bimact.training.device import to_device
 from bimact.training.optimizer import make_optimizer
 from bimact.training.ranks import Ranks
 
-_LARGEST = {"cpu": 64}  # where more is no faster
+_LARGEST = {"cpu": 64}  # where larger batches are no faster
 _LARGEST_ANYWHERE = 1024
-_SHARE_OF_GPU = 0.9  # of its memory that the search may use
+_FRACTION_OF_GPU = 0.9  # of its memory that the search may use
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -31,7 +31,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def out_of_memory(config: Config, device: torch.device) -> UserError:
-    """What to say when a batch did not fit: what was tried, and what to try next."""
+    """The error for a batch that does not fit, with the batch size and what to try next."""
     tried = config.batch_size
     if tried == 1:
         advice = "reduce hidden_dim, temporal_context or encoder.image_size"
@@ -49,9 +49,9 @@ def largest_batch_size(try_step: Callable[[int], None], most: int, device: torch
     """The largest power of two that fits, found by trying 1, 2, 4, …
 
     Args:
-        try_step: trains a step with a batch size; an allocator's failure comes out of it.
-        most: number of samples that there are.
-        device: whose memory; on a CPU the search ends at 64, since more is no faster there.
+        try_step: trains a step with a batch size; raises the allocator's error.
+        most: number of samples in the dataset.
+        device: on a CPU the search ends at 64, since larger batches are no faster there.
 
     Raises:
         UserError: if a single sample does not fit.
@@ -77,12 +77,12 @@ def largest_batch_size(try_step: Callable[[int], None], most: int, device: torch
 
 
 @contextmanager
-def _some_memory_left(device: torch.device) -> Iterator[None]:
+def _reserved_memory(device: torch.device) -> Iterator[None]:
     """Keep a part of a GPU's memory free: training fragments it, and data-parallel training has buffers of its own."""
     if device.type != "cuda":
         yield
         return
-    torch.cuda.set_per_process_memory_fraction(_SHARE_OF_GPU)
+    torch.cuda.set_per_process_memory_fraction(_FRACTION_OF_GPU)
     try:
         yield
     finally:
@@ -90,7 +90,7 @@ def _some_memory_left(device: torch.device) -> Iterator[None]:
 
 
 def with_largest_batch(config: Config, windows: WindowDataset, accelerator: Accelerator, ranks: Ranks) -> Config:
-    """The config with the largest `batch_size` that fits, found by training steps of a policy that is thrown away."""
+    """The config with the largest `batch_size` that fits, found by training steps of a temporary policy."""
     device = accelerator.device
     policy = ActPolicy(recorded(config)).to(device).train()
     optimizer = make_optimizer(policy, config)
@@ -105,7 +105,7 @@ def with_largest_batch(config: Config, windows: WindowDataset, accelerator: Acce
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    with _some_memory_left(device):
+    with _reserved_memory(device):
         found = largest_batch_size(try_step, len(windows), device)
     size = ranks.all_reduce_min(found)
     if ranks.is_main:

@@ -1,4 +1,4 @@
-"""AdamW, its learning rates over the steps, and how they grow with the number of processes."""
+"""AdamW, its learning-rate schedule, and the scaling with the number of processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_optimizer(policy: ActPolicy, config: Config, batches_per_step: int = 1)
     Args:
         policy: whose parameters.
         config: for the learning rates and the weight decay.
-        batches_per_step: of all processes and accumulated ones; the learning rates grow as `scale_lr` says.
+        batches_per_step: over all processes and accumulated batches; `scale_lr` scales the learning rates by it.
     """
     backbone: list[Tensor] = []
     rest: list[Tensor] = []
@@ -35,14 +35,14 @@ def make_optimizer(policy: ActPolicy, config: Config, batches_per_step: int = 1)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int, total_steps: int) -> None:
-    """Set the rates of the step to come."""
+    """Set the learning rates of the next step."""
     factor = learning_rate_factor(config, step, total_steps)
     for group in optimizer.param_groups:
         group["lr"] = factor * group["initial_lr"]
 
 
 def learning_rate_factor(config: Config, step: int, total_steps: int) -> float:
-    """Of the learning rate at an optimizer step: a linear warm-up, then constant or a cosine to 0."""
+    """Factor of the learning rate at an optimizer step: a linear warm-up, then constant or a cosine to 0."""
     warmup = config.warmup_steps
     if step < warmup:
         return (step + 1) / warmup
@@ -53,10 +53,10 @@ def learning_rate_factor(config: Config, step: int, total_steps: int) -> float:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
-    """Take over the moments of a saved `optimizer.state_dict()`, but the settings of this run.
+    """Load the moments of a saved `optimizer.state_dict()`, but the settings of this run.
 
     Returns:
-        False if they are of other parameters (an encoder that was frozen before, or is now): nothing is taken.
+        False if they are of other parameters (an encoder that was frozen before, or is now): nothing is loaded.
     """
     current = optimizer.state_dict()
     if [len(group["params"]) for group in saved["param_groups"]] != [len(g["params"]) for g in current["param_groups"]]:

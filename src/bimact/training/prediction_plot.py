@@ -22,12 +22,12 @@ _MOST_COLUMNS = 8
 _PANEL_WIDTH, _PANEL_HEIGHT = 2.0, 1.85  # inches
 _LEAST_WIDTH = 9.0  # inches: title and legend side by side
 _LONGEST_NAME = 22  # characters that fit over a panel, beside the unit
-_LEAST_RANGE = 0.05  # of a panel, or noise of a joint that stands still would fill it
+_LEAST_RANGE = 0.05  # of a panel, or the noise of a joint at rest would fill it
 
 
 @torch.no_grad()
 def predict(policy: ActPolicy, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `prediction_figure` draws of the first sample of a batch; the policy is in training mode afterwards."""
+    """Arguments of `prediction_figure`, of a batch's first sample; leaves the policy in training mode."""
     obs, actions = batch
     policy.eval()
     predicted, _ = policy(obs)
@@ -42,19 +42,19 @@ def prediction_figure(
     joint_names: Sequence[str] | None,
     title: str,
 ) -> Figure:
-    """Draw each joint's course over a chunk in a panel of its own, the left arm above the right one.
+    """Plot each joint over a chunk in its own panel, the left arm above the right one.
 
     Args:
         predicted: actions (C, A) in the robot's units.
         demonstrated: actions (C, A) in the robot's units.
         is_pad: (C,) bool: steps beyond the episode's end; they are shaded and nothing is drawn there.
-        joint_names: A names, as in `left_wrist_angle`; None if nobody knows them.
+        joint_names: A names, as in `left_wrist_angle`; None if unknown.
         title: of the figure.
     """
     names = list(joint_names or [f"joint {number}" for number in range(predicted.shape[1])])
     rows = math.ceil(len(names) / _MOST_COLUMNS)
     columns = math.ceil(len(names) / rows)
-    # A joint's name may have a $ in it, which is no mathematics.
+    # A $ in a joint's name is not mathematics.
     with rc_context({"font.family": fonts.families(), "text.parse_math": False}):
         figure = Figure(
             figsize=(max(_LEAST_WIDTH, 0.4 + _PANEL_WIDTH * columns), 0.75 + _PANEL_HEIGHT * rows), layout="constrained"

@@ -37,18 +37,18 @@ from bimact.training.ranks import Ranks
 
 @dataclass
 class PreparedRun:
-    """All that training needs.
+    """The input of `train_run`.
 
     Attributes:
         config: complete.
         run: the run directory; nothing is written there yet.
-        checkpoint: what the run resumes from; None for a new run.
+        checkpoint: that the run resumes from; None for a new run.
         accelerator: device, precision and processes.
         ranks: the same processes.
-        policy: with the weights and statistics to begin with.
+        policy: with initial weights, or those of the checkpoint, and statistics.
         data: the demonstrations, split into training and validation.
-        order: of the training windows, at the position to begin at.
-        step: optimizer steps done before.
+        order: of the training windows, at the first step of this call.
+        step: optimizer steps already done.
         total_steps: optimizer steps at the end.
         total_epochs: epochs at the end.
         interface: for `interface.json`.
@@ -77,10 +77,10 @@ AUTO = "auto"  # of `resume_from`
 
 @dataclass(frozen=True)
 class Request:
-    """The settings of a training, and where they come from.
+    """The settings of a training, and their source.
 
     Attributes:
-        config: as it is given; what it leaves open is filled in by `prepare_run`.
+        config: as given; `prepare_run` fills in what is null.
         source: of the config, for the output.
         notes: lines to print.
     """
@@ -95,7 +95,7 @@ def request(
     settings: Sequence[str] | Mapping[str, Any] = (),
     resume_from: str | Path | None = None,
 ) -> Request:
-    """Find out which settings are asked for.
+    """Read the settings of a training.
 
     Args:
         config: YAML file, name of a config that bimact comes with, mapping or `Config`; None: that of the run to
@@ -113,7 +113,7 @@ def request(
     if config is not None and not isinstance(config, (str, Path)):
         source, found = "given in Python", to_config(config)
     elif config is None and run is not None and run.config_path.is_file():
-        # Where the run is now; its own config says where it began.
+        # The present path; the config has the one at the start.
         source, found = str(run.config_path), load_config(run.config_path, [f"output_dir={run.path}", *lines])
         if "dataset_dir" not in changes and not any(line.startswith("dataset_dir=") for line in lines):
             dataset, moved = run.dataset()
@@ -145,13 +145,13 @@ def prepare_run(
     override_config: bool = False,
     accelerator: Accelerator | None = None,
 ) -> PreparedRun:
-    """Open and convert the demonstrations, build the policy, encode features, and find the position to begin at.
+    """Open and convert the demonstrations, build the policy, encode features, and restore the position in the data.
 
     With several processes all have to call it.
 
     Args:
-        config: of the run. Without `dataset_dir` the environment variable ACT_DATASET_DIR counts, without `output_dir`
-            the run gets a directory of its own in `runs`.
+        config: of the run. `dataset_dir` defaults to the environment variable ACT_DATASET_DIR, `output_dir` to a new
+            directory in `runs`.
         resume_from: a checkpoint's weights file or a run directory; "auto": the config's output directory if it has a
             checkpoint, or else begin there.
         override_config: whether a resumed run may have other settings than before.
@@ -160,21 +160,21 @@ def prepare_run(
     Raises:
         UserError: for faulty input, or an output directory that holds another run.
     """
-    asked = config if isinstance(config, Request) else Request(config, "given in Python")
-    config = asked.config
+    given = config if isinstance(config, Request) else Request(config, "given in Python")
+    config = given.config
     accelerator = accelerator or make_accelerator(config)
     ranks = Ranks(accelerator)
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if ranks.is_main:
             print(line, flush=True)
 
-    begin_anew = False
+    starts_anew = False
     if resume_from == AUTO:
         if config.output_dir is None:
             raise UserError("--resume_from auto needs --output_dir: the directory to begin in, or to resume")
         resume_from = Run(Path(config.output_dir)).path if Run(Path(config.output_dir)).has_checkpoint else None
-        begin_anew = resume_from is None
+        starts_anew = resume_from is None
     dataset = config.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", "")) or None
     output = config.output_dir
     if output is None:
@@ -182,15 +182,15 @@ def prepare_run(
             Run.of(resume_from).path if resume_from is not None else ranks.broadcast_from_main(_new_run(dataset))
         )
     config = dataclasses.replace(config, dataset_dir=dataset, output_dir=output)
-    say(f"=== ACT Training ===\nConfig: {asked.source}\nDataset: {dataset}\nOutput: {output}\n")
-    for note in asked.notes:
-        say(note)
+    log(f"=== ACT Training ===\nConfig: {given.source}\nDataset: {dataset}\nOutput: {output}\n")
+    for note in given.notes:
+        log(note)
     if dataset is None:
         raise UserError("training needs --dataset_dir (or ACT_DATASET_DIR)")
 
     run = Run(Path(output))
-    with ranks.telling_of_lost_processes(run):
-        return _prepared(config, run, resume_from, override_config, begin_anew, accelerator, ranks, say)
+    with ranks.explain_lost_processes(run):
+        return _prepared(config, run, resume_from, override_config, starts_anew, accelerator, ranks, log)
 
 
 def _prepared(
@@ -198,53 +198,53 @@ def _prepared(
     run: Run,
     resume_from: str | Path | None,
     override_config: bool,
-    begin_anew: bool,
+    starts_anew: bool,
     accelerator: Accelerator,
     ranks: Ranks,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> PreparedRun:
-    """`prepare_run` once it is known where the run goes."""
+    """`prepare_run` with the run directory known."""
     ranks.check_in_main(lambda: check_writable(run.path))
     checkpoint = None if resume_from is None else resume.open_checkpoint(resume_from)
-    if begin_anew and run.config_path.exists():
-        say(f"{run.path} has no checkpoint to resume from: the training starts anew there")
-    elif not begin_anew:
+    if starts_anew and run.config_path.exists():
+        log(f"{run.path} has no checkpoint to resume from: the training starts anew there")
+    elif not starts_anew:
         resume.refuse_other_run(run, checkpoint)
 
     with accelerator.main_process_first(), accelerator.local_main_process_first():
         source = select_demonstrations(config, config.dataset_dir or "")
         lines = dataset_lines(source)
-        # The training guide's output begins otherwise: where all is used as it is, the lines come a moment later.
+        # The training guide's output has no such lines here: if nothing is left out, they follow the first logged line.
         is_plain = source.mapped() is not None and not (source.left_out or source.unusable or source.notes)
         for line in () if is_plain else (*lines, ""):
-            say(line)
-        episodes, source = read_demonstrations(config, source, say, for_training=checkpoint is None)
+            log(line)
+        episodes, source = read_demonstrations(config, source, log, for_training=checkpoint is None)
     config = fill_from_dataset(config, episodes)
     if checkpoint is not None:
-        config = resume.keep_what_was_found(config, checkpoint)
+        config = resume.keep_resolved_settings(config, checkpoint)
         for change in resume.check_config_changes(config, checkpoint, episodes, override_config):
-            say(f"Changed since: {change}")
+            log(f"Changed since: {change}")
     config = dataclasses.replace(config, feature_cache=uses_features(config, episodes, ranks.count))
 
     if config.relative_to is not None:
         names = episodes.joint_names
         kept = [str(place) if names is None else names[place] for place, to in enumerate(config.relative_to) if to < 0]
-        say(f"Actions are relative to the state at the chunk's beginning, but for: {', '.join(kept) or 'none'}")
+        log(f"Actions are relative to the state at the chunk's beginning, but for: {', '.join(kept) or 'none'}")
     if config.augment and config.encoder.freeze and config.cameras:
-        say("augment: true, so images are encoded at each step instead of once")
+        log("augment: true, so images are encoded at each step instead of once")
     if config.camera_dropout and len(config.cameras or ()) < 2:
         raise UserError(f"camera_dropout ({config.camera_dropout:g}) needs at least two cameras: set it to 0")
 
     set_seed(config.seed)
-    say("Building ACT policy...")
+    log("Building ACT policy...")
     policy = ActPolicy(config if checkpoint is None else recorded(config))
     if checkpoint is not None:
         try:
             policy.load_state_dict(checkpoint.weights)
         except RuntimeError as error:
             raise UserError(f"{checkpoint.path} does not fit the settings: {in_words(error)}") from error
-    say(f"Total parameters: {sum(p.numel() for p in policy.parameters()):,}")
-    say(f"Trainable parameters: {sum(p.numel() for p in policy.parameters() if p.requires_grad):,}\n")
+    log(f"Total parameters: {sum(p.numel() for p in policy.parameters()):,}")
+    log(f"Trainable parameters: {sum(p.numel() for p in policy.parameters() if p.requires_grad):,}\n")
 
     if config.feature_cache:
         episodes = with_features(config, policy, episodes, accelerator)
@@ -255,10 +255,10 @@ def _prepared(
     if checkpoint is None:
         data.fit(policy, config, state_statistics, action_statistics)
 
-    say("Creating data loaders...")
-    say(f"Training samples: {len(data.training)}")
+    log("Creating data loaders...")
+    log(f"Training samples: {len(data.training)}")
     if data.validation is not None:
-        say(f"Validation samples: {len(data.validation)}")
+        log(f"Validation samples: {len(data.validation)}")
     order = TrainingOrder(
         data.training.index,
         config.batch_size,
@@ -271,14 +271,14 @@ def _prepared(
     if checkpoint is not None and checkpoint.state is not None:
         step = checkpoint.state["step"]
         division = order.load_state_dict(checkpoint.state["order"])
-        say(f"Resuming from {checkpoint.path}: step {step}, epoch {order.epoch + 1}")
+        log(f"Resuming from {checkpoint.path}: step {step}, epoch {order.epoch + 1}")
         if division is not None:
-            say(division)
+            log(division)
     elif checkpoint is not None:
         order.epoch = checkpoint.epochs
-        step = checkpoint.epochs * order.steps_an_epoch
+        step = checkpoint.epochs * order.steps_per_epoch
         then = f"training resumes after epoch {checkpoint.epochs}" if checkpoint.epochs else "training starts anew"
-        say(
+        log(
             f"{checkpoint.path} has no training state next to it: only its weights are taken, and {then} with a new "
             "optimizer"
         )
@@ -302,7 +302,7 @@ def _prepared(
 
 
 def _new_run(dataset: str | None) -> str:
-    """A directory of its own for a run that was given none."""
+    """The directory of a run without `output_dir`."""
     sweep, trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
     if sweep and trial:  # started by `wandb agent`
         return f"runs/sweep-{sweep}/{trial}"

@@ -1,6 +1,6 @@
-"""The random numbers of training: those of a step depend on the seed, the step and the process alone.
+"""The random numbers of training: those of a step depend on the seed, the step and the rank alone.
 
-Nothing that was drawn before counts, so a run that goes on needs no state of a generator.
+They do not depend on earlier draws, so a resumed run needs no generator state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bimact.config import Config
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Begin the random numbers of a step (dropout)."""
+    """Seed the random numbers of a step (dropout)."""
     torch.manual_seed(_mixed(seed, step, rank))
 
 

@@ -32,9 +32,9 @@ class Ranks:
         self.rank = accelerator.process_index
         # Stop requests are all-reduced on the CPU, concurrently with the gradients.
         self._group: Any = dist.new_group(backend="gloo") if self.count > 1 else None
-        # About a tensor's memory layout after the first backward pass: nothing that a user could change.
+        # About a tensor's memory layout after the first backward pass: users cannot change it.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        self._asked: tuple[Tensor, Any] | None = None
+        self._pending_request: tuple[Tensor, Any] | None = None
 
     @property
     def is_main(self) -> bool:
@@ -42,7 +42,7 @@ class Ranks:
         return self.rank == 0
 
     def convert_sync_batchnorm(self, module: Module) -> Module:
-        """Batch norms whose statistics are over the batches of all GPUs; PyTorch has none for CPUs."""
+        """Replace batch norms by ones with statistics over the batches of all GPUs; on CPUs PyTorch has none."""
         if self.count > 1 and self._accelerator.device.type == "cuda":
             return nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return module
@@ -68,11 +68,11 @@ class Ranks:
         return int(self._accelerator.gather(torch.tensor([value], device=self._accelerator.device)).min())
 
     @contextmanager
-    def telling_of_lost_processes(self, run: Run) -> Iterator[None]:
-        """Errors of PyTorch that mean that another process has ended become one sentence.
+    def explain_lost_processes(self, run: Run) -> Iterator[None]:
+        """Replace PyTorch's errors for the end of another process by one sentence.
 
         Raises:
-            UserError: in their place.
+            UserError: instead of those errors.
         """
         try:
             yield
@@ -103,16 +103,16 @@ class Ranks:
             raise UserError(str(sentence))
 
     def agree_to_stop(self, requested: bool) -> bool:
-        """Whether all stop now, since one of them was asked to.
+        """Whether all stop now, because one of them was requested to.
 
-        With several processes the all-reduce of a step is read at the next step, so that no step waits for it.
+        With several processes the all-reduce of a step is read at the next step: it blocks no step.
         """
         if self._group is None:
             return requested
-        before = self._asked
-        question = torch.tensor(int(requested))
-        work = dist.all_reduce(question, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        self._asked = (question, work)
+        before = self._pending_request
+        request = torch.tensor(int(requested))
+        work = dist.all_reduce(request, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending_request = (request, work)
         if before is None:
             return False
         before[1].wait()

@@ -1,4 +1,4 @@
-"""Resuming a run: settings and data have to be those that it was trained with, or the difference is said."""
+"""Resuming a run: settings and data have to be those of its training; differences are reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bimact.training.checkpoint import load_pair
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run resumes from.
+    """The checkpoint that a run resumes from.
 
     Attributes:
         path: the weights file.
@@ -60,10 +60,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, run, run.config if run.config_path.is_file() else None, weights, state)
 
 
-def keep_what_was_found(config: Config, checkpoint: Checkpoint) -> Config:
-    """Keep what the run has chosen by itself: the batch size, and whether it trains on cached features.
+def keep_resolved_settings(config: Config, checkpoint: Checkpoint) -> Config:
+    """Keep the settings that the run has resolved itself: the batch size, and whether it trains on cached features.
 
-    With and without cached features the rounding differs. An encoder that is trained from now on has none.
+    With and without cached features the rounding differs. An encoder that is no longer frozen has none.
     """
     before = checkpoint.config
     if before is None:
@@ -76,19 +76,19 @@ def keep_what_was_found(config: Config, checkpoint: Checkpoint) -> Config:
 
 
 def check_config_changes(config: Config, checkpoint: Checkpoint, episodes: Episodes, override: bool) -> list[str]:
-    """Compare the settings and the demonstrations of a resumed run with those that it had.
+    """Compare the settings and the demonstrations of a resumed run with those of its checkpoint.
 
     Args:
         config: of this call, with the dataset's sizes filled in.
         checkpoint: of the run.
         episodes: the demonstrations.
-        override: whether settings that change what is learned, and the demonstrations, may differ.
+        override: whether settings that affect learning, and the demonstrations, may differ.
 
     Returns:
         a line for each difference.
 
     Raises:
-        UserError: if the network would be another, or `override` is needed and not given.
+        UserError: if the network would differ, or `override` is needed and not given.
     """
     lines: dict[str, list[str]] = {"network": [], "learning": [], "length": [], "nothing": []}
     if checkpoint.config is not None:
@@ -105,7 +105,7 @@ def check_config_changes(config: Config, checkpoint: Checkpoint, episodes: Episo
             f"{checkpoint.path} has another network than the settings ask for ({'; '.join(lines['network'])}): "
             "leave these settings as they were, or begin a new run"
         )
-    # A constant learning rate makes the same steps whatever the length.
+    # With a constant learning rate the steps do not depend on the length.
     learning = lines["learning"] + (lines["length"] if config.lr_schedule != "constant" else [])
     if learning and not override:
         raise UserError(
@@ -129,7 +129,7 @@ def _absolute(dataset: str | None) -> str | None:
 
 
 def refuse_other_run(run: Run, checkpoint: Checkpoint | None) -> None:
-    """A directory that holds a run may be resumed, never begun anew.
+    """Refuse to start a new run in a directory that holds one.
 
     Raises:
         UserError: naming how to resume, and a free name.
@@ -145,7 +145,7 @@ def refuse_other_run(run: Run, checkpoint: Checkpoint | None) -> None:
 
 
 def run_record(config: Config, run: Run) -> Config:
-    """What is written to `R/config.yaml`: also where the demonstrations are, absolute and relative to the run."""
+    """The content of `R/config.yaml`, with the dataset's path, absolute and relative to the run."""
     dataset = _absolute(config.dataset_dir)
     is_here = dataset is not None and os.path.lexists(dataset)
     relative = os.path.relpath(dataset, run.path.absolute()) if dataset is not None and is_here else None
@@ -153,7 +153,7 @@ def run_record(config: Config, run: Run) -> Config:
 
 
 def take_over_metrics(checkpoint: Checkpoint | None, run: Run, step: int) -> None:
-    """A run that is resumed elsewhere takes its metrics along; one that starts anew keeps them under another name."""
+    """Copy the metrics to a new run directory; rename those of an earlier run that starts anew."""
     target = run.metrics_path
     if checkpoint is not None and checkpoint.run.metrics_path.exists() and not target.exists():
         shutil.copyfile(checkpoint.run.metrics_path, target)

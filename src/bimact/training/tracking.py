@@ -1,4 +1,4 @@
-"""Where a run's figures go: `metrics.jsonl` always, TensorBoard by default, Weights & Biases on request."""
+"""The logs of a run's metrics: `metrics.jsonl` always, TensorBoard by default, Weights & Biases on request."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def wants_wandb(config: Config) -> bool:
 class MetricsLog:
     """Writes each record as a line of `metrics.jsonl` and passes it on to TensorBoard and Weights & Biases.
 
-    Only one process of a run may have it.
+    For one process of a run only.
 
     Args:
         config: of the run.
         run: the run's folder.
-        step: optimizer step from which a run is resumed: records after it are dropped, since they come again.
-        wandb_id: the Weights & Biases run to go on with.
+        step: optimizer step from which a run is resumed: records after it are dropped, since they are logged again.
+        wandb_id: the Weights & Biases run to resume.
 
     Raises:
         UserError: for a project, name or tag that Weights & Biases does not take.
@@ -74,16 +74,16 @@ class MetricsLog:
             self._wandb.log(record, step)
 
     def log_dataset(self, dataset: dict[str, Any], step: int) -> None:
-        """What the training uses of its dataset, and what it leaves out: a line of `metrics.jsonl` alone."""
+        """The parts of the dataset that training uses and leaves out: a line of `metrics.jsonl` alone."""
         dataset = json.loads(json.dumps(dataset))  # as it is read back
-        if dataset != self._dataset:  # a run that is resumed has told it before
+        if dataset != self._dataset:  # a resumed run has logged it before
             self._dataset = dataset
             self._file.write(json.dumps({"step": step, "dataset": dataset}) + "\n")
             self._file.flush()
 
     @property
     def shows_figures(self) -> bool:
-        """Whether anything takes figures."""
+        """Whether figures are logged anywhere."""
         return self._tensorboard is not None or self._wandb is not None
 
     def log_figure(self, name: str, figure: Figure, step: int) -> None:
@@ -114,7 +114,7 @@ class MetricsLog:
             self._wandb.log_checkpoint(best, is_best=True, metadata=metadata)
 
     def close(self, exit_code: int = 0) -> None:
-        """Write out what is held back. For Weights & Biases, anything but 0 marks the run as failed."""
+        """Flush the pending records. For Weights & Biases, anything but 0 marks the run as failed."""
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()

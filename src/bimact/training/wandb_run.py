@@ -1,4 +1,4 @@
-"""A training run at Weights & Biases: online where that can be, otherwise kept offline; training never waits for it."""
+"""A training run at Weights & Biases: online if possible, otherwise offline; training never waits for it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from bimact.errors import UserError, first_line, in_words
 INIT_SECONDS = 30.0  # for the server to answer at the start
 FINISH_SECONDS = 60.0  # for what is left to upload at the end
 FINISH_SECONDS_WITH_CHECKPOINTS = 300.0
-HANDOVER_SECONDS = 10.0  # for the last checkpoints to be taken over at the end, before their upload
+HANDOVER_SECONDS = 10.0  # at the end, to register the last checkpoints before their upload
 
-# The server refuses or is away, the disk is full, or W&B's own process has died.
+# The server refuses or is unreachable, the disk is full, or W&B's own process has died.
 _FAILURES = (
     wandb.Error,
     OSError,
@@ -39,16 +39,16 @@ _FAILURES = (
 
 
 class WandbRun:
-    """A run at Weights & Biases. W&B's environment variables hold wherever the config says nothing.
+    """A run at Weights & Biases. W&B's environment variables apply where the config is null.
 
     Args:
         config: of the run.
         folder: of the run; W&B's files go into its `wandb`.
-        run_id: of the W&B run to go on with; None: a new one. Project and run of a `wandb agent` come first.
-        best_val_loss: the lowest validation loss so far of a run that is gone on with.
+        run_id: of the W&B run to resume; None: a new one. Project and run of a `wandb agent` take precedence.
+        best_val_loss: the lowest validation loss so far of a resumed run.
 
     Raises:
-        UserError: for a project, name or tag that W&B does not take.
+        UserError: for a project, name or tag that W&B does not accept.
     """
 
     def __init__(self, config: Config, folder: Path, *, run_id: str | None, best_val_loss: float | None) -> None:
@@ -63,11 +63,11 @@ class WandbRun:
 
     @property
     def id(self) -> str | None:
-        """What the run can be gone on with by; None if W&B keeps nothing."""
+        """The id to resume the run by; None if W&B stores nothing."""
         return None if self._run is None or self._run.disabled else self._run.id
 
     def log(self, record: Mapping[str, Any], step: int) -> None:
-        """A record at an optimizer step; steps that the server has from before an interruption are left out."""
+        """A record at an optimizer step; steps that the server already has are left out."""
         loss = record.get("val_loss", math.nan)
         if math.isfinite(loss):
             self._best_val_loss = loss if self._best_val_loss is None else min(loss, self._best_val_loss)
@@ -81,8 +81,8 @@ class WandbRun:
     def log_checkpoint(self, weights: Path, *, is_best: bool, metadata: Mapping[str, Any]) -> None:
         """Weights and the run's config as a version of the artifact `act-<run id>`, laid out as a run folder.
 
-        The files are read before this returns, but for numbered weights, which nobody changes. Handing them over
-        asks the server, so a thread does it.
+        The files are read before this returns, except numbered weights, which never change. A thread uploads them:
+        that waits for the server.
         """
         if self._run is None or self._run.disabled:
             return
@@ -107,18 +107,18 @@ class WandbRun:
         late = wait(self._uploads, timeout=HANDOVER_SECONDS).not_done
         self._uploader.shutdown(wait=False, cancel_futures=True)
         if late:
-            _tell(f"the server did not take {len(late)} checkpoints; they stay in {self._folder}")
+            _tell(f"the server did not accept {len(late)} checkpoints; they stay in {self._folder}")
         self._attempt(lambda run: _finish(run, exit_code, self._best_val_loss))
         self._run = None
 
     def _attempt(self, action: Callable[[wandb.Run], None]) -> None:
-        """Do something with the run, if there is one; a failure ends it and lets the training go on."""
+        """Call a function with the run, if there is one; a failure ends the W&B run, not the training."""
         if self._run is None:
             return
         try:
             action(self._run)
         except _FAILURES as error:
-            _tell(f"stopped ({first_line(error)}); training goes on, and metrics.jsonl holds all of its figures")
+            _tell(f"stopped ({first_line(error)}); training continues, and metrics.jsonl holds all metrics")
             for end in (self._run.finish, wandb.teardown):
                 with suppress(*_FAILURES):
                     end()
@@ -141,20 +141,20 @@ def _settings(config: Config, folder: Path, run_id: str | None) -> wandb.Setting
         )
     except (wandb.errors.UsageError, ValueError) as error:
         reason = in_words(error)
-        raise UserError(f"W&B does not take this wandb_project, wandb_name or wandb_tags: {reason}") from None
+        raise UserError(f"W&B does not accept this wandb_project, wandb_name or wandb_tags: {reason}") from None
     if sys.stdout.isatty() and "WANDB_CONSOLE" not in os.environ:
-        settings.console = "off"  # the progress bar, drawn ten times a second, would fill W&B's copy of the terminal
+        settings.console = "off"  # the progress bar, drawn ten times per second, would fill W&B's copy of the terminal
     return settings
 
 
 def _start(settings: wandb.Settings, config: dict[str, Any]) -> wandb.Run | None:
-    """Begin a run: online, or offline for one of many reasons that is told; None if not even that is possible."""
+    """Begin a run: online, or offline, with the reason printed; None if neither is possible."""
     reason = _why_offline()
     if reason is None:
         try:
             return wandb.init(config=config, settings=settings)
         except _FAILURES as error:
-            reason = f"the server does not take the run ({first_line(error)})"
+            reason = f"the server does not accept the run ({first_line(error)})"
             wandb.teardown()  # sets the id free
     try:
         run = wandb.init(config=config, settings=settings, mode="offline")

@@ -1,4 +1,4 @@
-"""What watches a run: losses that go wrong, where the time goes, the live display, requests to stop."""
+"""Monitoring of a run: divergence of the loss, times, the live display, requests to stop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FLOOR, _OVER_FIRST, _OVER_LOWEST = 10.0, 3.0, 100.0
 
 
 class LossWatch:
-    """Stops a run whose loss is no number any more, or has exploded.
+    """Stops a run whose loss is NaN or Inf, or has exploded.
 
     Exploded means: over 10, over 3 times the first step's and over 100 times the lowest mean of some steps.
     """
@@ -45,7 +45,7 @@ class LossWatch:
         self.first = self.lowest = math.inf
 
     def check(self, losses: list[Tensor], last_step: int) -> None:
-        """Look at the losses (3,) of some consecutive steps, the last of which is `last_step`.
+        """Check the losses (3,) of some consecutive steps, the last of which is `last_step`.
 
         Raises:
             UserError: naming the first bad step and what to try.
@@ -75,7 +75,7 @@ class LossWatch:
 
 
 class StopRequest:
-    """Whether somebody has asked the training to stop."""
+    """Whether the training was requested to stop."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -83,13 +83,13 @@ class StopRequest:
 
 @contextmanager
 def stop_at_step_end(insist: bool = True) -> Iterator[StopRequest]:
-    """Ctrl-C, a polite kill or a lost terminal asks for a stop, which comes between two steps: what is saved is whole.
+    """Ctrl-C, SIGTERM or the loss of the terminal requests a stop, which takes effect between two steps.
 
-    Signals that are ignored, as by `nohup`, stay so.
+    Signals that are ignored, as under `nohup`, stay ignored.
 
     Args:
-        insist: a second one stops at once, with KeyboardInterrupt. Not with several processes: their launcher
-            passes on what the terminal has sent already.
+        insist: a second signal raises KeyboardInterrupt immediately. Not with several processes: their launcher
+            forwards a signal that the terminal has already sent to each.
     """
     stop = StopRequest()
 
@@ -98,7 +98,7 @@ def stop_at_step_end(insist: bool = True) -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         stop.requested = True
 
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
         yield stop
         return
     heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -111,7 +111,7 @@ def stop_at_step_end(insist: bool = True) -> Iterator[StopRequest]:
 
 
 class StepTimes:
-    """Seconds a step and the share of them spent waiting for data, since they were last taken."""
+    """Seconds per step and the fraction of time spent waiting for data, since the last `take`."""
 
     def __init__(self) -> None:
         self._began = self._since = time.perf_counter()
@@ -146,14 +146,14 @@ class StepTimes:
         }
 
     def take(self) -> dict[str, float]:
-        """The rates since the last call, and begin anew."""
+        """The rates since the last call, and reset them."""
         rates = self.rates()
         self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
         return rates
 
 
 class TrainingDisplay:
-    """On a terminal, a live line below the log: progress, time left, steps a second, wait for data."""
+    """On a terminal, a live line below the log: progress, time left, steps per second, time spent waiting for data."""
 
     def __init__(self, step: int, total_steps: int, is_main_process: bool) -> None:
         console = Console()
