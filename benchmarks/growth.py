@@ -94,7 +94,7 @@ def draw_growth(sweeps: Mapping[str, Mapping[float, float]]) -> None:
         x, y = list(points), list(points.values())
         axis.plot(x, y, "o-", color=BLUE, ms=4, lw=1.4)
         axis.set(xlabel=name, ylim=(0, 1.15 * max(y)), xlim=(0, None))
-        axis.set_title("ms a batch" if "loading" in name else "ms a step", fontsize=9, loc="left")
+        axis.set_title("ms per batch" if "loading" in name else "ms per step", fontsize=9, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
     _save(figure, "growth")
 
@@ -112,7 +112,12 @@ def roofline() -> None:
         away = {"feed-forward, batch 8": (-8, -16), "feed-forward, batch 64": (4, 9)}.get(name, (7, -4))
         axis.annotate(name, (intensity, rate), away, textcoords="offset points", fontsize=8)
     axis.set(
-        xscale="log", yscale="log", xlabel="FLOP a byte of memory", ylabel="GFLOP/s", xlim=(0.05, 6000), ylim=(1, 3000)
+        xscale="log",
+        yscale="log",
+        xlabel="FLOP per byte of memory",
+        ylabel="GFLOP/s",
+        xlim=(0.05, 6000),
+        ylim=(1, 3000),
     )
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -122,7 +127,7 @@ def roofline() -> None:
 
 
 def _operations() -> Iterator[tuple[str, float, float]]:
-    """(name, FLOP a byte, GFLOP/s) of what a step of batch 8 and 64 does; bytes are inputs and outputs, once each."""
+    """(name, FLOP per byte, GFLOP/s) of what a step of batch 8 and 64 does; bytes are inputs and outputs, once each."""
     weights = torch.randn(3200, 512).bfloat16()
     for batch in (8, 64):
         x = torch.randn(50 * batch, 512).bfloat16()

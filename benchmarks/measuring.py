@@ -121,7 +121,7 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> Figure:
 
 
 def matrix_peak(seconds: float = 0.5) -> float:
-    """FLOP a second that this machine sustains in large bf16 matrix products."""
+    """FLOP per second that this machine sustains in large bf16 matrix products."""
     rates = []
     for size in (2048, 3072):
         a, b = torch.randn(2, size, size).bfloat16()

@@ -83,7 +83,7 @@ def _endless(trainer: ActTrainer) -> Iterator[Any]:
 
 
 def _act(config: Config, precision: str) -> tuple[dict[str, Any], Work]:
-    """Chunks for one robot that sees the demonstrations, one new frame a chunk."""
+    """Chunks for one robot that sees the demonstrations, one new frame per chunk."""
     keep_freed_memory()
     assert config.dataset_dir is not None
     episodes, _ = open_demonstrations(config, config.dataset_dir, lambda line: None)

@@ -437,3 +437,8 @@ def test_any_text_survives_in_a_file(tmp_path: Path, text: str, items: list[str]
     assert to_config(loaded) == config == to_config(config)
     if text != "null":
         assert load_config(None, [f"wandb_name={text}"]).wandb_name == text
+
+
+def test_the_other_name_of_an_encoder_is_kept(tmp_path: Path) -> None:
+    save_config(load_config(None, ["encoder.name=resnet"]), tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").encoder.name == "resnet"

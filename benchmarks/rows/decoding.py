@@ -20,7 +20,7 @@ ROUNDS, IMAGE_SIZE = 3, (224, 224)
 
 
 def convert(dataset: str, cores: int) -> tuple[float, float]:
-    """In a process of its own: (images a second, GB that it and its children have at most)."""
+    """In a process of its own: (images per second, GB that it and its children have at most)."""
     os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[:cores]))
     from bimact.data.cached_copy import cached_copy
     from bimact.data.opening import open_source
@@ -58,7 +58,7 @@ def decoding() -> Row:
     one, two = ([rate for rate, _ in results[cores]] for cores in results)
     memory = max(memory for _, memory in results[2])
     return Row(
-        "decoding a LeRobotDataset once for training (480×640 AV1 to 224×224): images a second, two cores / one",
+        "decoding a LeRobotDataset once for training (480×640 AV1 to 224×224): images per second, two cores / one",
         ratios(two, one),
         "≥ 1.6",
         [f"{Figure.of(one)} and {Figure.of(two)} images/s; at most {memory:.2f} GB of memory"],

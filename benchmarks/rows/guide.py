@@ -29,7 +29,7 @@ def feature_cache() -> Row:
     away = [max(abs(a - b) / b for a, b in zip(of, losses[0])) for of in losses[1:]]
     times = [short(1000 * Figure.of(values).median) for values in (slow, middle, quick)]
     return Row(
-        "training steps a second of the guide's policy, batch 8: feature cache / CLIP in the loop in float32",
+        "training steps per second of the guide's policy, batch 8: feature cache / CLIP in the loop in float32",
         ratios(slow, quick),
         "≥ 15",
         [
@@ -50,7 +50,7 @@ def share_of_peak(batch: int, goal: str) -> Row:
     shares = [model / time / best for time, best in zip(seconds, peak)]
     shares_done = [share * done / model for share in shares]
     return Row(
-        f"model FLOP a second of the guide's transformer in training, batch {batch} / of large bf16 matrix products",
+        f"model FLOP per second of the guide's transformer in training, batch {batch} / of large bf16 matrix products",
         Figure.of(shares),
         goal,
         [

@@ -85,7 +85,7 @@ def batches() -> Row:
         )
         images = us.do(batches_wanted=1)["image"], them.do(batches_wanted=1)["image"]
     return Row(
-        "samples a second in random order from a LeRobotDataset of 480×640 AV1, two workers: ours / LeRobot's",
+        "samples per second in random order from a LeRobotDataset of 480×640 AV1, two workers: ours / LeRobot's",
         ratios(theirs, mine),
         "≥ 20",
         [

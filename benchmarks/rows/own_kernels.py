@@ -79,7 +79,7 @@ def compare(what: str, step: Callable[[], None], stock: Callable[[], contextlib.
 
     ours, others = in_turn(ROUNDS, lambda: seconds(step), theirs)
     times = [f"{1000 * Figure.of(values).median:.0f} ms" for values in (ours, others)]
-    details = [f"{times[0]} a step of the demo's network, with PyTorch's own {times[1]}"]
+    details = [f"{times[0]} per step of the demo's network, with PyTorch's own {times[1]}"]
     return Row(f"training step with PyTorch's own {what} / with ours", ratios(others, ours), details=details)
 
 

@@ -1,4 +1,4 @@
-"""Control steps a second with one 224 × 224 camera: ours against the stock gym-aloha environment, in turn."""
+"""Control steps per second with one 224 × 224 camera: ours against the stock gym-aloha environment, in turn."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def simulation() -> Row:
 
     ours, stock = in_turn(ROUNDS, lambda: rate("ours"), lambda: rate("stock"))
     return Row(
-        "control steps a second with one 224×224 camera: ours / the stock gym-aloha environment",
+        "control steps per second with one 224×224 camera: ours / the stock gym-aloha environment",
         ratios(ours, stock),
         details=[f"{Figure.of(ours)} against {Figure.of(stock)} steps/s"],
     )

@@ -1,4 +1,4 @@
-"""What all pages share: the look, and plots as inline SVG that follow the page's colours."""
+"""The common style of pages, and plots as inline SVG in the page's colours."""
 
 from __future__ import annotations
 

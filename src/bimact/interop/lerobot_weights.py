@@ -43,7 +43,7 @@ def from_lerobot(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     paper's network does not have and which are zero.
 
     Raises:
-        KeyError: for a name that no rule knows.
+        KeyError: for an unknown name.
     """
     return _RENAMING.to_ours(weights)
 

@@ -47,7 +47,7 @@ def from_original(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int
         the weights, and how many decoder layers were left out.
 
     Raises:
-        KeyError: for a name that no rule knows.
+        KeyError: for an unknown name.
     """
     renamed, unused = {}, set()
     for name, value in _RENAMING.to_ours(weights).items():

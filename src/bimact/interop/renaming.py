@@ -31,7 +31,7 @@ class Renaming:
         """Their state dict → the part of an `ActPolicy`'s that it covers.
 
         Raises:
-            KeyError: for a name that nothing here knows.
+            KeyError: for an unknown name.
         """
         renamed = {}
         for name, value in weights.items():
@@ -48,7 +48,7 @@ class Renaming:
         return renamed
 
     def to_theirs(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """An `ActPolicy`'s state dict → theirs; what they have no name for is left out."""
+        """An `ActPolicy`'s state dict → theirs; tensors that they do not have are left out."""
         prefixes = [(ours, theirs) for theirs, ours in self._prefixes]
         within = [(ours, theirs) for theirs, ours in _IN_LAYERS]
         renamed = {}

@@ -1,4 +1,4 @@
-"""How the values of state and action are distributed over a dataset."""
+"""Distributions of the values of state and action over a dataset."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Histogram:
         return Histogram(exponent, first, counts)
 
     def narrowed(self, most: int = _SHOWN) -> Histogram:
-        """The same in at most so many bins."""
+        """The histogram with neighbouring bins merged down to a maximum number of bins."""
         histogram = self
         while len(histogram.counts) > most:
             histogram = histogram._at(histogram.exponent + 1)
