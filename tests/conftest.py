@@ -33,7 +33,6 @@ LONG = os.environ.get("BIMACT_TESTS") == "long"
 # Small models, and as many tests at once as there are cores: threads would only wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more are processes, each of which imports PyTorch
 # A busy machine is slow, and that is no fault of a test.
 settings.register_profile("bimact", deadline=None)
 settings.load_profile("bimact")

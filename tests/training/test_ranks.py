@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import LONG, tiny_config
 from guide_files import write_dataset
 from warm_python import WarmPython
 
@@ -99,6 +99,7 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not LONG, reason="compiles in two processes: make test-long")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_two_processes_compile(folder: Path) -> None:
     settings = ("--batch_size", "3", "--num_epochs", "1", "--cameras", "[]")  # images take long to compile
