@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import bimact
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -123,3 +126,10 @@ def test_internals_of_packages_are_used_below_an_upper_bound() -> None:
         for name in packages_distributions()[top]:
             bounds = [bound.operator for bound in known[canonicalize_name(name)].specifier]
             assert "<" in bounds, f"{path} imports {module}: {name} needs an upper bound"
+
+
+def test_what_the_security_page_and_the_citation_name_is_there() -> None:
+    named = re.findall(r"`((?:tests|packages)/[^`]+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 8
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    assert f"version: {bimact.__version__}\n" in (ROOT / "CITATION.cff").read_text()
