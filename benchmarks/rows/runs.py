@@ -101,7 +101,7 @@ def memory() -> Row:
 
 
 def _of_size(size: int) -> Path:
-    """Recorded frames again and again, in the training guide's format, until their images have so many bytes."""
+    """Recorded frames again and again, in the training guide's format, up to the given bytes of images."""
     recorded = two_cameras()
     path = BUILD / f"frames-{size}"
     shutil.rmtree(path, ignore_errors=True)

@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 def in_words(error: BaseException, most: int = 300) -> str:
-    """A library's error message as part of a sentence: one line of printable characters, at most so many."""
+    """A library's error message as part of a sentence: one line of printable characters, of a limited length."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(error))
     return " ".join(text.split())[:most]
 

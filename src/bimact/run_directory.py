@@ -45,7 +45,7 @@ class Run:
         """As `of`, for a directory.
 
         Raises:
-            UserError: if `path` is a file, or there is no run.
+            UserError: if `path` is a file, or not a run directory.
         """
         path = Path(expand_home(os.fspath(path)))
         if path.is_file():

@@ -46,7 +46,7 @@ class SlowNetwork:
     Args:
         port: of the server.
         delay: seconds that each piece takes.
-        jitter: up to so many seconds more.
+        jitter: largest additional delay, in seconds.
         loss: share of pieces that are lost once: they take `resend` seconds longer, as TCP sends them again.
     """
 

@@ -122,7 +122,7 @@ def is_busy(place: Path) -> bool:
 
 
 def check_space(source: Path, place: Path, needed: int) -> None:
-    """See that a copy of so many bytes fits.
+    """Check that there is space for a copy.
 
     Raises:
         UserError: with both sizes.

@@ -31,7 +31,7 @@ def fork_server(modules: Sequence[str]) -> ForkServerContext:
 
 @contextmanager
 def _no_modules_of_the_current_folder() -> Iterator[None]:
-    """A Python that is started meanwhile imports nothing from where the user stands: a stranger's dataset may be there.
+    """A Python that is started meanwhile imports nothing from the working directory: an untrusted dataset may be there.
 
     Python can do so from version 3.11 on.
     """

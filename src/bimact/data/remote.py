@@ -66,7 +66,7 @@ def _from_hub(name: str, revision: str | None, folder: str, path: str) -> Path:
     except errors.RepositoryNotFoundError:
         raise UserError(
             f"there is neither a folder {Path(path).absolute()} nor a dataset {name} on the Hugging Face hub that you "
-            "may read: mend the name, or log in by `hf auth login` if it is private"
+            "may read: correct the name, or log in by `hf auth login` if it is private"
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{path}: the dataset {name} on the Hugging Face hub has no revision {revision!r}") from None

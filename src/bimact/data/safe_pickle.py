@@ -429,7 +429,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            # ascii: a stranger's name must not steer the terminal.
+            # ascii: a name in an untrusted file must not control the terminal.
             wanted = ascii(f"{module}.{name}"[:200])[1:-1]
             raise _Refused(
                 f"wants {wanted}, which was refused and did not run: a dataset needs only arrays, numbers, "

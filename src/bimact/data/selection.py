@@ -1,4 +1,4 @@
-"""The part of a dataset that is used: which cameras, columns, dimensions and episodes, at how many steps a second.
+"""The part of a dataset that is used: which cameras, columns, dimensions and episodes, at which control frequency.
 
 What is not chosen is never looked at: a camera or column that is damaged, or not the same in all chosen episodes, is
 left out with its reason unless it was asked for, or there is no other.
@@ -43,7 +43,7 @@ class Selection:
         exclude_episodes: those to leave out.
         max_episodes: of these, the first N.
         skip_unreadable: leave out episodes that are damaged, instead of stopping.
-        fps: steps a second. Another number than the dataset's resamples: each step takes what was last recorded.
+        fps: control frequency in Hz. If it differs from the dataset's, each step takes what was last recorded.
         color_order: "rgb" or "bgr", where the files leave open how their images are to be read.
         filter_key: a subset of the episodes that the dataset itself names (robomimic's `mask`).
     """

@@ -137,7 +137,7 @@ class Source(ABC):
         state_keys: columns that make up the proprioceptive state unless the user chooses others.
         action_keys: columns that make up the action unless the user chooses others.
         read_as_float32: columns that the reader itself converts → their type in the files.
-        fps: steps a second; None: not told.
+        fps: control frequency in Hz; None: unknown.
         color_order: "rgb" or "bgr", where the format leaves open how its images are to be read: what the reader took,
             which may be replaced. None: there is no doubt.
         files: all files that the content depends on, relative to `path` ("." for the path itself).

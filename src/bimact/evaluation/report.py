@@ -126,7 +126,7 @@ def write_report(run_dir: str | Path) -> Path:
         the page's path.
 
     Raises:
-        UserError: if the folder is no run or cannot be written, or one of its files cannot be read.
+        UserError: if the directory is not a run or cannot be written, or one of its files cannot be read.
     """
     check_writable(Run.existing(run_dir).path)
     run = _open_run(run_dir)

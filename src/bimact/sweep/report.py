@@ -38,7 +38,7 @@ from bimact.sweep.trial import LOG
 TEMPLATE = "report_template.html"
 
 _FEWEST_FOR_IMPORTANCE = 12  # finished or pruned trials
-_GOOD = 4  # at least so many of them count as good
+_GOOD = 4  # the least number of them that count as good
 _EDGE = 0.05  # of a range: a best value within suggests a wider range
 
 

@@ -185,11 +185,11 @@ def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("camera_height=12 camera_width=15 total_sample_count=10", "mend its camera_height"),
+        ("camera_height=12 camera_width=15 total_sample_count=10", "correct its camera_height"),
         ("camera_height=12 camera_width=0", "tells of images of 12 x 0 pixels"),
         ("camera_height=12 camera_width=999999999", "tells of images of 12 x 999999999 pixels"),
         ("camera_height=12 camera_width=160 total_sample_count=10", "is cut off"),
-        ("camera_height=12 camera_width=16 total_sample_count=0", "mend its camera_height"),
+        ("camera_height=12 camera_width=16 total_sample_count=0", "correct its camera_height"),
     ],
 )
 def test_metadata_that_contradict_the_files_are_refused(tmp_path: Path, text: str, sentence: str) -> None:

@@ -126,7 +126,7 @@ class Worker:
         self._requests.put((step, obs, earlier, self._clock()))
 
     def answer(self, wait: float) -> Answer | None:
-        """The answer, if it comes within so many seconds."""
+        """The answer, if it comes within `wait` seconds."""
         try:
             answer = self._answers.get(timeout=wait) if wait > 0 else self._answers.get_nowait()
         except queue.Empty:

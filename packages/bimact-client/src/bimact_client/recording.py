@@ -157,7 +157,7 @@ class _Rows:
         self._file: BinaryIO | None = None
 
     def open(self, dtype: np.dtype[Any], shape: tuple[int, ...], rows: int) -> None:
-        """Begin after so many rows of the file, which is made if it is not there."""
+        """Begin after the given number of rows of the file, which is created if it does not exist."""
         self._dtype, self._shape, self._rows = dtype, shape, rows
         if not self._path.exists():
             self._file = self._path.open("w+b")

@@ -324,9 +324,9 @@ def read_metadata(path: Path, action_dim: int | None) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no readable JSON ({in_words(error)}): mend or remove it") from None
+        raise UserError(f"{path} is no readable JSON ({in_words(error)}): correct or remove it") from None
     if not isinstance(content, dict):
-        raise UserError(f'{path} has to hold one JSON object, such as {{"fps": 50}}: mend or remove it')
+        raise UserError(f'{path} has to hold one JSON object, such as {{"fps": 50}}: correct or remove it')
     fps, joints, task = (content.pop(name, None) for name in ("fps", "joint_names", "task"))
     if fps is not None and (type(fps) not in (int, float) or not 0 < fps < 1e6):
         raise UserError(f"{path}: fps is {fps!r}, it has to be a number above 0")

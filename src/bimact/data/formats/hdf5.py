@@ -278,7 +278,7 @@ def text_of(item: h5py.Group | h5py.Dataset, *names: str) -> str | None:
 
 
 def rate_of(value: object) -> float | None:
-    """A number of steps a second; None: it is none."""
+    """A control frequency in Hz; None: it is none."""
     is_rate = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
     return float(value) if is_rate else None  # type: ignore[arg-type]
 

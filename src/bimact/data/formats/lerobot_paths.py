@@ -143,7 +143,7 @@ def _with_synonyms(template: str, values: Mapping[str, str | int]) -> tuple[dict
 def fill_in(template: str, values: Mapping[str, str | int], where: str) -> str:
     """Put values into a path such as "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet".
 
-    `str.format` would let a stranger's file reach into objects and ask for widths of gigabytes.
+    `str.format` would let an untrusted file read attributes of objects and ask for widths of gigabytes.
 
     Args:
         where: what messages begin with, such as a file and a key.

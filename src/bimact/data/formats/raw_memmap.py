@@ -268,12 +268,12 @@ def _layout(path: Path, numbers: dict[str, int]) -> tuple[_Layout, list[str]]:
     if height is None or width is None:
         return _inferred_layout(path, numbers, size, action_bytes)
     if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
-        raise UserError(f"{path / METADATA} tells of images of {height} x {width} pixels: mend it")
+        raise UserError(f"{path / METADATA} tells of images of {height} x {width} pixels: correct it")
     layout = _Layout(0, height, width)
     rows = numbers.get("total_sample_count", size // layout.row_bytes)
     if size - rows * layout.row_bytes > _MOST_LEFT_OVER:
         raise UserError(
-            f"{path / OBSERVATIONS} has {size} bytes and {METADATA} tells of {rows} rows of {layout.row_bytes}: mend "
+            f"{path / OBSERVATIONS} has {size} bytes and {METADATA} tells of {rows} rows of {layout.row_bytes}: correct "
             "its camera_height, camera_width or total_sample_count"
         )
     return _Layout(rows, height, width), []

@@ -50,7 +50,7 @@ _STATE_PARTS = re.compile(
 )
 _AXES_OF_IMAGES = 3  # that chunks are numbered along
 _PICTURES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".png", ".jpg", ".jpeg")
-_SLOWEST, _FASTEST = 0.5, 2000.0  # steps a second, beyond which times are in another unit than seconds
+_SLOWEST, _FASTEST = 0.5, 2000.0  # Hz, beyond which times are in another unit than seconds
 _FPS_ATTRIBUTES = ("fps", "frequency", "control_frequency", "control_freq", "hz")
 
 
