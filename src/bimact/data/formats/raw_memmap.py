@@ -273,8 +273,8 @@ def _layout(path: Path, numbers: dict[str, int]) -> tuple[_Layout, list[str]]:
     rows = numbers.get("total_sample_count", size // layout.row_bytes)
     if size - rows * layout.row_bytes > _MOST_LEFT_OVER:
         raise UserError(
-            f"{path / OBSERVATIONS} has {size} bytes and {METADATA} tells of {rows} rows of {layout.row_bytes}: correct "
-            "its camera_height, camera_width or total_sample_count"
+            f"{path / OBSERVATIONS} has {size} bytes and {METADATA} tells of {rows} rows of {layout.row_bytes}: "
+            "correct its camera_height, camera_width or total_sample_count"
         )
     return _Layout(rows, height, width), []
 
