@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -73,6 +73,7 @@ def running_server(policy: Policy, settings: ServerSettings | None = None) -> It
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(server.stop)
+        with suppress(RuntimeError):  # it has stopped already
+            loop.call_soon_threadsafe(server.stop)
         thread.join(30)
         assert not thread.is_alive() and not failures

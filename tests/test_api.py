@@ -99,7 +99,7 @@ def test_policies_of_lerobot_and_of_the_original_act_act(tmp_path: Path, capsys:
         policy = bimact.load_policy(tmp_path / name, precision="no", **keywords[name])
         np.testing.assert_array_equal(policy.predict_chunk(obs), run.predict_chunk(obs))
         assert policy.metadata.name == name and policy.metadata.chunk_size == network.config.chunk_size
-    with pytest.raises(bimact.UserError, match="Its weights do not say"):
+    with pytest.raises(bimact.UserError, match="do not name their cameras"):
         bimact.load_policy(tmp_path / "original")
     with pytest.raises(bimact.UserError, match="is a run, which knows its cameras"):
         bimact.load_policy(tmp_path / "lerobot-run", cameras=["top"])

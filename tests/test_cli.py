@@ -170,7 +170,7 @@ def test_an_interrupt_while_a_fault_is_told_shows_no_traceback(capsys: pytest.Ca
             return "told too late"
 
     def command(options: argparse.Namespace) -> None:
-        raise Interrupted
+        raise Interrupted("told too late")
 
     options = argparse.Namespace(command="train", debug=False)
     assert _run_command(command, options) == 130

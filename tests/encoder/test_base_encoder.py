@@ -203,7 +203,9 @@ def test_plugin_by_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     _register(monkeypatch, "colour", _Plugin)
-    with pytest.raises(UserError, match="no encoder named 'clip'; there is clip_vit, pri3d, timm, conv, colour"):
+    with pytest.raises(
+        UserError, match="no encoder named 'clip'; there is clip_vit, pri3d, resnet, timm, conv, colour"
+    ):
         build_encoder(EncoderConfig(name="clip"))
 
 

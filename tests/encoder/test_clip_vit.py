@@ -241,7 +241,10 @@ def test_wrong_settings(tmp_path: Path) -> None:
         make("ViT-B32")
     with pytest.raises(UserError, match="ViT-B-32 has no pretrained weights 'opnai'; did you mean openai"):
         make("ViT-B/32", pretrained="opnai")
-    with pytest.raises(UserError, match="there are no pretrained weights for open_clip's tiny-vit: give a local file"):
+    with pytest.raises(
+        UserError,
+        match="there are no pretrained weights for open_clip's tiny-vit: set encoder.pretrained to a local file",
+    ):
         make("tiny-vit", pretrained=True)
     with pytest.raises(UserError, match=r"image_size of tiny-resnet is \[64, 64\], not \[96, 64\]"):
         make("tiny-resnet", image_size=[96, 64])

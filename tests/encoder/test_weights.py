@@ -155,7 +155,9 @@ def test_what_pretrained_means(tmp_path: Path) -> None:
         choose("xyz")
     with pytest.raises(UserError, match=r"encoder\.pretrained is 3, it has to be a tag, a path, true or null"):
         choose(3)
-    with pytest.raises(UserError, match="there are no pretrained weights for M: give a local file"):
+    with pytest.raises(
+        UserError, match="there are no pretrained weights for M: set encoder.pretrained to a local file"
+    ):
         choose(True, usual=None)
     assert choose(True, usual=None, weights_from_checkpoint=True) == WeightsSource()
 
