@@ -28,13 +28,21 @@ class Evaluator:
 
     def __init__(self, successes: dict[int, int]) -> None:
         self.successes, self.started, self.closed = successes, [], 0
+        self.known: set[tuple[int, str]] = set()  # evaluated before
 
     def __call__(self, run: Run, config: Config) -> Evaluator:
         return self
 
-    def start(self, step: int, weights: Path) -> None:
-        assert "queries.weight" in torch.load(weights)
-        self.started.append((step, sha256_of(weights)))
+    def knows(self, step: int, digest: str) -> bool:
+        return (step, digest) in self.known
+
+    def start(self, step: int, weights: Path, digest: str | None = None) -> str:
+        if digest is None or (step, digest) not in self.known:
+            assert "queries.weight" in torch.load(weights)
+            assert digest in (None, sha256_of(weights))
+            digest = sha256_of(weights)
+        self.started.append((step, digest))
+        return digest
 
     def result(self, wait: bool = False) -> dict[str, Any] | None:
         if not wait:
@@ -108,6 +116,30 @@ def test_rollouts_that_were_running_are_started_again(dataset: Path, tmp_path: P
     assert second.started[0] == first.started[0]
     assert [step for step, _ in second.started] == [3, 6, 8]
     records = [r["eval_step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "success_rate" in r]
+    assert records == [3, 6, 8]
+
+
+def test_a_selected_checkpoint_outlives_a_crash(dataset: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Killed after the evaluation that ran at the checkpoint was taken in: its weights have left their place."""
+    step = ActTrainer.train_step
+
+    def interrupted(self: ActTrainer, *arguments: Any) -> torch.Tensor:
+        self.stop.requested = self.step == 4
+        return step(self, *arguments)
+
+    run = tmp_path / "run"
+    first = Evaluator({3: 45})
+    monkeypatch.setattr(ActTrainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, run, first, num_steps=8)
+    monkeypatch.setattr(ActTrainer, "train_step", step)
+    best = run / "checkpoint" / "act-train-best-success.pth"
+    (run / "evaluations" / "step-3.pth").replace(best)  # as taking the result in does
+    second = Evaluator({3: 45, 6: 10, 8: 10})
+    second.known.add(first.started[0])
+    train(dataset, run, second, run, num_steps=8)
+    assert sha256_of(best) == first.started[0][1]
+    records = [r["eval_step"] for r in read_metrics(run / "metrics.jsonl") if "success_rate" in r]
     assert records == [3, 6, 8]
 
 

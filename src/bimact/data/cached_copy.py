@@ -106,7 +106,8 @@ class _Plan:
         """Which files, in which state, the copy is made of."""
         folder = self.source.path
         entries = [(name, (folder / name).stat()) for name in sorted(self.source.files)]
-        return _digest([[name, status.st_size, status.st_mtime_ns] for name, status in entries])
+        states = [[name, status.st_size, status.st_mtime_ns] for name, status in entries]
+        return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:20]
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -164,10 +165,6 @@ def _unusable(source: Source, faults: Mapping[int, str]) -> list[Unusable]:
 
 def _image_file(number: int) -> str:
     return f"camera_{number}.npy"  # a camera's name may be no file's
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _common_task(source: Source) -> str | None:

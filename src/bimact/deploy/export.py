@@ -104,7 +104,10 @@ def export(
     sizes: dict[str, tuple[int, int]] = {}
     for camera, size in metadata.interface.cameras.items():
         if size is None:
-            raise UserError(f"the size of camera '{camera}' is not known: give --image_size, as 480x640")
+            raise UserError(
+                f"the size of camera '{camera}' is not known: a run says it in interface.json; for a policy of other "
+                "software give --image_size, as 480x640"
+            )
         sizes[camera] = size
     source = "recorded observations" if histories is not None else "random observations (no dataset was found)"
     histories = histories if histories is not None else random_histories(policy)

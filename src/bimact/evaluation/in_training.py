@@ -43,15 +43,29 @@ class RolloutsInTraining:
         self._process: subprocess.Popen[bytes] | None = None
         self._step = 0
 
-    def start(self, step: int, weights: Path) -> None:
-        """Evaluate weights that belong to an optimizer step; one evaluation at most runs at once."""
+    def knows(self, step: int, digest: str) -> bool:
+        """Whether weights, given by their step and SHA-256, were evaluated before the run was resumed."""
+        return self._content(step).get("weights_sha256") == digest
+
+    def start(self, step: int, weights: Path, digest: str | None = None) -> str:
+        """Evaluate weights that belong to an optimizer step; one evaluation at most runs at once.
+
+        Args:
+            step: of the weights.
+            weights: their file; not needed if `knows` them.
+            digest: their SHA-256; None: computed.
+
+        Returns:
+            the SHA-256.
+        """
         if self._process is not None:
             raise ValueError("an evaluation is running")
         self._step = step
-        if sha256_of(weights) == self._content().get("weights_sha256"):
-            return  # evaluated before the run was resumed
+        digest = sha256_of(weights) if digest is None else digest
+        if self.knows(step, digest):
+            return digest
         self._folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", __spec__.name, str(self._run.path), str(weights), str(self._result)]
+        command = [sys.executable, "-m", __spec__.name, str(self._run.path), str(weights), str(self._file(step))]
         with (self._folder / "output.txt").open("wb") as output:
             # In a session of its own: Ctrl-C in the terminal is the training's, which then ends the evaluation.
             self._process = subprocess.Popen(
@@ -62,6 +76,7 @@ class RolloutsInTraining:
                 start_new_session=True,
                 env={**os.environ, "PYTHONSAFEPATH": "1"},
             )
+        return digest
 
     def result(self, wait: bool = False) -> dict[str, Any] | None:
         """`step`, `success_rate`, `success_low` and `success_high` (Wilson's 95% interval); None while it runs.
@@ -83,7 +98,7 @@ class RolloutsInTraining:
                 output = self._folder / "output.txt"
                 lines = output.read_text(errors="replace").strip().splitlines() or ["no output"]
                 raise UserError(f"the rollouts of step {self._step} failed: {lines[-1]} (all of it: {output})")
-        content = self._content()
+        content = self._content(self._step)
         low, high = content["interval_95"]
         return {
             "step": self._step,
@@ -101,13 +116,12 @@ class RolloutsInTraining:
             self._process.wait()
             self._process = None
 
-    @property
-    def _result(self) -> Path:
-        return self._folder / f"step-{self._step}.json"
+    def _file(self, step: int) -> Path:
+        return self._folder / f"step-{step}.json"
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self, step: int) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._result.read_text()))
+            return dict(json.loads(self._file(step).read_text()))
         except (OSError, ValueError):
             return {}
 

@@ -38,7 +38,9 @@ from bimact.training.watch import LossWatch, StepTimes, StopRequest, TrainingDis
 class Evaluator(Protocol):
     """Rollouts during training, for `eval_task`: `evaluation.in_training.RolloutsInTraining`."""
 
-    def start(self, step: int, weights: Path) -> None: ...
+    def knows(self, step: int, digest: str) -> bool: ...
+
+    def start(self, step: int, weights: Path, digest: str | None = None) -> str: ...
 
     def result(self, wait: bool = False) -> dict[str, Any] | None: ...
 
@@ -148,7 +150,7 @@ class ActTrainer:
         self.best_val_loss = math.inf
         self.best_epoch = 0  # the last one with a new lowest val_loss
         self.evaluator = evaluator
-        self.evaluating: int | None = None  # the step whose weights are being evaluated
+        self.evaluating: tuple[int, str] | None = None  # the step whose weights are being evaluated, and their SHA-256
         self.best_success = 0.0  # the highest lower bound of a confidence interval
         self.evaluations_since_best = 0
         self.watch = LossWatch()
@@ -410,8 +412,7 @@ class ActTrainer:
                 weights.parent.mkdir(parents=True, exist_ok=True)
                 with self.averaged_weights(), atomic_write(weights) as file:
                     torch.save(self.unwrapped_policy.state_dict(), file)
-                self.evaluator.start(self.step, weights)
-                self.evaluating = self.step
+                self.evaluating = self.step, self.evaluator.start(self.step, weights)
                 if last:
                     self._take_evaluation(self.evaluator, wait=True)
         if due and config.patience is not None and config.patience_metric == "success":
@@ -435,22 +436,25 @@ class ActTrainer:
         weights = self._evaluated(step)
         if low > self.best_success:
             self.best_success, self.evaluations_since_best = low, 0
-            self.run.checkpoints.mkdir(parents=True, exist_ok=True)
-            weights.replace(self.run.checkpoints / f"act-train-{BEST_SUCCESS}{WEIGHTS}")
+            if weights.exists():  # else they took their place before the run was resumed
+                self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+                weights.replace(self.run.checkpoints / f"act-train-{BEST_SUCCESS}{WEIGHTS}")
         else:
             self.evaluations_since_best += 1
             weights.unlink(missing_ok=True)
         self.evaluating = None
 
-    def _resume_evaluation(self, step: int | None) -> None:
-        """Restart the evaluation that was running when the checkpoint was saved."""
-        if step is None or self.evaluator is None:
+    def _resume_evaluation(self, evaluating: tuple[int, str] | None) -> None:
+        """Take up the evaluation that was running when the checkpoint was saved: its result, or start it again."""
+        if evaluating is None or self.evaluator is None:
             return
-        if not self._evaluated(step).exists():
-            self._print(f"The weights of step {step}, which were being rolled out, are gone: no success rate of them")
+        step, digest = evaluating
+        weights = self._evaluated(step)
+        if not (self.evaluator.knows(step, digest) or weights.exists()):
+            self._print(f"The weights of step {step}, which were being evaluated, are gone: no success rate of them")
             return
-        self.evaluator.start(step, self._evaluated(step))
-        self.evaluating = step
+        self.evaluator.start(step, weights, digest)
+        self.evaluating = step, digest
 
     def _log_prediction(self, log: MetricsLog) -> None:
         """A chunk in the middle of the held-out demonstrations, predicted and demonstrated."""

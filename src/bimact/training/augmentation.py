@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bimact.config import AugmentationConfig, Config
+from bimact.errors import UserError
 from bimact.policy.act import ActPolicy, Observation
 from bimact.training.randomness import generator_of
 
@@ -103,7 +104,10 @@ class Augmentation:
         if camera not in self._black:
             size = self._config.image_size or self._policy.image_encoder.image_size
             if size is None:
-                raise AssertionError("camera_dropout with cached features needs the images' size")
+                raise UserError(
+                    "camera_dropout with cached features needs images of one size: set encoder.image_size, or "
+                    "feature_cache to false"
+                )
             image = torch.zeros(1, 3, *size, dtype=torch.uint8, device=like.device)
             self._black[camera] = self._policy.image_encoder.trunk(image)[0].to(like.dtype)
         return self._black[camera]
