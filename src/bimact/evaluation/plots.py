@@ -87,6 +87,7 @@ def _success_plot(rollouts: Sequence[Record]) -> Markup:
         axes.fill_between(x, 100 * low, 100 * high, color=COLORS["val"], alpha=0.18, lw=0)
         axes.plot(x, 100 * rate, color=COLORS["val"], marker="o", ms=3.5)
         axes.set_ylim(0, 100)
+        axes.set_xlim(left=0)  # as the curves beside it
         axes.yaxis.set_major_locator(MaxNLocator(4))
         plain_numbers(axes)
         axes.set_title("success rate of rollouts in training, 95% interval, %")
