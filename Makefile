@@ -7,7 +7,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-quick test-long lint typecheck bench clean
+.PHONY: setup demo test test-quick test-long lint typecheck bench docs clean
 
 setup: $(READY)
 
@@ -22,7 +22,7 @@ $(READY): pyproject.toml packages/bimact-client/pyproject.toml
 		if [ "$${driver:-580}" -lt 580 ] 2> /dev/null; then \
 			$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.8,<2.11' torchvision; \
 		fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,serve,sim,sweep,rerun,dev]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,serve,sim,sweep,rerun,docs,dev]' \
 		--editable packages/bimact-client
 	@$(BIN)/python scripts/setup_opengl.py
 	@touch $@
@@ -50,6 +50,11 @@ typecheck: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+# The documentation site, with search; it needs no network. Pictures: docs/make_images.py.
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs -d build/doctrees . build/site
+	@echo "Open build/site/index.html"
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -32,9 +31,6 @@ from warm_python import WarmPython
 
 from bimact.config import load_config, save_config
 from bimact.sweep.sweep_file import read_sweep
-
-# Generated, or outside the order.
-WITHOUT_FOOTER = {"configuration.md", "dependencies.md", "log.md", "recipes.md"}
 
 # Commands that cannot be run here, by how they begin, and why. They have to be valid bash.
 NOT_RUN = {
@@ -372,17 +368,3 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.exists(), f"{page.name}: {link}"
         if anchor:
             assert anchor in anchors_of(target), f"{page.name}: {link}"
-
-
-def test_pages_follow_each_other_as_the_readme_lists_them() -> None:
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index("## Documentation") : text.index("Besides:")]
-    listed = re.findall(r"\(docs/([\w-]+\.md)\)", section)
-    assert set(listed) | WITHOUT_FOOTER == {page.name for page in PAGES[1:]}
-    for page, following in pairwise(listed):
-        if page not in WITHOUT_FOOTER:
-            footer = (ROOT / "docs" / page).read_text().rpartition("\n---\n")[2]
-            assert f"({following})" in footer.partition("next:")[2], page
-        if following not in WITHOUT_FOOTER:
-            footer = (ROOT / "docs" / following).read_text().rpartition("\n---\n")[2]
-            assert f"({page})" in footer.partition("next:")[0], following
