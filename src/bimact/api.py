@@ -229,7 +229,7 @@ def evaluate(
 
     Args:
         run: a run directory.
-        task: `transfer_cube` or `insertion`.
+        task: `transfer_cube`, `insertion`, or a task of another package.
         rollouts: how many.
         seed: of the first rollout's scene; the next ones follow.
         execute_steps: actions of each chunk to execute before the next prediction; None: as the run's config says.

@@ -555,7 +555,7 @@ class Config:
     eval_task: str | None = key(
         None,
         "simulated task to roll the policy out in during training; null: none",
-        "transfer_cube or insertion: the success rate chooses a checkpoint better than val_loss",
+        "transfer_cube, insertion or another package's: the success rate chooses a checkpoint better than val_loss",
         changes="nothing",
     )
     eval_every: int = key(

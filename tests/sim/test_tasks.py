@@ -10,11 +10,11 @@ import pytest
 from conftest import LONG
 
 from bimact.errors import UserError
+from bimact.sim.base import MAX_REWARD
 from bimact.sim.demonstrators import GRIPPER_START, Waypoint, demonstrate
 from bimact.sim.environment import AlohaEnv
 from bimact.sim.tasks import (
     JOINTS,
-    MAX_REWARD,
     TASKS,
     Scene,
     control_of,

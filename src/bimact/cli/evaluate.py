@@ -22,7 +22,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--dataset_dir", type=expand_home, help="demonstrations (default: the held-out ones of the training)"
     )
     add_episodes(parser)
-    parser.add_argument("--task", help="roll out in this simulated task: transfer_cube or insertion")
+    parser.add_argument("--task", help="roll out in a simulated task: transfer_cube, insertion, or another package's")
     parser.add_argument("--rollouts", type=int, default=50, help="(default: 50)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
     parser.add_argument("--video", type=int, default=0, metavar="N", help="film the first N rollouts")

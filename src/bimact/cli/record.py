@@ -15,10 +15,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="record scripted demonstrations in the simulation",
         description="Record successful scripted demonstrations. The same command resumes an interrupted recording.",
     )
-    parser.add_argument("--task", required=True, help="transfer_cube or insertion")
+    parser.add_argument("--task", required=True, help="transfer_cube, insertion, or a task of another package")
     parser.add_argument("--output_dir", required=True, type=expand_home, help="the dataset's folder")
     parser.add_argument("--episodes", type=int, default=50, help="demonstrations to record (default: 50)")
-    parser.add_argument("--cameras", default="top", help="comma-separated (default: top)")
+    parser.add_argument("--cameras", help="comma-separated (default: the task's first one: top)")
     parser.add_argument("--image_size", default="240x320", help="height x width (default: 240x320)")
     parser.add_argument("--noise", type=float, default=0.0, help="on waypoints, in metres (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
@@ -29,11 +29,13 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def _record(options: argparse.Namespace) -> None:
     from bimact.sim.recording import RecordingSettings, record
+    from bimact.sim.tasks import find_task
 
+    cameras = find_task(options.task).cameras[0] if options.cameras is None else options.cameras
     settings = RecordingSettings(
         task=options.task,
         episodes=options.episodes,
-        cameras=tuple(name.strip() for name in options.cameras.split(",") if name.strip()),
+        cameras=tuple(name.strip() for name in cameras.split(",") if name.strip()),
         image_size=image_size(options.image_size),
         noise=options.noise,
         seed=options.seed,

@@ -20,7 +20,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="Simulate a robot on the wall clock, in a process of its own, and drive it through bimact-client, "
         "as a real robot is driven: by a policy server, or by a run's policy in this process.",
     )
-    parser.add_argument("--task", required=True, help="transfer_cube or insertion")
+    parser.add_argument("--task", required=True, help="transfer_cube, insertion, or a task of another package")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--server", default="127.0.0.1:8000", metavar="HOST:PORT", help="(default: 127.0.0.1:8000)")
     source.add_argument(

@@ -20,9 +20,9 @@ from bimact_client import ControlLoop, Execution, Report, Safety, Stopped
 from bimact.data.fork_server import without_main_program
 from bimact.errors import UserError
 from bimact.evaluation.intervals import wilson_interval
-from bimact.sim.tasks import CAMERAS, FPS, JOINTS, MAX_REWARD, find_task
+from bimact.sim.base import MAX_REWARD, SimulatedTask
+from bimact.sim.tasks import find_task
 
-EPISODE_SECONDS = 8.0  # 400 steps at 50 Hz, as in the simulation's other rollouts
 _NO_NEWS = 2.0  # seconds without a step of the simulation, after which it is taken for dead
 
 
@@ -36,7 +36,7 @@ class RealTimeRollout:
 
 
 class SimulatedRobot:
-    """Two ViperX arms in a process of their own, which steps every 20 ms of the wall clock (see `ControlLoop`).
+    """A task's robot in a process of its own, which steps on the wall clock (see `ControlLoop`).
 
     Args:
         task: the simulated task.
@@ -49,14 +49,16 @@ class SimulatedRobot:
     color_order = "rgb"
 
     def __init__(self, task: str, cameras: dict[str, tuple[int, int]]) -> None:
-        find_task(task)
+        found = find_task(task)
         for camera in cameras:
-            if camera not in CAMERAS:
+            if camera not in found.cameras:
                 raise UserError(
-                    f"the policy takes camera '{camera}', which the simulation does not have ({', '.join(CAMERAS)})"
+                    f"the policy takes camera '{camera}', which the simulation does not have "
+                    f"({', '.join(found.cameras)})"
                 )
-        self.state_names = self.action_names = list(JOINTS)
-        self._dtype = _shared_dtype(cameras)
+        self.task = found
+        self.state_names, self.action_names = list(found.state_names), list(found.action_names)
+        self._dtype = _shared_dtype(found, cameras)
         self._memory = SharedMemory(create=True, size=self._dtype.itemsize)
         context = multiprocessing.get_context("spawn")
         self._lock = context.Lock()
@@ -80,7 +82,7 @@ class SimulatedRobot:
         self._receive()
 
     def get_observation(self) -> dict[str, Any]:
-        """The newest observation: `state` (14,), and `image_<camera>` and `time_<camera>` of each camera."""
+        """The newest observation: `state` (S,), and `image_<camera>` and `time_<camera>` of each camera."""
         with self._lock:
             now = self._shared[0].copy()
         if time.monotonic() - now["stepped_at"] > _NO_NEWS:
@@ -90,7 +92,7 @@ class SimulatedRobot:
         return {"state": now["state"], **observation, **times}
 
     def send_action(self, action: np.ndarray) -> None:
-        """The joint targets (14,) from the next step on."""
+        """The action (A,) from the next step on."""
         with self._lock:
             self._shared[0]["action"] = action
 
@@ -101,7 +103,7 @@ class SimulatedRobot:
 
     @property
     def late_steps(self) -> int:
-        """Steps of the simulation that began more than 20 ms late, since its process was started."""
+        """Steps of the simulation that began more than a control step late, since its process was started."""
         return int(self._shared[0]["late"])
 
     def close(self) -> None:
@@ -132,37 +134,37 @@ class SimulatedRobot:
             raise UserError(failure)
 
 
-def _shared_dtype(cameras: dict[str, tuple[int, int]]) -> np.dtype[Any]:
+def _shared_dtype(task: SimulatedTask, cameras: dict[str, tuple[int, int]]) -> np.dtype[Any]:
     images = [(f"image_{camera}", np.uint8, (*size, 3)) for camera, size in cameras.items()]
     numbers = [("stepped_at", float), ("steps", np.int64), ("reward", np.int64), ("late", np.int64)]
-    return np.dtype([("state", np.float32, len(JOINTS)), ("action", np.float64, len(JOINTS)), *numbers, *images])
+    vectors = [("state", np.float32, len(task.state_names)), ("action", np.float64, len(task.action_names))]
+    return np.dtype([*vectors, *numbers, *images])
 
 
 def _simulate(task: str, cameras: dict[str, tuple[int, int]], memory: str, lock: Any, pipe: Connection) -> None:
-    """The simulation's process: a step each 20 ms, until the pipe closes."""
+    """The simulation's process: a step at a time, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends this one
     shared_memory = SharedMemory(memory)
     try:
-        from bimact.sim.environment import AlohaEnv
-        from bimact.sim.rendering import Renderer
-        from bimact.sim.tasks import state_of
-
-        shared = np.ndarray((1,), _shared_dtype(cameras), shared_memory.buf)
-        environment = AlohaEnv(task, cameras=())
-        scene = environment.scene
-        renderers = {size: Renderer(scene.model, *size) for size in set(cameras.values())}
+        found = find_task(task)
+        fps = found.fps
+        shared = np.ndarray((1,), _shared_dtype(found, cameras), shared_memory.buf)
+        environment = found.environment()
+        environment.reset(seed=0)
+        for camera, size in cameras.items():
+            environment.image(camera, size)  # the first one takes long
         pipe.send(None)
     except Exception as error:
         pipe.send(f"the simulation does not start: {error}")
         return
 
     def publish(steps: int, reward: float, late: int) -> None:
-        images = {camera: renderers[size].render(scene.data, camera) for camera, size in cameras.items()}
+        images = {camera: environment.image(camera, size) for camera, size in cameras.items()}
         with lock:
             now = shared[0]
             for camera, image in images.items():
                 now[f"image_{camera}"] = image
-            now["state"], now["steps"], now["late"] = state_of(scene.data), steps, late
+            now["state"], now["steps"], now["late"] = environment.state(), steps, late
             now["reward"], now["stepped_at"] = reward, time.monotonic()
 
     try:
@@ -171,16 +173,16 @@ def _simulate(task: str, cameras: dict[str, tuple[int, int]], memory: str, lock:
         while True:
             environment.reset(seed=seed)
             with lock:
-                shared[0]["action"] = state_of(scene.data)  # it stays where it is until the first action
+                shared[0]["action"] = environment.hold()  # it stays where it is until the first action
             publish(0, 0, late)
             begin, steps, reward = time.monotonic(), 0, 0.0
             pipe.send(None)
             while not pipe.poll():
                 steps += 1
-                wait = begin + steps / FPS - time.monotonic()
+                wait = begin + steps / fps - time.monotonic()
                 if wait > 0:
                     time.sleep(wait)
-                elif wait < -1 / FPS:  # the wall clock is not caught up with
+                elif wait < -1 / fps:  # the wall clock is not caught up with
                     late += 1
                     begin -= wait
                 with lock:
@@ -246,6 +248,7 @@ def drive(
     results: list[RealTimeRollout] = []
     loop = None
     with SimulatedRobot(task, cameras) as robot:
+        seconds = robot.task.episode_steps / robot.task.fps
         try:
             loop = ControlLoop(
                 robot, _Delayed(client, delay) if delay else client, hz, execution, safety, record=record
@@ -257,7 +260,7 @@ def drive(
             )
             for number in range(seed, seed + rollouts):
                 robot.reset(number)
-                report = loop.run(round(EPISODE_SECONDS * loop.hz))
+                report = loop.run(round(seconds * loop.hz))
                 results.append(RealTimeRollout(number, robot.highest_reward, report))
                 success = robot.highest_reward == MAX_REWARD
                 print(f"\nSeed {number}: {'success' if success else f'no success, reward {robot.highest_reward}'}")
@@ -275,5 +278,6 @@ def drive(
         f"\nSuccess rate: {successes} of {rollouts} = {successes / rollouts:.1%} (95% interval {low:.1%} to {high:.1%})"
     )
     if late:
-        print(f"Note: this machine was too slow: {late} of the simulation's steps were over 20 ms late")
+        step = 1000 / robot.task.fps
+        print(f"Note: this machine was too slow: {late} of the simulation's steps were over {step:.0f} ms late")
     return results

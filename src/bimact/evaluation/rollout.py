@@ -21,7 +21,8 @@ from bimact.policy.loading import LoadedPolicy
 from bimact.policy.metadata import Execution
 from bimact.progress import progress_bar
 from bimact.run_directory import BEST_SUCCESS
-from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, JOINTS, MAX_REWARD, find_task
+from bimact.sim.base import MAX_REWARD
+from bimact.sim.tasks import find_task
 
 _MAX_PARALLEL = 8
 
@@ -69,7 +70,7 @@ class Rollout:
 def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[str, Any]:
     """Roll the policy out and count successes; the same settings give the same result on the same machine.
 
-    Success is the paper's: the task's last stage was reached at some step of the 400.
+    Success is the paper's: the task's last stage was reached at some step of the episode.
 
     Returns:
         what goes into `evaluation.json`: success rate with Wilson's 95% interval, rewards, times, rollouts.
@@ -157,7 +158,7 @@ def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[s
         "interval_95": wilson_interval(successes, len(rollouts)),
         "successes_at_the_end": sum(rollout.final_reward == MAX_REWARD for rollout in rollouts),
         "reward_reached": {str(reward): count for reward, count in enumerate(reached, start=1)},
-        "steps": EPISODE_STEPS,
+        "steps": find_task(settings.task).episode_steps,
         "seconds_a_rollout": (time.perf_counter() - began) / len(rollouts),
         "each": [asdict(rollout) for rollout in rollouts],
     }
@@ -169,22 +170,25 @@ def check_robot(config: Config, task: str) -> None:
     Raises:
         UserError: if there is no such task, or the policy is not for the simulated robot and its cameras.
     """
-    find_task(task)
+    found = find_task(task)
     for camera in config.cameras or ():
-        if camera not in CAMERAS:
+        if camera not in found.cameras:
             raise UserError(
                 f"the policy was trained with camera '{camera}', which the simulation does not have "
-                f"({', '.join(CAMERAS)})"
+                f"({', '.join(found.cameras)})"
             )
-    for setting, dim in (("state_dim", config.state_dim), ("action_dim", config.action_dim)):
-        if dim not in (None, len(JOINTS)):
+    for setting, dim, names in (
+        ("state_dim", config.state_dim, found.state_names),
+        ("action_dim", config.action_dim, found.action_names),
+    ):
+        if dim not in (None, len(names)):
             raise UserError(
-                f"the policy has {setting} {dim}, the simulated robot {len(JOINTS)}: it is for another robot"
+                f"the policy has {setting} {dim}, the simulated robot {len(names)}: it is for another robot"
             )
 
 
 def _make_environment(**settings: Any) -> Any:
     # In a worker process: it needs the simulation, but neither PyTorch nor the policy.
-    from bimact.sim.chunked import ChunkedAloha
+    from bimact.sim.chunked import ChunkedEnv
 
-    return ChunkedAloha(**settings)
+    return ChunkedEnv(**settings)

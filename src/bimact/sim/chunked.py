@@ -10,32 +10,33 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from bimact.sim.environment import AlohaEnv
-from bimact.sim.tasks import FPS
+from bimact.sim.base import Observation
+from bimact.sim.tasks import find_task
 from bimact.video import VideoWriter
 
-Observation = dict[str, np.ndarray]
-VIDEO_FPS = FPS // 2
+_VIDEO_FPS = 25  # or the control frequency, where that is lower
 
 
-class ChunkedAloha(gymnasium.Env[Observation, np.ndarray]):
+class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
     """Executes `execute_steps` actions per call and observes only the last `history` of them.
 
     Rendering dominates the time of a rollout, so a camera image is rendered only if the policy will see it.
 
-    Observation: as `AlohaEnv`'s, each entry with a first axis over `history` steps, oldest first; after a
-    reset the first observation is repeated. Action: (execute_steps, 14). Reward: the highest one of the call;
+    Observation: as `TaskEnv`'s, each entry with a first axis over `history` steps, oldest first; after a
+    reset the first observation is repeated. Action: (execute_steps, A). Reward: the highest one of the call;
     `info["final_reward"]` is that of its last step. A reset with the option `videos`, a mapping from seeds to
     paths, records a video of the episode if its seed is among them.
 
     Args:
         execute_steps: actions per call.
         history: observations that the policy sees.
-        settings: of the `AlohaEnv`.
+        task: name of the task.
+        settings: of its environment.
     """
 
-    def __init__(self, execute_steps: int, history: int, **settings: Any) -> None:
-        self.env = AlohaEnv(render_mode="rgb_array", **settings)
+    def __init__(self, execute_steps: int, history: int, task: str, **settings: Any) -> None:
+        self.env = find_task(task).environment(render_mode="rgb_array", **settings)
+        self._steps_per_frame = max(1, self.env.task.fps // _VIDEO_FPS)
         self.execute_steps = execute_steps
         self.history = history
         self._frames: deque[Observation] = deque(maxlen=history)
@@ -54,7 +55,7 @@ class ChunkedAloha(gymnasium.Env[Observation, np.ndarray]):
         self._frames.extend([observation] * self.history)
         video = (options or {}).get("videos", {}).get(seed)
         if video is not None:
-            self._video = VideoWriter(video, VIDEO_FPS)
+            self._video = VideoWriter(video, self.env.task.fps / self._steps_per_frame)
             self._record_frame()
         return self._stacked(), info
 
@@ -73,7 +74,7 @@ class ChunkedAloha(gymnasium.Env[Observation, np.ndarray]):
         return self._stacked(), highest, False, self.env.truncated, info
 
     def _record_frame(self) -> None:
-        if self._video is not None and self.env.steps_done % (FPS // VIDEO_FPS) == 0:
+        if self._video is not None and self.env.steps_done % self._steps_per_frame == 0:
             frame = self.env.render()
             assert frame is not None
             self._video.add(frame)

@@ -23,9 +23,8 @@ from bimact.errors import UserError
 from bimact.files import check_writable, flush_to_disk, write_json
 from bimact.machine import usable_cores
 from bimact.progress import progress_bar
-from bimact.sim.demonstrators import demonstrate
-from bimact.sim.environment import AlohaEnv
-from bimact.sim.tasks import CAMERAS, EPISODE_STEPS, FPS, JOINTS, Scene, find_task
+from bimact.sim.base import SimulatedTask
+from bimact.sim.tasks import find_task
 
 PARTIAL = ".partial"
 _NEXT_TRY = 10_000_000  # added to the seed of a failed demonstration to try again
@@ -52,12 +51,9 @@ class RecordingSettings:
     seed: int = 0
 
     def check(self) -> None:
-        find_task(self.task)
         if self.episodes < 1:
             raise UserError(f"--episodes is {self.episodes}, it has to be at least 1")
-        for camera in self.cameras:
-            if camera not in CAMERAS:
-                raise UserError(f"no camera '{camera}'; the simulation has {', '.join(CAMERAS)}")
+        self.found.check_cameras(self.cameras)
         if min(self.image_size) < 8 or max(self.image_size) > 4096:
             raise UserError(f"--image_size is {self.image_size[0]}x{self.image_size[1]}, it has to be 8 to 4096")
         if not 0 <= self.noise <= 0.1:
@@ -66,12 +62,17 @@ class RecordingSettings:
             raise UserError(f"--seed is {self.seed}, it has to be from 0 to 2147483647")
 
     @property
+    def found(self) -> SimulatedTask:
+        """The task itself."""
+        return find_task(self.task)
+
+    @property
     def steps(self) -> int:
-        return self.episodes * EPISODE_STEPS
+        return self.episodes * self.found.episode_steps
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return observation_dtype(dict.fromkeys(self.cameras, self.image_size), len(JOINTS))
+        return observation_dtype(dict.fromkeys(self.cameras, self.image_size), len(self.found.state_names))
 
     def as_json(self) -> dict[str, Any]:
         """The settings in JSON's types: lists instead of tuples."""
@@ -161,7 +162,7 @@ def _refuse_other(folder: Path, found: dict[str, Any], settings: RecordingSettin
 
 def _allocate(folder: Path, settings: RecordingSettings) -> None:
     """Create the arrays in full size, so that a full disk is detected first."""
-    needed = settings.steps * (settings.dtype.itemsize + 4 * len(JOINTS))
+    needed = settings.steps * (settings.dtype.itemsize + 4 * len(settings.found.action_names))
     parent = next(place for place in (folder, *folder.resolve().parents) if place.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:
@@ -172,7 +173,7 @@ def _allocate(folder: Path, settings: RecordingSettings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, dtype, shape in (
         (OBSERVATIONS, settings.dtype, (settings.steps,)),
-        (ACTIONS, np.dtype(np.float32), (settings.steps, len(JOINTS))),
+        (ACTIONS, np.dtype(np.float32), (settings.steps, len(settings.found.action_names))),
     ):
         np.lib.format.open_memmap(folder / (name + PARTIAL), "w+", dtype, shape).flush()
 
@@ -184,13 +185,15 @@ def _write_journal(folder: Path, settings: RecordingSettings, done: dict[int, Re
 
 def _complete(folder: Path, settings: RecordingSettings, done: dict[int, RecordedEpisode]) -> None:
     """Rename the arrays. The journal is removed last, so that the next call resumes after a kill."""
-    lengths = np.full(settings.episodes, EPISODE_STEPS, dtype=np.int64)
+    task = settings.found
+    lengths = np.full(settings.episodes, task.episode_steps, dtype=np.int64)
     with (folder / (LENGTHS + PARTIAL)).open("wb") as file:
         np.save(file, lengths)
     metadata = {
-        "fps": FPS,
+        "fps": task.fps,
         "cameras": list(settings.cameras),
-        "joint_names": list(JOINTS),
+        "joint_names": list(task.action_names),
+        **({} if task.state_names == task.action_names else {"state_names": list(task.state_names)}),
         "task": settings.task,
         "settings": settings.as_json(),
         "episodes": [asdict(done[number]) for number in range(settings.episodes)],
@@ -219,32 +222,32 @@ def _record_episode(number: int) -> RecordedEpisode:
 
 
 class _Worker:
-    """The state of a recording process: the scenes, and the arrays for its episodes."""
+    """The state of a recording process: environment and demonstrator, and the arrays for its episodes."""
 
     def __init__(self, settings: RecordingSettings, folder: Path) -> None:
         self.settings = settings
-        self.environment = AlohaEnv(settings.task, settings.cameras, settings.image_size)
-        self.demonstrator_scene = Scene(self.environment.task, mocap=True)
+        task = settings.found
+        self.steps = task.episode_steps
+        self.environment = task.environment(settings.cameras, settings.image_size)
+        self.demonstrate = task.demonstrator()
         self.observations = np.lib.format.open_memmap(folder / (OBSERVATIONS + PARTIAL), "r+")
         self.actions = np.lib.format.open_memmap(folder / (ACTIONS + PARTIAL), "r+")
 
     def record_episode(self, number: int) -> RecordedEpisode:
-        rows = slice(number * EPISODE_STEPS, (number + 1) * EPISODE_STEPS)
+        rows = slice(number * self.steps, (number + 1) * self.steps)
         failed = 0
         while True:
             seed = self.settings.seed + number + failed * _NEXT_TRY
-            if self._demonstrate(seed, rows):
+            if self._succeeds(seed, rows):
                 break
             failed += 1
         self.observations.flush()
         self.actions.flush()
         return RecordedEpisode(number, seed, failed)
 
-    def _demonstrate(self, seed: int, rows: slice) -> bool:
+    def _succeeds(self, seed: int, rows: slice) -> bool:
         environment = self.environment
-        actions = demonstrate(environment.task, seed, noise=self.settings.noise, scene=self.demonstrator_scene).astype(
-            np.float32
-        )
+        actions = self.demonstrate(seed, self.settings.noise).astype(np.float32)
         self.actions[rows] = actions
         observations = self.observations[rows]
         observation, _ = environment.reset(seed=seed)
@@ -252,6 +255,6 @@ class _Worker:
             for name, value in observation.items():
                 observations[name][step] = value
             environment.advance(action)
-            if step + 1 < EPISODE_STEPS:
+            if step + 1 < self.steps:
                 observation = environment.observe()
         return environment.is_success

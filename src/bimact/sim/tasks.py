@@ -18,6 +18,7 @@ import numpy as np
 
 from bimact.errors import UserError
 from bimact.opengl import explain_missing_opengl
+from bimact.sim.base import Demonstrator, SimulatedTask, TaskEnv
 
 with explain_missing_opengl():  # MuJoCo loads OpenGL as it is imported
     import mujoco as mujoco  # the modules here that use it import it from this one
@@ -29,7 +30,6 @@ FPS = 50
 SUBSTEPS = 10  # of 2 ms per control step
 EPISODE_STEPS = 400
 CAMERAS = ("top", "angle", "left_pillar", "right_pillar", "left_wrist", "right_wrist")
-MAX_REWARD = 4
 
 _ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 JOINTS = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _ARM_JOINTS)
@@ -95,8 +95,8 @@ def _insertion_reward(touching: Touching) -> int:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One task: its models, the start positions of its objects, and its staged reward from 0 to 4.
+class Task(SimulatedTask):
+    """One task of the ALOHA robot: its models, the start positions of its objects, and its staged reward from 0 to 4.
 
     Attributes:
         name: as in `--task`.
@@ -114,6 +114,23 @@ class Task:
     start_boxes: tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...]  # (low, high) m
     reward: Callable[[Touching], int]
     waypoints: Callable[[np.ndarray], Any] | None = None
+
+    cameras = CAMERAS
+    state_names = action_names = JOINTS
+    fps, episode_steps = FPS, EPISODE_STEPS
+
+    def environment(
+        self, cameras: tuple[str, ...] = (), image_size: tuple[int, int] = (240, 320), **settings: Any
+    ) -> TaskEnv:
+        from bimact.sim.environment import AlohaEnv
+
+        return AlohaEnv(self, cameras, image_size, **settings)
+
+    def demonstrator(self) -> Demonstrator:
+        from bimact.sim.demonstrators import demonstrate
+
+        scene = Scene(self, mocap=True)
+        return lambda seed, noise: demonstrate(self, seed, noise=noise, scene=scene)
 
     def sample_objects(self, seed: int) -> np.ndarray:
         """Start poses (objects, 7) of position in metres and unit quaternion, the same for the same seed.
@@ -146,7 +163,7 @@ TASKS = {
 }
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str) -> SimulatedTask:
     """A task by its name: one of `TASKS`, or one of another package's entry points in `bimact.tasks`.
 
     Raises:
@@ -157,7 +174,13 @@ def find_task(name: str) -> Task:
     plugins = {point.name: point for point in entry_points(group="bimact.tasks")}
     if name not in plugins:
         raise UserError(f"no task named '{name}'; the simulation has {', '.join([*TASKS, *plugins])}")
-    task: Task = plugins[name].load()
+    try:
+        task = plugins[name].load()
+    except Exception as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"the task '{name}' of another package cannot be loaded ({words}): reinstall it") from error
+    if not isinstance(task, SimulatedTask):
+        raise UserError(f"the entry point '{name}' in bimact.tasks names no task but a {type(task).__name__}")
     return task
 
 

@@ -140,15 +140,16 @@ class GuideSource(Source):
             layout = Layout.of_fields(fields, f"{path / OBSERVATIONS}: each observation")
             found = Found(left_out=layout.left_out, state_dtype=str(fields[STATE][0]))
         forms, _ = camera_forms(fields)
+        state = NpyRows(observations, STATE, np.float32)
         opened = Episodes(
             path=path,
             lengths=lengths,
             images={
                 camera: RgbRows.of(NpyRows(observations, IMAGE_PREFIX + camera), form) for camera, form in forms.items()
             },
-            state=NpyRows(observations, STATE, np.float32),
+            state=state,
             actions=actions,
-            **read_metadata(path / METADATA, actions.shape[1]),
+            **read_metadata(path / METADATA, actions.shape[1], state.shape[1]),
         )
         dtypes = {STATE: found.state_dtype, ACTION: str(actions.array.dtype)}
         return dataclasses.replace(cls.of(opened, found), read_as_float32=dtypes)
@@ -310,11 +311,12 @@ def open_records(path: Path) -> NpyRows:
     return NpyRows(path)
 
 
-def read_metadata(path: Path, action_dim: int | None) -> dict[str, Any]:
+def read_metadata(path: Path, action_dim: int | None, state_dim: int | None = None) -> dict[str, Any]:
     """What `Episodes` takes of metadata.json.
 
     Args:
         action_dim: what the number of joint names is compared with; None: nothing.
+        state_dim: what the number of state names is compared with, likewise.
 
     Raises:
         UserError: if it is no JSON or says what cannot be.
@@ -327,20 +329,23 @@ def read_metadata(path: Path, action_dim: int | None) -> dict[str, Any]:
         raise UserError(f"{path} is no readable JSON ({in_words(error)}): correct or remove it") from None
     if not isinstance(content, dict):
         raise UserError(f'{path} has to hold one JSON object, such as {{"fps": 50}}: correct or remove it')
-    fps, joints, task = (content.pop(name, None) for name in ("fps", "joint_names", "task"))
+    fps, task = content.pop("fps", None), content.pop("task", None)
     if fps is not None and (type(fps) not in (int, float) or not 0 < fps < 1e6):
         raise UserError(f"{path}: fps is {fps!r}, it has to be a number above 0")
-    if joints is not None:
-        if not isinstance(joints, list) or not all(isinstance(joint, str) for joint in joints):
-            raise UserError(f"{path}: joint_names has to be a list of names")
-        if action_dim is not None and len(joints) != action_dim:
-            raise UserError(f"{path}: joint_names has {len(joints)} names, an action has {action_dim} values")
-        joints = tuple(joints)
+    names: dict[str, tuple[str, ...] | None] = {}
+    for key, what, dim in (("joint_names", "an action", action_dim), ("state_names", "a state", state_dim)):
+        found = content.pop(key, None)
+        if found is not None:
+            if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+                raise UserError(f"{path}: {key} has to be a list of names")
+            if dim is not None and len(found) != dim:
+                raise UserError(f"{path}: {key} has {len(found)} names, {what} has {dim} values")
+        names[key] = None if found is None else tuple(found)
     if task is not None and not isinstance(task, str):
         raise UserError(f"{path}: task is {task!r}, it has to be text")
     return {
         "fps": None if fps is None else float(fps),
-        "joint_names": joints,
+        **names,
         "task": task,
         "metadata": content,
     }
