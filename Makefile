@@ -28,7 +28,7 @@ $(READY): pyproject.toml packages/bimact-client/pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" TASK=$(TASK) QUICK=$(QUICK) SEED=$(SEED) bash scripts/demo.sh
+	@$(BIN)/bimact demo --task $(TASK) --seed $(SEED) $(if $(QUICK),--quick)
 
 test: lint typecheck
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder

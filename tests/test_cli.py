@@ -6,6 +6,8 @@ import argparse
 import errno
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,12 +16,14 @@ from typing import Any
 
 import pytest
 from conftest import tiny_config
-from warm_python import WarmPython
 
-from bimact.cli import _parser, _run_command, main
+from bimact.cli import _parser, _run_command, main, parse
+from bimact.cli.examples import EXAMPLES
 from bimact.cli.train import settings_of
 from bimact.config import load_config, save_config, setting_value
+from bimact.doctor import Examination, Row, State
 from bimact.errors import UserError
+from bimact.nvidia import Driver, Gpu
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +44,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     "command",
     [
         *("record", "check", "view", "convert", "train", "sweep", "evaluate", "report"),
-        *("convert-checkpoint", "doctor"),
+        *("convert-checkpoint", "doctor", "demo", "completion", "guide-files"),
     ],
 )
 def test_help_is_quick_and_complete(command: str) -> None:
@@ -211,24 +215,57 @@ def test_settings_on_the_command_line(dataset: Path, tmp_path: Path) -> None:
     assert "\x1b" not in result.stdout
 
 
-@pytest.mark.slow
-def test_demo_script_quick(tmp_path: Path, warm: WarmPython) -> None:
-    """`make demo QUICK=1` in a copy of the working folder's files that it needs."""
-    for name in ("configs", "scripts"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    environment = {
-        **os.environ,
-        "QUICK": "1",
-        "TASK": "transfer_cube",
-        **warm.environment,
+# Help, completion, JSON --------------------------------------------------------------------------------
+
+
+def test_every_command_shows_examples_that_parse() -> None:
+    """With options that exist; the first command of a line, without its comment."""
+    _, commands = _parser()
+    assert set(EXAMPLES) == set(commands), "cli/examples.py: each command has examples"
+    for name, examples in EXAMPLES.items():
+        assert examples.strip().splitlines()[0] in commands[name].format_help()
+        for line in examples.strip().splitlines():
+            words = shlex.split(re.split(r" &&| \||[ ]*[^\S\n]+# | > ", line)[0])
+            words = words[words.index("bimact") + 1 :]
+            options = parse(words)
+            if name == "train":
+                load_config(None, settings_of(options.rest))
+
+
+def test_bash_completes_commands_options_settings_and_choices(tmp_path: Path) -> None:
+    _, script, _ = run("completion", "bash")
+    (tmp_path / "completion.bash").write_text(script)
+    asked = {
+        "bimact tra": "train",
+        "bimact train --use_v": "--use_vae",
+        "bimact train --lr_schedule c": "constant cosine",
+        "bimact sweep --encoder.na": "--encoder.name",
+        "bimact evaluate --ro": "--rollouts",
+        "bimact doctor --js": "--json",
     }
-    for attempt in range(2):  # the second call finds everything done and only evaluates again
-        result = subprocess.run(
-            ["bash", "scripts/demo.sh"], capture_output=True, text=True, cwd=tmp_path, env=environment
-        )
-        assert result.returncode == 0, result.stderr + result.stdout
-        assert "proves the plumbing, not the policy" in result.stdout
-        assert ("Step 20: loss=" in result.stdout) == (attempt == 0)
-    results = json.loads((tmp_path / "runs" / "demo-transfer_cube-quick" / "evaluation.json").read_text())
-    assert results["rollouts"]["transfer_cube"]["rollouts"] == 2
-    assert (tmp_path / "runs" / "demo-transfer_cube-quick" / "report.html").stat().st_size > 100_000
+    complete = (
+        'COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=(); _shtab_bimact; echo "${COMPREPLY[*]}"'
+    )
+    for line, expected in asked.items():
+        command = ["bash", "-c", f"source {tmp_path}/completion.bash; {complete}", "bash", line]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        assert (answer.stdout.strip(), answer.stderr) == (expected, ""), line
+
+
+def test_json_of_doctor_and_cache(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for status, broken in ((0, State.READY), (1, State.BROKEN)):
+        rows = (Row("PyTorch", broken, "2.9"), Row("GPUs", State.WITHOUT, "None", remedy="use the CPU"))
+        found = Examination(rows, (Gpu("RTX 5090", 31.4, (12, 0)),), Driver("570"))
+        monkeypatch.setattr("bimact.doctor.examine", lambda found=found: found)
+        with pytest.raises(SystemExit) as stop:
+            main(["doctor", "--json"])
+        answer = json.loads(capsys.readouterr().out)
+        assert (stop.value.code, answer["ready"]) == (status, not status)
+        assert [row["state"] for row in answer["components"]] == [broken.name.lower(), "without"]
+        assert answer["gpus"][0]["architecture"] == "12.0 (Blackwell)"
+    with pytest.raises(SystemExit):
+        main(["cache", "--json"])
+    assert set(json.loads(capsys.readouterr().out)) == {"caches", "removed"}

@@ -14,9 +14,10 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -28,7 +29,7 @@ from bimact.nvidia import Driver, Gpu, has_nvidia_card, query_driver
 from bimact.opengl import choose_backend, missing_opengl, opengl_works
 
 _LITTLE_DISK = 10.0  # GiB: a checkpoint of the guide's policy takes 1.2, with the state for resuming
-_REINSTALL = "pip install --editable '.[sim,sweep,rerun,dev]' in the project's root"
+_EXTRAS = "[sim,sweep,serve]"
 _PACKAGES = (  # component, module that training imports, distribution
     ("open_clip", "open_clip", "open_clip_torch"),
     ("timm", "timm", "timm"),
@@ -79,6 +80,18 @@ class Examination:
         """Names of the components without which training does not run."""
         return [row.component for row in self.rows if row.state is State.BROKEN]
 
+    def as_json(self) -> dict[str, Any]:
+        """Everything, and the platform; paths and names of this machine's user are in `details`."""
+        rows = [{**asdict(row), "state": row.state.name.lower()} for row in self.rows]
+        return {
+            "bimact": bimact.__version__,
+            "platform": platform.platform(),
+            "ready": not self.broken,
+            "components": rows,
+            "gpus": [{**asdict(gpu), "architecture": gpu.architecture} for gpu in self.gpus],
+            "driver": self.driver.version,
+        }
+
 
 def examine(runs: Path = Path("runs")) -> Examination:
     """Examine this machine; takes some seconds, changes nothing and does not use the network.
@@ -91,7 +104,7 @@ def examine(runs: Path = Path("runs")) -> Examination:
     gpus = driver.gpus
     rows = [_environment(), Row("Python", State.READY, platform.python_version(), sys.executable)]
     if torch_problem:
-        rows += [Row("PyTorch", State.BROKEN, "Broken", torch_problem, _REINSTALL), _driver(driver)]
+        rows += [Row("PyTorch", State.BROKEN, "Broken", torch_problem, _install(_EXTRAS)), _driver(driver)]
     else:
         import torch
 
@@ -136,13 +149,13 @@ def _import_problem(module: str) -> str | None:
 def _package(component: str, module: str, distribution: str) -> Row:
     problem = _import_problem(module)
     if problem:
-        return Row(component, State.BROKEN, "Broken", problem, _REINSTALL)
+        return Row(component, State.BROKEN, "Broken", problem, _install(_EXTRAS))
     return Row(component, State.READY, "Ready", importlib.metadata.version(distribution))
 
 
 def _optuna() -> Row:
     if importlib.util.find_spec("optuna") is None:
-        advice = "only for hyperparameter searches: pip install --editable '.[sweep]' in the project's root"
+        advice = f"only for hyperparameter searches: {_install('[sweep]')}"
         return Row("optuna", State.WITHOUT, "None", "not installed", advice)
     return _package("optuna", "optuna", "optuna")
 
@@ -164,15 +177,24 @@ def project_root() -> Path | None:
     return root if (root / "policy" / "act").is_dir() else None
 
 
+def _install(extras: str) -> str:
+    """How to install bimact with extras such as `[sim]`."""
+    if project_root() is None:
+        return f"pip install 'bimact{extras}'"
+    return f"pip install --editable '.{extras}' in the project's root"
+
+
 def _act_code() -> Row:
     """The guide's imports in the project's root, and whether they work in the current folder."""
     root, version = project_root(), f"bimact {bimact.__version__}"
     if root is None:
-        advice = "install it from the project's root: pip install --editable ."
-        return Row("ACT Code", State.WITHOUT, "Partly", f"{version}, without policy and train", advice)
+        if _run_python(_GUIDE_IMPORTS)[0]:
+            return Row("ACT Code", State.READY, "Ready", f"{version}, all imports work")
+        advice = "`bimact guide-files DIR` writes what the training guide's commands need in their working directory"
+        return Row("ACT Code", State.WITHOUT, "Partly", f"{version}, without policy and train here", advice)
     works, said = _run_python(_GUIDE_IMPORTS, root)
     if not works:
-        return Row("ACT Code", State.BROKEN, "Broken", said, _REINSTALL)
+        return Row("ACT Code", State.BROKEN, "Broken", said, _install(_EXTRAS))
     if root == Path.cwd().resolve() or _run_python(_GUIDE_MODULES_ARE_FOUND)[0]:
         return Row("ACT Code", State.READY, "Ready", f"{version}, all imports work")
     return Row("ACT Code", State.WITHOUT, "Partly", f"policy and train can be imported only in {root}", f"cd {root}")
@@ -235,13 +257,13 @@ def _gpus(driver: Driver) -> tuple[tuple[Gpu, ...], Row]:
 def _simulation() -> Iterator[Row]:
     """The simulation's packages in one process, then rendering in another: either may crash."""
     if missing := [name for name in _SIMULATION if importlib.util.find_spec(name) is None]:
-        advice = "only to record and roll out: pip install --editable '.[sim]' in the project's root"
+        advice = f"only to record and roll out: {_install('[sim]')}"
         yield Row("Simulation", State.WITHOUT, "None", f"not installed: {', '.join(missing)}", advice)
         return
     choose_backend()
     works, said = _run_python(f"import {', '.join(_SIMULATION)}")
     if not works:
-        yield Row("Simulation", State.WITHOUT, "Broken", said, _REINSTALL)
+        yield Row("Simulation", State.WITHOUT, "Broken", said, _install(_EXTRAS))
         return
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _SIMULATION)
     yield Row("Simulation", State.READY, "Ready", versions)

@@ -14,11 +14,14 @@ from bimact import __version__
 from bimact.cli import (
     cache,
     check,
+    completion,
     convert,
     convert_checkpoint,
+    demo,
     doctor,
     evaluate,
     export,
+    guide_files,
     latency,
     record,
     report,
@@ -28,13 +31,14 @@ from bimact.cli import (
     train,
     view,
 )
+from bimact.cli.examples import EXAMPLES
 from bimact.errors import UserError, printable
 
 # In the order of `bimact --help`. A command imports what it needs when it runs: `--help` is fast, and recording needs
 # no PyTorch.
 _COMMANDS = (
-    *(record, check, view, convert, train, sweep, evaluate, report),
-    *(serve, sim_robot, export, latency, convert_checkpoint, cache, doctor),
+    *(demo, record, check, view, convert, train, sweep, evaluate, report),
+    *(serve, sim_robot, export, latency, convert_checkpoint, cache, doctor, guide_files, completion),
 )
 
 
@@ -42,13 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a `bimact` command and exit (0 done, 2 wrong input, 130 interrupted)."""
     for name in ("matplotlib", "matplotlib.font_manager"):
         logging.getLogger(name).addFilter(_is_not_about_caches)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run_command(options.run, options))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; `options.run(options)` runs its command.
+
+    Raises:
+        SystemExit: with status 2 for an option that the command does not have.
+    """
     parser, commands = _parser()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options, rest = parser.parse_known_args(given)
+    options, rest = parser.parse_known_args(list(arguments))
     if rest and options.command not in ("train", "sweep"):
         commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
-    sys.exit(_run_command(options.run, options))
+    return options
 
 
 def train_main() -> NoReturn:
@@ -100,4 +113,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     parsers = [command.add(commands) for command in _COMMANDS]
     for entry in parsers:
         entry.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        entry.formatter_class = _HelpFormatter
+        if examples := EXAMPLES.get(entry.prog.split()[-1]):
+            examples = examples.strip().replace("\n", "\n  ")
+            entry.epilog = "\n\n".join([*filter(None, [entry.epilog]), f"examples:\n  {examples}\n"])
     return parser, {entry.prog.split()[-1]: entry for entry in parsers}
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps a paragraph, and leaves text that has lines of its own as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return indent + text if "\n" in text else super()._fill_text(text, width, indent)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="list it (default)")
     action.add_argument("--clear", action="store_true", help="remove it")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON, sizes in bytes")
     parser.set_defaults(run=_cache)
     return parser
 
@@ -40,6 +43,12 @@ def _cache(options: argparse.Namespace) -> None:
     if dataset is not None and not dataset.exists():
         raise UserError(f"there is no {dataset.absolute()}")
     entries = find_caches(dataset)
+    if options.json:
+        rows = [{**dataclasses.asdict(entry), "path": str(entry.path)} for entry in entries]
+        print(json.dumps({"caches": rows, "removed": options.clear}, indent=2))
+        if options.clear:
+            clear(entries)
+        return
     if not entries:
         print("Nothing is cached" + (f" of {dataset}" if dataset else ""))
         return

@@ -37,7 +37,6 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="write a dataset, or a part of it, in another format",
         description="Write a dataset, or a part of it, in another format. The dataset itself is not changed.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
     )
     parser.add_argument(

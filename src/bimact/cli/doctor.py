@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from bimact.cli.arguments import Commands
@@ -18,6 +19,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="Examine this machine and print what to do about each component that is not ready. "
         "Exit status 1 if something is broken that training needs, or a GPU that PyTorch cannot use.",
     )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, as a bug report needs it")
     parser.set_defaults(run=_doctor)
     return parser
 
@@ -29,6 +31,10 @@ def _doctor(options: argparse.Namespace) -> None:
 
     from bimact.doctor import examine
 
+    if options.json:
+        examination = examine()
+        print(json.dumps(examination.as_json(), indent=2, ensure_ascii=False))
+        sys.exit(1 if examination.broken else 0)
     # Piped output has no width.
     console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
     with console.status("Examining this machine"):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import shlex
+import sys
 
 from bimact.cli.arguments import Commands, add_episodes, image_size
 from bimact.files import expand_home
@@ -31,6 +35,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--parallel", type=int, help="number of environments that step together (default: by CPU cores)"
     )
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu or auto")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON, and progress on stderr")
     execution = parser.add_mutually_exclusive_group()
     execution.add_argument("--execute_steps", type=int, help="steps of each chunk to execute (default: all)")
     execution.add_argument("--temporal_ensemble", action="store_true", help="average chunks over time instead")
@@ -42,23 +47,27 @@ def _evaluate(options: argparse.Namespace) -> None:
     import bimact
     from bimact.config import list_of_text
 
-    result = bimact.evaluate(
-        options.run_dir,
-        task=options.task,
-        rollouts=options.rollouts,
-        seed=options.seed,
-        execute_steps=options.execute_steps,
-        temporal_ensemble=options.temporal_ensemble or None,
-        videos=options.video,
-        image_size=image_size(options.image_size) if options.image_size else None,
-        parallel=options.parallel,
-        dataset_dir=options.dataset_dir,
-        episodes=None if options.episodes is None else list_of_text(options.episodes),
-        exclude_episodes=None if options.exclude_episodes is None else list_of_text(options.exclude_episodes),
-        skip_unreadable=options.skip_unreadable == "true",
-        checkpoint=options.checkpoint,
-        device=options.device,
-    )
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        result = bimact.evaluate(
+            options.run_dir,
+            task=options.task,
+            rollouts=options.rollouts,
+            seed=options.seed,
+            execute_steps=options.execute_steps,
+            temporal_ensemble=options.temporal_ensemble or None,
+            videos=options.video,
+            image_size=image_size(options.image_size) if options.image_size else None,
+            parallel=options.parallel,
+            dataset_dir=options.dataset_dir,
+            episodes=None if options.episodes is None else list_of_text(options.episodes),
+            exclude_episodes=None if options.exclude_episodes is None else list_of_text(options.exclude_episodes),
+            skip_unreadable=options.skip_unreadable == "true",
+            checkpoint=options.checkpoint,
+            device=options.device,
+        )
+    if options.json:
+        print(json.dumps({"offline": result.offline, "rollouts": result.rollouts}, indent=2))
+        return
     if result.offline is not None:
         baselines = ", ".join(f"{name} {of['mae']:.4f}" for name, of in result.offline["baselines"].items())
         print(f"Mean Absolute Error: {result.offline['mae']:.4f} ({baselines})")
@@ -70,3 +79,4 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"{result.rollouts['seconds_a_rollout']:.2f} s per rollout"
         )
     print(f"Results: {result.path}")
+    print(f"Next: bimact report --run {shlex.quote(options.run_dir)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from bimact.cli.arguments import Commands, image_size
 from bimact.files import expand_home
@@ -43,3 +44,4 @@ def _record(options: argparse.Namespace) -> None:
     episodes = record(settings, options.output_dir, options.workers)
     failed = sum(episode.failed for episode in episodes)
     print(f"{len(episodes)} demonstrations in {options.output_dir}; {failed} failed and were discarded")
+    print(f"Next: bimact train --config demo --dataset_dir {shlex.quote(options.output_dir)}")

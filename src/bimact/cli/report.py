@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 from bimact.cli.arguments import Commands
@@ -30,3 +31,4 @@ def _report(options: argparse.Namespace) -> None:
     # Piped output has no width of its own: paths should stay on one line there.
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(summary_table(options.run_dir))
+    print(f"Next: bimact serve --run {shlex.quote(options.run_dir)}")

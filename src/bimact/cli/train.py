@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from collections.abc import Sequence
 
 from bimact.cli.arguments import Commands
@@ -16,7 +18,6 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="train a policy on demonstrations",
         description="Train a policy. Every setting of the config can be given as --key value or --key=value.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_settings_help(),
     )
     parser.add_argument(
@@ -49,7 +50,9 @@ def _train(options: argparse.Namespace) -> None:
     from bimact.training.prepare import request
 
     asked = request(options.config, settings_of(options.rest), options.resume_from)
-    train_request(asked, options.resume_from, options.override_config)
+    run = train_request(asked, options.resume_from, options.override_config)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"Next: bimact evaluate --run {shlex.quote(str(run.path))}")
 
 
 def settings_of(arguments: Sequence[str]) -> list[str]:

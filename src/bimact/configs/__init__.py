@@ -18,7 +18,7 @@ def find_config(name: str | Path) -> Path:
         UserError: if there is none.
     """
     path = Path(expand_home(str(name)))
-    if path.exists():
+    if path.is_file():
         return path
     shipped = FOLDER / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.parent in (Path(), Path("configs")) and shipped.is_file():
