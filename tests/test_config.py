@@ -206,7 +206,7 @@ SIGNS = (
 TEXT_SETTINGS = [name for name in setting_names() if is_text(name)]
 LISTS = ("cameras", "state_keys", "action_keys", "episodes", "exclude_episodes", "wandb_tags")
 FREE_TEXT = ("wandb_name", "wandb_project", "filter_key", "state_dims", "action_dims", "device", "encoder.name")
-PATHS = ("dataset_dir", "output_dir", "cache_dir", "encoder.pretrained")
+PATHS = ("dataset_dir", "output_dir", "cache_dir", "sample_weights", "encoder.pretrained")
 
 
 # All settings of a type are read alike: one of each type is tried with all texts, the others with some.

@@ -95,8 +95,8 @@ def open_dataset(path: str | Path, *, cache_dir: str | Path | None = None, **sel
         path: a directory or file; a dataset's name on the Hugging Face hub; or a URL that fsspec knows.
         cache_dir: where downloads and converted copies go; None: next to the dataset, or the user's cache directory.
         selection: settings of `bimact train` that select a part of a dataset: cameras, state_keys, action_keys,
-            state_dims, action_dims, episodes, exclude_episodes, max_episodes, skip_unreadable, filter_key, fps and
-            color_order.
+            state_dims, action_dims, episodes, exclude_episodes, max_episodes, skip_unreadable, skip_failed,
+            filter_key, fps and color_order.
 
     Returns:
         the demonstrations: `state` (N, S), `actions` (N, A) and `images` of each camera (N, H, W, 3), one episode after

@@ -299,6 +299,24 @@ class Config:
         choices=("rgb", "bgr"),
         selects=True,
     )
+    skip_failed: bool = key(
+        False,
+        "leave out episodes that the dataset marks as failed (attribute or episode list: success)",
+        "where failures were recorded too",
+        selects=True,
+    )
+    skip_idle: bool = key(
+        False,
+        "leave out the samples of each episode's still beginning and end, but for the last and the first still step",
+        "where the policy waits before it begins: `bimact check` reports idle-head, idle-tail",
+    )
+    sample_weights: str | None = key(
+        None,
+        "how often samples are drawn, relative to their mean: a column with a number per step; column@episode: its "
+        "largest value in the episode; or a .csv or .json file with a number per episode; 0: left out; null: equally",
+        "for quality labels, advantages, rare phases",
+        is_path=True,
+    )
     image_size: list[int] | None = key(
         None,
         "height and width of the cameras' images in the dataset; null where they differ",

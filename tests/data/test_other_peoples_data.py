@@ -1083,7 +1083,7 @@ def test_splits_and_failed_episodes_are_told(tmp_path: Path) -> None:
     assert selected(tmp_path).notes == (
         "meta/info.json has one split ('train' '0:2'), and other episodes are listed: they are used too; "
         "--episodes chooses",
-        "1 of 3 episodes are listed as failed, and are used: --exclude_episodes 1 leaves them out",
+        "1 of 3 episodes are marked as failed, and are used: --skip_failed true leaves them out",
     )
 
 
@@ -1372,8 +1372,8 @@ def test_images_that_ask_to_be_turned_are_told(tmp_path: Path) -> None:
 def test_episodes_that_failed_are_told(tmp_path: Path) -> None:
     for number in range(3):
         write_aloha_episode(tmp_path / f"episode_{number}.hdf5", attributes={"success": number == 1})
-    assert "2 of 3 episodes say by their attribute success that they failed" in notes(tmp_path)
-    assert "--exclude_episodes 0,2 leaves them out" in notes(tmp_path)
+    assert "2 of 3 episodes are marked as failed, and are used: --skip_failed true leaves them out" in notes(tmp_path)
+    assert notes(tmp_path, skip_failed=True).count("it is marked as failed") == 2
 
 
 def test_what_a_file_of_demonstrations_holds_besides_them(tmp_path: Path) -> None:

@@ -103,3 +103,42 @@ def test_steps_left() -> None:
     assert order.steps_left == 1 == len(list(order.steps()))
     order.done = 17
     assert order.steps_left == 0 == len(list(order.steps()))
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=30).map(np.array), st.integers(1, 4), st.integers(0, 9))
+def test_weighted_windows_against_a_walk_along_a_line(weights: np.ndarray, batch_size: int, epoch: int) -> None:
+    """Each window is drawn its share of the epoch, rounded up or down; equal weights change nothing."""
+    count = len(weights)
+    index = index_of([count])
+    order = TrainingOrder(index, batch_size, 3, weights=weights)
+    order.epoch = epoch
+    drawn = [window for windows in order for window in windows]
+    assert len(drawn) == count
+    if (weights == weights[0]).all():
+        assert drawn == np.random.default_rng((3, epoch)).permutation(count).tolist()
+        return
+    draw = np.random.default_rng((3, epoch))
+    position, expected, point = 0.0, [], None
+    order_of_line = draw.permutation(count)
+    point = draw.random()
+    for window in order_of_line:  # plainly: walk along the line, and take each point that is passed
+        position += weights[window] / weights.mean()
+        while point < position - 1e-9 and len(expected) < count:
+            expected.append(int(window))
+            point += 1
+    times = np.bincount(drawn, minlength=count)
+    assert np.abs(times - np.bincount(expected, minlength=count)).sum() <= 2  # where a point is at an end
+    assert (np.abs(times - weights / weights.mean()) < 1 + 1e-6).all()
+
+
+def test_weights_hold_over_epochs_and_from_any_step() -> None:
+    weights = np.array([0.2, 1.0, 1.0, 3.3, 0.5])
+    order = TrainingOrder(index_of([5]), 2, 0, weights=weights)
+    times = np.zeros(5)
+    for order.epoch in range(2000):
+        for windows in order:
+            np.add.at(times, windows, 1)
+    assert times / 2000 == pytest.approx(weights / weights.mean(), rel=0.05)
+    whole = [window for windows in order for window in windows]
+    order.done = 2
+    assert [window for windows in order for window in windows] == whole[2:]

@@ -95,6 +95,9 @@ def test_two_parts_are_one_run(
 ) -> None:
     """Interrupted at a step in mid-epoch or at an epoch's end, and resumed: bit-identical to an unbroken run."""
     changes = {"num_epochs": 3, "dropout": 0.2, "lr_schedule": "cosine", "warmup_steps": 3, **settings}
+    if settings:
+        (tmp_path / "weights.csv").write_text("0,3\n1,0.5\n")
+        changes["sample_weights"] = str(tmp_path / "weights.csv")
     whole = train(dataset, tmp_path / "whole", **changes)
 
     step = ActTrainer.train_step

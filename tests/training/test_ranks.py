@@ -82,14 +82,16 @@ def losses(run: Path) -> list[Any]:
         (TORCHRUN, "--augment --augmentation.degrees 5 --state_noise .1 --state_dropout .2 --ema_decay .9"),
         (ACCELERATE, ""),
     ],
-    ids=["torchrun, augmented and averaged", "accelerate launch"],
+    ids=["torchrun, augmented, averaged and weighted", "accelerate launch"],
 )
 def test_two_processes_with_half_the_batch_are_one_with_the_whole(
     folder: Path, launcher: list[str], settings: str
 ) -> None:
     """31 training samples in batches of 6: the last step divides one sample over two processes."""
-    train(folder, ["python"], "one", "--batch_size", "6", *settings.split())
-    output = train(folder, launcher, "two", "--batch_size", "3", *settings.split())
+    (folder / "weights.csv").write_text("0,3\n1,0.5\n")
+    given = [*settings.split(), *(("--sample_weights", str(folder / "weights.csv")) if settings else ())]
+    train(folder, ["python"], "one", "--batch_size", "6", *given)
+    output = train(folder, launcher, "two", "--batch_size", "3", *given)
     for line in ("Building ACT policy...", "Epoch 1/2, Step 1:", "Checkpoint saved:"):
         assert output.count(line) == (2 if line.startswith("Check") else 1)
     one, two = losses(folder / "one"), losses(folder / "two")
@@ -136,7 +138,7 @@ def test_a_process_that_dies_ends_the_run_and_it_goes_on(folder: Path) -> None:
 
     train(folder, TORCHRUN, "whole", *settings)
     output = train(folder, ["python"], "alone", *settings, "--resume_from", str(folder / "killed"))
-    assert "3 samples in 1 process, it took 6 in 2 processes: each sample is still seen once an epoch" in output
+    assert "3 samples in 1 process, it took 6 in 2 processes: each epoch still has the same samples" in output
     train(folder, TORCHRUN, "killed", *settings, "--resume_from", str(folder / "killed"))
     first, second = (torch.load(folder / name / "checkpoint" / "act-train-4.pth") for name in ("whole", "killed"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())

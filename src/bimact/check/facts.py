@@ -12,10 +12,10 @@ import numpy as np
 from bimact.check.findings import Finding, at_steps
 from bimact.check.kinds import KINDS, Severity
 from bimact.config import Config
+from bimact.data.idle import spans
 from bimact.data.source import SourceEpisode
 
 _SAMPLED_ROWS = 200_000  # for quantiles: their error is far below the tolerance of thresholds
-_LEAST_SPAN = 1e-2  # STD_FLOOR of the normalisation: a dimension with a smaller range counts as constant
 _CLOSENESS = 0.5  # correlation with states above which actions are joint positions, even if they lag
 GRIPPER_OF_ALOHA = (6, 13)
 _ALOHA_SIZE = 14
@@ -71,14 +71,8 @@ class Vectors:
 
     @cached_property
     def span(self) -> np.ndarray:
-        """(D,) range between the 1% and the 99% quantile; infinite for a constant dimension.
-
-        Divided by it, movements of joints and grippers are comparable, and those of constant dimensions are 0.
-        """
-        if len(self._sample) == 0:
-            return np.full(self.size, np.inf)
-        low, high = np.quantile(self._sample, [0.01, 0.99], axis=0)
-        return np.where(high - low > _LEAST_SPAN, high - low, np.inf)
+        """(D,) spans over the dataset (`bimact.data.idle.spans`)."""
+        return spans(self._sample)
 
     @property
     def scale(self) -> np.ndarray:

@@ -11,8 +11,8 @@ from bimact.check.findings import Finding
 from bimact.check.kinds import ERROR, INFO, WARNING
 from bimact.check.values import ENDS
 from bimact.data.default_state import action_in_state
+from bimact.data.idle import IDLE, movement
 
-_IDLE = 0.02  # RMS over dimensions of the movement in spans: below the noise of teleoperation at rest
 _LEAST_IDLE = (0.5, 25)  # seconds, or steps where the fps is unknown: people begin with shorter rests
 _IDLE_SHARE = 0.1  # of the episode
 _GRAVE_SHARE = 0.5  # of the episode: a warning
@@ -37,8 +37,8 @@ _UNEVEN = 0.5  # of the median interval: more than jitter
 
 def still_episodes(facts: Facts) -> Iterator[Finding]:
     for episode in range(len(facts.episodes)):
-        movement = _movement(facts, episode)
-        if movement is not None and len(movement) > 1 and movement.max() <= _IDLE:
+        moved = _movement(facts, episode)
+        if moved is not None and len(moved) > 1 and moved.max() <= IDLE:
             yield facts.finding("still-episode", "neither states nor actions move", episode=episode)
 
 
@@ -47,10 +47,10 @@ def idle_ends(facts: Facts) -> Iterator[Finding]:
     least = facts.steps_in(*_LEAST_IDLE)
     for episode in range(len(facts.episodes)):
         for code, word, from_end in (("idle-head", "first", False), ("idle-tail", "last", True)):
-            movement = _movement(facts, episode, from_end=from_end)
-            if movement is None or movement.max(initial=0) <= _IDLE:
+            moved = _movement(facts, episode, from_end=from_end)
+            if moved is None or moved.max(initial=0) <= IDLE:
                 continue
-            steps, total = int(np.argmax(movement > _IDLE)), len(movement)
+            steps, total = int(np.argmax(moved > IDLE)), len(moved)
             if steps >= max(least, _IDLE_SHARE * total):
                 text = f"nothing moves in the {word} {steps} of {total} steps"
                 severity = WARNING if steps >= _GRAVE_SHARE * total else INFO
@@ -60,20 +60,9 @@ def idle_ends(facts: Facts) -> Iterator[Finding]:
 
 
 def _movement(facts: Facts, episode: int, *, from_end: bool = False) -> np.ndarray | None:
-    """(T,) distance in spans of states and actions from the first (or last) step's; None if nothing ever moves.
-
-    In the order of steps, or from the last one backwards.
-    """
-    parts = []
-    for vectors, values in zip(facts.vectors, facts.both(episode)):
-        moving = np.isfinite(vectors.span)
-        if len(values) and moving.any():
-            distance = (values - values[-1 if from_end else 0])[:, moving] / vectors.span[moving]
-            parts.append(np.sqrt((distance**2).mean(axis=1)))
-    if not parts:
-        return None
-    movement: np.ndarray = np.max(parts, axis=0)
-    return movement[::-1] if from_end else movement
+    """As `bimact.data.idle.movement`, of states and actions."""
+    spans = (vectors.span for vectors in facts.vectors)
+    return movement(zip(facts.both(episode), spans), from_end=from_end)
 
 
 def frozen_states(facts: Facts) -> Iterator[Finding]:

@@ -50,6 +50,7 @@ class Episodes:
     episode_names: tuple[str, ...] | None = None  # what the files call them; None: by their number
     camera_sizes: Mapping[str, tuple[int, int]] | None = None  # (H, W) in the files; None: those of `images`
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    weights: np.ndarray | None = None  # (N,) float64: how often the sample at each step is drawn; None: equally often
     # camera → (N, rows, columns, E): the tokens that a frozen encoder makes of its images, in float32, float16 or,
     # as uint16, the bits of bfloat16. Windows have them in the images' stead.
     features: Mapping[str, Rows] = field(default_factory=dict)
@@ -73,7 +74,10 @@ class Episodes:
     def fingerprint(self) -> str:
         """Which demonstrations these are, by their lengths and the sizes of what they hold."""
         sizes = (self.state.shape, self.actions.shape, {name: rows.shape for name, rows in self.images.items()})
-        return hashlib.sha256(repr((self.lengths.tolist(), sizes)).encode()).hexdigest()
+        known = hashlib.sha256(repr((self.lengths.tolist(), sizes)).encode())
+        if self.weights is not None:
+            known.update(self.weights.tobytes())
+        return known.hexdigest()
 
     @property
     def starts(self) -> np.ndarray:
@@ -100,6 +104,7 @@ class Episodes:
             images={name: part(images) for name, images in self.images.items()},
             state=part(self.state),
             actions=part(self.actions),
+            weights=None if self.weights is None else self.weights[rows],
             episode_names=None if names is None else tuple(names[number] for number in numbers),
         )
 

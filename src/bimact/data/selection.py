@@ -46,6 +46,7 @@ class Selection:
         fps: control frequency in Hz. If it differs from the dataset's, each step takes what was last recorded.
         color_order: "rgb" or "bgr", where the files leave open how their images are to be read.
         filter_key: a subset of the episodes that the dataset itself names (robomimic's `mask`).
+        skip_failed: leave out episodes that the dataset marks as failed.
     """
 
     cameras: tuple[str, ...] | None = None
@@ -60,6 +61,7 @@ class Selection:
     fps: float | None = None
     color_order: str | None = None
     filter_key: str | None = None
+    skip_failed: bool = False
 
     @classmethod
     def of(cls, config: Config) -> Selection:
@@ -84,6 +86,18 @@ class Selection:
         if self.filter_key is not None:
             source = _filtered(source, self.filter_key)
         positions, unusable = _chosen_episodes(source, self)
+        failed = [position for position in positions if source.episodes[position].is_failed]
+        if failed and not self.skip_failed:
+            note = f"{len(failed)} of {len(positions)} episodes are marked as failed, and are used: --skip_failed true "
+            source = dataclasses.replace(source, notes=(*source.notes, note + "leaves them out"))
+        elif self.skip_failed:
+            if not failed:
+                note = "skip_failed leaves out no episode: the dataset marks none as failed"
+                source = dataclasses.replace(source, notes=(*source.notes, note))
+            for position in failed:
+                name = source.episodes[position].name
+                unusable.append(Unusable(source.number_of(position), name, "it is marked as failed", is_missing=True))
+            positions = [position for position in positions if position not in failed]
         left_out: dict[tuple[str, str], LeftOut] = {(entry.kind, entry.name): entry for entry in source.left_out}
 
         if self.action_keys is None:
@@ -286,6 +300,17 @@ class SelectedSource(Source):
                 'docs/formats.md names, or train without any camera by --cameras ""'
             )
 
+    def recorded_column(self, episode: int, key: str) -> np.ndarray:
+        """(T, size) of a column of the whole dataset, at the steps of an episode of this part."""
+        position = self.positions[episode]
+        values = self.whole.read_columns(position, (key,))[key]
+        recorded = self.whole.episodes[position]
+        if len(values) != recorded.length:
+            raise UserError(
+                f"{self.path}, {recorded.name}: '{key}' has {len(values)} rows, the episode {recorded.length} steps"
+            )
+        return values[self._steps(episode)]
+
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         needed = {key for name in keys for key in self.vectors[name].keys}
         columns = self.whole.read_columns(self.positions[episode], sorted(needed))
@@ -389,6 +414,30 @@ def _chosen_episodes(source: Source, selection: Selection) -> tuple[list[int], l
         raise UserError(f"{source.path}: no episode is left by episodes and exclude_episodes: choose others")
     positions = [position for position, number in enumerate(numbers) if number in chosen]
     return positions, [episode for episode in source.unusable if episode.number in chosen]
+
+
+def episodes_named(setting: str, items: Sequence[str], source: SelectedSource) -> set[int]:
+    """Numbers of episodes of the whole dataset, by numbers, ranges such as 0:40, and names.
+
+    Raises:
+        UserError: if it has no such episode.
+    """
+    whole = source.whole
+    known = {whole.number_of(position): episode.name for position, episode in enumerate(whole.episodes)}
+    known |= {episode.number: episode.name for episode in (*whole.unusable, *source.unusable)}
+    return _numbers(setting, items, known, whole)
+
+
+def one_column(setting: str, name: str, source: Source) -> str:
+    """The column that a name stands for.
+
+    Raises:
+        UserError: if there is none, or several.
+    """
+    found = _columns_named(setting, name, source)
+    if len(found) != 1 or found[0][1]:
+        raise UserError(f"{setting}: '{name}' is not one column of {source.path}")
+    return found[0][0]
 
 
 def _numbers(setting: str, items: Sequence[str], known: Mapping[int, str], source: Source) -> set[int]:

@@ -51,6 +51,7 @@ class SourceEpisode:
         files: those that it is read from, relative to the dataset.
         task: what was to be done, in words; None: not told.
         number: the dataset's own, by which `--episodes` chooses it; None: its position.
+        is_failed: the dataset marks the demonstration as failed.
     """
 
     name: str
@@ -58,6 +59,7 @@ class SourceEpisode:
     files: tuple[str, ...]
     task: str | None = None
     number: int | None = None
+    is_failed: bool = False
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,10 @@ class Step:
 
 
 class TrainingOrder(Sampler[list[int]]):
-    """Each window once an epoch, over all processes, in an order that depends on the seed and the epoch alone.
+    """The windows of each epoch, over all processes, in an order that depends on the seed and the epoch alone.
+
+    An epoch has as many samples as there are windows. Without weights each window occurs once; else in proportion to
+    its weight, rounded up or down at random so that the proportion holds over epochs.
 
     As a batch sampler it gives the windows of each part of this process. With R processes and A parts a step, a
     step takes the next R x A x batch_size windows of the order, the processes a share each; an epoch's last step
@@ -49,6 +52,7 @@ class TrainingOrder(Sampler[list[int]]):
         accumulate: A.
         rank: this process's number.
         ranks: R.
+        weights: (W,) how often each window is drawn, relative to their mean; None: equally often.
 
     Attributes:
         epoch: whose order the next iteration gives.
@@ -56,9 +60,19 @@ class TrainingOrder(Sampler[list[int]]):
     """
 
     def __init__(
-        self, index: WindowIndex, batch_size: int, seed: int, *, accumulate: int = 1, rank: int = 0, ranks: int = 1
+        self,
+        index: WindowIndex,
+        batch_size: int,
+        seed: int,
+        *,
+        accumulate: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+        weights: np.ndarray | None = None,
     ) -> None:
         self._real_steps = index.real_steps()
+        is_equal = weights is None or len(weights) == 0 or bool((weights == weights[0]).all())
+        self._share = None if is_equal or weights is None else weights / weights.sum()
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._ranks = rank, ranks
         self.windows_per_step = batch_size * accumulate * ranks
@@ -106,15 +120,29 @@ class TrainingOrder(Sampler[list[int]]):
             return None
         return (
             f"A step takes {self.windows_per_step} samples in {_processes(self._ranks)}, it took "
-            f"{state['windows_a_step']} in {_processes(state['ranks'])}: each sample is still seen once an epoch, but "
+            f"{state['windows_a_step']} in {_processes(state['ranks'])}: each epoch still has the same samples, but "
             "the losses are not those of a run without the change"
         )
 
     def steps(self) -> Iterator[Step]:
         """The steps of the epoch that are not done yet."""
-        order = np.random.default_rng((self._seed, self.epoch)).permutation(self.num_windows)
+        order = self._order()
         for first in range(self.done, self.num_windows, self.windows_per_step):
             yield self._divide(order[first : first + self.windows_per_step])
+
+    def _order(self) -> np.ndarray:
+        """(W,) the epoch's windows.
+
+        With weights, by systematic sampling: along the windows in a random order, each takes its part of a line of
+        length W, and the points u, u + 1, u + 2, … on it are drawn.
+        """
+        draw = np.random.default_rng((self._seed, self.epoch))
+        order = draw.permutation(self.num_windows)
+        if self._share is None:
+            return order
+        ends = np.cumsum(self._share[order])
+        points = (np.arange(self.num_windows) + draw.random()) / self.num_windows
+        return draw.permutation(order[np.searchsorted(ends / ends[-1], points, side="right")])
 
     def _divide(self, windows: np.ndarray) -> Step:
         count = len(windows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,6 +63,13 @@ class WindowIndex:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def drawn(self, episodes: Episodes) -> WindowIndex:
+        """The windows whose samples have a weight above 0."""
+        if episodes.weights is None:
+            return self
+        kept = episodes.weights[self.rows] > 0
+        return replace(self, rows=self.rows[kept], first=self.first[kept], last=self.last[kept])
 
     def observations(self, windows: np.ndarray) -> np.ndarray:
         """(B,) window numbers → (B, T) rows, oldest first."""

@@ -78,6 +78,9 @@ def evaluate_offline(
             exclude_episodes=None if exclude_episodes is None else list(exclude_episodes),
             max_episodes=None,
             filter_key=None,
+            skip_failed=False,
+            skip_idle=False,
+            sample_weights=None,
         )
     config = dataclasses.replace(config, skip_unreadable=skip_unreadable or config.skip_unreadable)
     if path is None:
@@ -92,7 +95,7 @@ def evaluate_offline(
     trained_on = loaded.run.dataset()[0]
     if which in ("all", "chosen") and trained_on is not None and Path(trained_on).resolve() == source.path.resolve():
         print("Note: these are the demonstrations of the training: what it was trained on may be among them")
-    index = WindowIndex.over(demonstrations, chosen, config.temporal_context, config.chunk_size)
+    index = WindowIndex.over(demonstrations, chosen, config.temporal_context, config.chunk_size).drawn(demonstrations)
     loader = Loader(
         WindowDataset(demonstrations, index, config.cameras),
         in_batches(range(len(index)), max(32, config.batch_size)),

@@ -15,6 +15,7 @@ from bimact.data.episodes import Episodes, Rows
 from bimact.data.loader import Loader
 from bimact.data.normalize import Statistics, compute_statistics, relative_chunk_statistics
 from bimact.data.opening import arrays_of, open_source
+from bimact.data.sample_weights import with_sample_weights
 from bimact.data.selection import ACTION, STATE, SelectedSource, Selection, parse_dims
 from bimact.data.summary import dataset_lines, unusable_lines
 from bimact.data.training_order import TrainingOrder
@@ -69,6 +70,7 @@ def read_demonstrations(
 ) -> tuple[Episodes, SelectedSource]:
     """The second half of `open_demonstrations`."""
     episodes, read = arrays_of(source, config.cache_dir, input_size(config.encoder))
+    episodes, read = with_sample_weights(config, episodes, read)
     for line in unusable_lines(read, known=source.unusable):
         log(line)
     if len(read.episodes) < len(source.episodes):
@@ -151,7 +153,7 @@ class Demonstrations:
     def split(cls, episodes: Episodes, config: Config) -> Demonstrations:
         def windows(chosen: np.ndarray) -> WindowDataset:
             index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
-            return WindowDataset(episodes, index, config.cameras)
+            return WindowDataset(episodes, index.drawn(episodes), config.cameras)
 
         train_episodes, held_out = split_episodes(episodes.lengths, config.val_split, config.seed)
         return cls(episodes, train_episodes, windows(train_episodes), windows(held_out) if len(held_out) else None)

@@ -266,6 +266,7 @@ def _prepared(
         accumulate=config.gradient_accumulation_steps,
         rank=ranks.rank,
         ranks=ranks.count,
+        weights=None if episodes.weights is None else episodes.weights[data.training.index.rows],
     )
     step = 0
     if checkpoint is not None and checkpoint.state is not None:

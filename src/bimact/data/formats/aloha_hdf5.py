@@ -44,7 +44,6 @@ from bimact.data.formats.hdf5 import (
     attribute,
     dataset_at,
     encoded_images,
-    failed_notes,
     file_inside,
     find_dataset,
     find_group,
@@ -52,6 +51,7 @@ from bimact.data.formats.hdf5 import (
     has_signature,
     hdf5_files,
     is_link,
+    is_no,
     members,
     number_notes,
     numbers_in,
@@ -210,7 +210,6 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         for name, places in paths.items()
         if len(places) > 1 and (name in cameras or name in columns)
     ]
-    notes += failed_notes({file.number: file.success for file in files})
     notes += conversion_notes([file.forms for file in files], found.whites)
     notes += number_notes(names, [file.number for file in read])
     if left_aside:
@@ -220,7 +219,12 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         format=format_name,
         episodes=tuple(
             SourceEpisode(
-                path.name if file.name == "." else file.name, file.length, (file.name,), file.task, file.number
+                path.name if file.name == "." else file.name,
+                file.length,
+                (file.name,),
+                file.task,
+                file.number,
+                is_no(file.success),
             )
             for file in files
         ),

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -47,7 +47,6 @@ _DEEPEST = 6  # groups inside each other
 
 _LARGEST_VECTOR = 4096
 _MOST_STEPS = 10**8
-_MOST_TOLD = 20  # numbers of episodes in one sentence
 _NO = {"false", "0", "0.0", "no"}
 _SMALLEST_IMAGE = 24  # pixels of height and width, in arrays of more channels than images have
 
@@ -572,16 +571,9 @@ def agreed(episodes: Sequence[Contents]) -> Agreed:
     return Agreed(cameras, columns, camera_forms, column_forms, in_order, whites)
 
 
-def failed_notes(episodes: Mapping[int, object]) -> list[str]:
-    """What is said of episodes whose attribute `success` says no.
-
-    Args:
-        episodes: number → the attribute; None: there is none.
-    """
-    failed = [number for number, value in episodes.items() if value is not None and str(value).lower() in _NO]
-    numbers = ",".join(str(number) for number in failed[:_MOST_TOLD]) + (",…" if len(failed) > _MOST_TOLD else "")
-    note = f"{len(failed)} of {len(episodes)} episodes say by their attribute success that they failed, and are used"
-    return [f"{note}: --exclude_episodes {numbers} leaves them out"] if failed else []
+def is_no(value: object) -> bool:
+    """Whether an attribute such as `success` says no; None: there is none."""
+    return value is not None and str(value).lower() in _NO
 
 
 # Images ---------------------------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
         tasks = entry.tasks or tuple(texts.get(number, "") for number in tables.task_numbers(entry, place))
         used = (place.file, *dict.fromkeys(part.file for part in place.videos.values()))
         task = "; ".join(text for text in tasks if text) or None
-        episodes.append(SourceEpisode(name, entry.length, used, task, entry.index))
+        episodes.append(SourceEpisode(name, entry.length, used, task, entry.index, entry.is_failed))
         places.append(place)
         read.append(entry)
     if not episodes:

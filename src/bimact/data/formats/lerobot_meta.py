@@ -36,7 +36,7 @@ _DEFAULT_PATHS = {
     ),
 }
 _MAX_JSON = 1 << 28  # bytes
-_MOST_SPLITS, _MOST_FAILED = 10, 100
+_MOST_SPLITS = 10
 # What people call the success of an episode, and its failure: no part of LeRobot's own lists.
 _SUCCESS = ("success", "is_success", "successful", "episode_success")
 _FAILURE = ("failed", "is_failed", "failure", "is_failure")
@@ -178,12 +178,6 @@ def notes_on_choice(info: Info, listed: Sequence[ListedEpisode]) -> list[str]:
             notes.append(
                 f"{INFO} has one split ({told}), and other episodes are listed: they are used too; --episodes chooses"
             )
-    failed = [str(episode.index) for episode in listed if episode.is_failed]
-    if failed:
-        notes.append(
-            f"{len(failed)} of {len(listed)} episodes are listed as failed, and are used: --exclude_episodes "
-            f"{','.join(failed[:_MOST_FAILED])}{',…' if len(failed) > _MOST_FAILED else ''} leaves them out"
-        )
     return notes
 
 

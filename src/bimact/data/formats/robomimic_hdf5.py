@@ -36,7 +36,6 @@ from bimact.data.formats.hdf5 import (
     agreed,
     attribute,
     dataset_at,
-    failed_notes,
     file_inside,
     find_dataset,
     find_group,
@@ -44,6 +43,7 @@ from bimact.data.formats.hdf5 import (
     has_signature,
     hdf5_files,
     is_link,
+    is_no,
     json_of,
     members,
     natural_order,
@@ -198,7 +198,8 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         path=path,
         format="robomimic HDF5",
         episodes=tuple(
-            SourceEpisode(demo.name, demo.length, (name,), demo.task or general_task, demo.number) for demo in demos
+            SourceEpisode(demo.name, demo.length, (name,), demo.task or general_task, demo.number, is_no(demo.success))
+            for demo in demos
         ),
         cameras=found.cameras,
         columns=found.columns,
@@ -213,7 +214,6 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         notes=(
             *number_notes(names, [demo.number for demo in read]),
             *aside,
-            *failed_notes({demo.number: demo.success for demo in demos}),
             *_of_all_subsets(filter_keys),
             *conversion_notes([demo.forms for demo in demos], found.whites),
         ),
