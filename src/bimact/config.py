@@ -455,6 +455,14 @@ class Config:
         "min_max as in diffusion policies",
         choices=("mean_std", "min_max", "quantile", "identity"),
     )
+    max_delay: int = key(
+        0,
+        "trains the policy to continue up to this many actions that are already being executed, as a delay between "
+        "observation and chunk needs; 0: it is not told of them",
+        "the steps that inference and network take on the robot, such as 8 for 160 ms at 50 Hz",
+        low=0,
+        changes="network",
+    )
 
     # augmentation, in training alone
     augment: bool = key(
@@ -1117,6 +1125,10 @@ def _check_together(config: Config) -> None:
         raise UserError(f"hidden_dim ({config.hidden_dim}) has to be a multiple of 4")
     if config.execute_steps is not None and config.execute_steps > config.chunk_size:
         raise UserError(f"execute_steps ({config.execute_steps}) cannot be more than chunk_size ({config.chunk_size})")
+    if config.max_delay >= config.chunk_size:
+        raise SettingError(
+            "max_delay", f"max_delay ({config.max_delay}) has to be less than chunk_size ({config.chunk_size})"
+        )
     if config.relative_dims is not None and config.action_mode != "relative":
         raise SettingError("relative_dims", "relative_dims has no meaning without action_mode: relative")
     if config.temporal_ensemble and config.execute_steps is not None:

@@ -31,6 +31,7 @@ ENCODER = {"name": "conv", "pretrained": None, "freeze": False, "fuse": "tokens"
 EVERYTHING: dict[str, Any] = {
     "temporal_context": 3,
     "use_vae": True,
+    "max_delay": 2,
     "action_mode": "relative",
     "relative_to": [*range(6), -1, *range(7, 13), -1],
     "encoder": {**ENCODER, "fuse": "gated", "crop": [0.1, 0.2, 0.8, 0.7], "image_size": [12, 12]},
@@ -75,6 +76,7 @@ def test_an_exported_model_acts_as_the_policy(models: dict[str, Path], kind: str
             policy.reset()
             exported.reset()
         seen = observation(seed)
+        seen["given_actions"] = np.ones((seed % 3, 14), np.float32)
         np.testing.assert_allclose(exported.predict_chunk(seen), policy.predict_chunk(seen), atol=2e-5)
     many = {name: np.stack([value, value[::-1]]) for name, value in observation(9).items()}
     for one in (policy, exported):

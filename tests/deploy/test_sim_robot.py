@@ -69,6 +69,50 @@ def test_a_demonstration_succeeds_in_real_time(tmp_path: Path, capsys: pytest.Ca
     assert dataset.joint_names == JOINTS
 
 
+class Watching(Replay):
+    """Knows where it is in the demonstration by the number of steps that the robot has made."""
+
+    def infer(self, obs: dict[str, Any], earlier: Any = ()) -> dict[str, Any]:
+        self.observations.append(obs)
+        step = int(np.abs(self.actions - obs["state"]).sum(axis=1).argmin())
+        return {"actions": np.concatenate([self.actions[step:], np.tile(self.actions[-1], (400, 1))])[:100]}
+
+
+def test_a_simulated_clock_gives_the_same_each_time_and_waits_for_nobody() -> None:
+    from bimact.deploy.sim_robot import drive
+
+    found = []
+    for _ in range(2):
+        policy, said = Replay(), []
+        (result,) = drive(policy, "transfer_cube", seed=SEED, real_time=False, say=said.append)
+        assert result.highest_reward == 4, said
+        assert result.report.hz == pytest.approx(50) and result.report.late_cycles == result.report.held_cycles == 0
+        assert len(policy.observations) == 8 and "on a simulated clock" in said[0]
+        found.append([obs["state"] for obs in policy.observations])
+    np.testing.assert_array_equal(*found)
+    images = [obs["image_top"] for obs in policy.observations]
+    assert images[0].shape == (24, 32, 3) and (images[0] != images[4]).any()
+
+
+def test_delays_on_the_simulated_clock_are_exact() -> None:
+    from bimact.deploy.sim_robot import drive
+
+    policy, said = Replay(), []
+    (result,) = drive(policy, "transfer_cube", seed=SEED, delay=0.08, real_time=False, say=said.append)
+    assert result.report.latency_ms == pytest.approx([80] * 8)
+    assert result.report.held_cycles == 7 * 4  # the robot waits at each chunk's end
+    policy = Watching()
+    execution = Execution("async", execute_steps=25, blend="latest")
+    (result,) = drive(
+        policy, "transfer_cube", seed=SEED, delay=0.08, real_time=False, execution=execution, say=said.append
+    )
+    assert result.report.held_cycles == 0 and result.report.dropped == 4 * (result.report.chunks - 1)
+    with pytest.raises(UserError, match="the policy sent NaN or Inf"):
+        policy = Replay()
+        policy.actions[60:] = np.nan
+        drive(policy, "transfer_cube", real_time=False, say=said.append)
+
+
 def test_a_policy_of_another_robot() -> None:
     from bimact.deploy.sim_robot import drive
 

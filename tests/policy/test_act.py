@@ -123,6 +123,26 @@ def test_relative_actions_are_absolute_outside() -> None:
     torch.testing.assert_close(policy.normalized(chunk, obs), output.normalized_actions)
 
 
+@pytest.mark.parametrize("mode", ["absolute", "relative"])
+def test_given_actions_begin_the_chunk_and_the_rest_depends_on_them(mode: str) -> None:
+    relative = {"action_mode": mode, "relative_to": [0, 1, -1, 2]} if mode == "relative" else {}
+    policy = tiny(max_delay=3, **relative).eval()
+    obs, actions = batch()
+    plain, _ = policy(obs)
+    given = {**obs, "given_actions": actions[:, :3], "given_steps": torch.tensor([0, 2, 3])}
+    chunk, output = policy(given)
+    for row, steps in enumerate((0, 2, 3)):
+        torch.testing.assert_close(chunk[row, :steps], actions[row, :steps], rtol=0, atol=0)
+        assert torch.equal(chunk[row], plain[row]) == (steps == 0)
+        assert output.is_given is not None and output.is_given[row].tolist() == [step < steps for step in range(6)]
+    others = given["given_actions"].clone()
+    others[1, 2] += 5  # not given
+    torch.testing.assert_close(policy({**given, "given_actions": others})[0], chunk, rtol=0, atol=0)
+    others[1, 1] += 1
+    changed = policy({**given, "given_actions": others})[0]
+    assert not torch.equal(changed[1, 2:], chunk[1, 2:]) and torch.equal(changed[2], chunk[2])
+
+
 def test_relative_actions_need_to_know_what_they_are_relative_to() -> None:
     with pytest.raises(UserError, match="relative_to"):
         tiny(action_mode="relative")
@@ -198,6 +218,21 @@ def test_losses_against_loops(loss: str) -> None:
             kl += -0.5 * (1 + math.log(s2) - m * m - s2) / 3
     assert losses.kl.item() == pytest.approx(kl, rel=1e-5)
     assert losses.total.item() == pytest.approx(expected + 2.5 * kl, rel=1e-5)
+
+
+def test_given_actions_are_no_error_and_the_mean_is_over_all_real_steps() -> None:
+    """So that the loss of a batch in parts is that of the whole, whatever was given in each part."""
+    _, actions = batch()
+    predicted, is_pad = torch.zeros_like(actions), batch()[0]["action_is_pad"]
+    is_given = torch.arange(6) < torch.tensor([[2], [0], [1]])
+    losses = act_losses(ActOutput(predicted, None, None, is_given), actions, is_pad, Config())
+    total = count = 0.0
+    for row in range(3):
+        for step in range(6):
+            if not is_pad[row, step]:
+                count += 4
+                total += 0 if is_given[row, step] else float(actions[row, step].abs().sum())
+    assert float(losses.action) == pytest.approx(total / count)
 
 
 def test_kl_is_that_of_torch_distributions() -> None:

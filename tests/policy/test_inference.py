@@ -246,6 +246,32 @@ def test_what_the_policy_was_not_trained_on_is_refused(
     assert not policy._history, "what was refused is not remembered"
 
 
+def test_given_actions_go_to_the_network_as_they_are() -> None:
+    policy = Policy(make_policy(max_delay=3))
+    draw, size = np.random.default_rng(0), 6
+    seen = {"state": draw.normal(size=6), "image_top": draw.integers(0, 256, (40, 56, 3), dtype=np.uint8)}
+    given = np.full((2, size), 0.5, np.float32)
+    chunk = policy.predict_chunk({**seen, "given_actions": given})
+    np.testing.assert_array_equal(chunk[:2], given)
+    policy.reset()
+    free = policy.predict_chunk({**seen, "given_actions": given[:0]})
+    policy.reset()
+    np.testing.assert_array_equal(free, policy.predict_chunk(seen))
+    assert np.abs(free[2:] - chunk[2:]).max() > 0
+    many = {name: np.stack([value] * 2) for name, value in seen.items()}
+    policy.reset()
+    both = policy.predict_chunk({**many, "given_actions": np.stack([given, given])})
+    np.testing.assert_allclose(both[1], chunk, atol=1e-5)
+    for wrong, message in (
+        (np.zeros((4, size)), "holds 4 steps, but the policy was trained with max_delay 3: give no more"),
+        (np.zeros((2, size + 1)), rf"has shape \(2, {size + 1}\), it has to be \(G, {size}\)"),
+        (np.full((1, size), np.nan), "'given_actions' has to be numbers without NaN or Inf"),
+    ):
+        policy.reset()
+        with pytest.raises(UserError, match=message):
+            policy.predict_chunk({**seen, "given_actions": wrong})
+
+
 def test_another_number_of_environments_needs_a_reset(network: ActPolicy, episode: Observation) -> None:
     policy = Policy(network)
     policy.act(at_step(episode, 0))

@@ -86,6 +86,7 @@ ALL_SETTINGS = {
     "ema_decay": 0.9,
     "action_mode": "relative",
     "action_normalization": "quantile",
+    "max_delay": 2,
 }
 
 

@@ -79,7 +79,10 @@ def losses(run: Path) -> list[Any]:
 @pytest.mark.parametrize(
     ("launcher", "settings"),
     [
-        (TORCHRUN, "--augment --augmentation.degrees 5 --state_noise .1 --state_dropout .2 --ema_decay .9"),
+        (
+            TORCHRUN,
+            "--augment --augmentation.degrees 5 --state_noise .1 --state_dropout .2 --ema_decay .9 --max_delay 2",
+        ),
         (ACCELERATE, ""),
     ],
     ids=["torchrun, augmented, averaged and weighted", "accelerate launch"],

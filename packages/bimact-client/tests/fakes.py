@@ -121,15 +121,10 @@ class FakeWorker:
         pass
 
 
-class FakeLoop(ControlLoop):
+def loop_of(policy: FakePolicy, **settings: Any) -> tuple[ControlLoop, FakeRobot, FakeClock]:
     """A loop on the fake clock."""
-
-    _worker = FakeWorker
-
-
-def loop_of(policy: FakePolicy, **settings: Any) -> tuple[FakeLoop, FakeRobot, FakeClock]:
     clock = FakeClock()
     robot = settings.pop("robot", None) or FakeRobot(clock)
     robot.clock = clock
     settings.setdefault("say", lambda text: None)
-    return FakeLoop(robot, policy, clock=clock, **settings), robot, clock
+    return ControlLoop(robot, policy, clock=clock, worker=FakeWorker, **settings), robot, clock

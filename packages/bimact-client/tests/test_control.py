@@ -110,6 +110,48 @@ def test_async_drops_the_steps_that_the_delay_has_used_up(blend: str) -> None:
     np.testing.assert_allclose(sent[8:10], (1 - np.array(weights)) * old + np.array(weights) * new, atol=1e-5)
 
 
+def test_a_policy_with_max_delay_is_given_the_actions_until_its_chunk_comes() -> None:
+    policy = FakePolicy(numbered, delay=0.05, max_delay=2)
+    loop, robot, _ = loop_of(policy, execution=Execution("async", execute_steps=5, blend="latest"))
+    loop.run(30)
+    assert "given_actions" not in policy.seen[0]
+    # 2.5 cycles of delay are 3 steps, of which the policy takes 2.
+    np.testing.assert_allclose(100 * policy.seen[1]["given_actions"][:, 0], [0.05, 0.06], atol=1e-5)
+    policy = FakePolicy(numbered, delay=0.05, max_delay=8)
+    loop, robot, _ = loop_of(policy, execution=Execution("async", execute_steps=5, blend="latest"))
+    loop.run(30)
+    given = [seen["given_actions"] for seen in policy.seen[1:]]
+    assert [len(actions) for actions in given] == [3] * len(given)
+    sent = np.array(robot.sent)
+    np.testing.assert_allclose(given[0], sent[5:8], atol=1e-6)
+    policy = FakePolicy(numbered, delay=0.05)
+    loop, robot, _ = loop_of(policy, execution="async")
+    loop.run(30)
+    assert all("given_actions" not in seen for seen in policy.seen)
+
+
+def test_images_that_nobody_needs_are_not_copied() -> None:
+    robot = FakeRobot(FakeClock())
+    looked: list[int] = []
+
+    class Lazy:
+        def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+            looked.append(1)
+            return np.zeros((4, 6, 3), np.uint8)
+
+    usual = robot.get_observation
+    robot.get_observation = lambda: {  # type: ignore[method-assign]
+        **usual(),
+        "image_top": Lazy(),
+        "time_top": len(robot.sent),
+    }
+    policy = FakePolicy(execution={"execute_steps": 10})
+    loop, robot, _ = loop_of(policy, robot=robot)
+    loop.run(40)
+    assert len(looked) == len(policy.seen) == 4
+    assert all(seen["image_top"].shape == (4, 6, 3) for seen in policy.seen)
+
+
 def test_async_does_not_starve_when_observations_are_the_same() -> None:
     policy = FakePolicy(lambda number, obs: np.zeros((10, 3)), delay=0.03)
     loop, _, _ = loop_of(policy, execution="async")

@@ -17,7 +17,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "sim-robot",
         allow_abbrev=False,
         help="drive a simulated robot in real time by a policy server",
-        description="Simulate a robot on the wall clock, in a process of its own, and drive it through bimact-client, "
+        description="Simulate a robot in real time, in a process of its own, and drive it through bimact-client, "
         "as a real robot is driven: by a policy server, or by a run's policy in this process.",
     )
     parser.add_argument("--task", required=True, help="transfer_cube, insertion, or a task of another package")
@@ -36,6 +36,12 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--execute_steps", type=int, help="actions of a chunk until the next one is requested")
     parser.add_argument("--blend", choices=("latest", "linear", "ensemble"), help="of async (default: linear)")
     parser.add_argument("--delay_ms", type=float, default=0.0, help="added to each answer (default: 0)")
+    parser.add_argument(
+        "--simulated_clock",
+        action="store_true",
+        help="do not wait for the wall clock: step as fast as the machine can, with answers that come after exactly "
+        "--delay_ms",
+    )
     parser.add_argument("--rollouts", type=int, default=1, help="(default: 1)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
     parser.add_argument("--stop_after", type=float, default=2.0, help="seconds without a fresh action (default: 2)")
@@ -78,6 +84,7 @@ def _sim_robot(options: argparse.Namespace) -> None:
             seed=options.seed,
             delay=options.delay_ms / 1000,
             record=options.record,
+            real_time=not options.simulated_clock,
         )
 
 

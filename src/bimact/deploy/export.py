@@ -22,11 +22,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bimact.deploy.exported import FILES, FORMATS, METADATA, PRECISIONS, RUNTIMES, ExportedPolicy, runtime_missing
+from bimact.deploy.exported import (
+    FILES,
+    FORMATS,
+    METADATA,
+    PRECISIONS,
+    RUNTIMES,
+    ExportedPolicy,
+    inputs_of,
+    runtime_missing,
+)
 from bimact.errors import UserError, in_words
 from bimact.files import atomic_folder, sha256_of, write_json
 from bimact.policy.act import ActPolicy
 from bimact.policy.inference import Policy
+from bimact.policy.metadata import PolicyMetadata
 
 TOLERANCE = 1e-5  # of float32, in units of the action's range where that is more than 1
 _SAMPLES = 32
@@ -35,7 +45,10 @@ Histories = Mapping[str, np.ndarray]  # `state` (N, T, S) and `image_<camera>` (
 
 
 class Graph(nn.Module):
-    """What is exported: state (N, T, S) float32 and an image (N, T, H, W, 3) uint8 per camera → (N, C, A) float32."""
+    """What is exported: state (N, T, S) float32 and an image (N, T, H, W, 3) uint8 per camera → (N, C, A) float32.
+
+    With `max_delay` the given actions (N, P, A) float32 and their number (N,) int64 stand after the state.
+    """
 
     def __init__(self, network: ActPolicy, sizes: Mapping[str, tuple[int, int]]) -> None:
         super().__init__()
@@ -47,9 +60,12 @@ class Graph(nn.Module):
                 for size in set(sizes.values())
             }
 
-    def forward(self, state: Tensor, *images: Tensor) -> Tensor:
-        obs = {f"image_{name}": image.permute(0, 1, 4, 2, 3) for name, image in zip(self.network.cameras, images)}
-        chunk: Tensor = self.network({"state": state, **obs})[0]
+    def forward(self, state: Tensor, *others: Tensor) -> Tensor:
+        obs = {"state": state}
+        if self.network.config.max_delay:
+            obs["given_actions"], obs["given_steps"], *others = others  # type: ignore[assignment]
+        obs |= {f"image_{name}": image.permute(0, 1, 4, 2, 3) for name, image in zip(self.network.cameras, others)}
+        chunk: Tensor = self.network(obs)[0]
         return chunk
 
 
@@ -111,9 +127,11 @@ def export(
         sizes[camera] = size
     source = "recorded observations" if histories is not None else "random observations (no dataset was found)"
     histories = histories if histories is not None else random_histories(policy)
+    if metadata.max_delay:
+        histories = {**histories, **_random_given(metadata, len(histories["state"]))}
     expected = _in_pieces(lambda part: _fresh(policy).chunks(part, metadata.temporal_context), histories)
     graph = Graph(policy.network, sizes)
-    names = ["state", *(f"image_{camera}" for camera in sizes)]
+    names = inputs_of(metadata)
     example = tuple(torch.from_numpy(np.ascontiguousarray(histories[name][:2])) for name in names)
     with atomic_folder(output) as folder:
         file = folder / FILES[to]
@@ -171,6 +189,14 @@ def random_histories(policy: Policy, count: int = _SAMPLES, seed: int = 0) -> di
         assert size is not None
         found[f"image_{camera}"] = draw.integers(0, 256, (count, context, *size, 3), dtype=np.uint8)
     return found
+
+
+def _random_given(metadata: PolicyMetadata, count: int) -> dict[str, np.ndarray]:
+    """From no given action to `max_delay` of them, from the range of the training data."""
+    draw = np.random.default_rng(0)
+    low, high = np.array(metadata.interface.action_range or ((-1.0, 1.0),) * metadata.action_dim).T
+    given = draw.uniform(low, high, (count, metadata.max_delay, metadata.action_dim)).astype(np.float32)
+    return {"given_actions": given, "given_steps": np.arange(count, dtype=np.int64) % (metadata.max_delay + 1)}
 
 
 def _fresh(policy: Any) -> Any:

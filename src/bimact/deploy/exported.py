@@ -87,7 +87,7 @@ class ExportedPolicy(ActingPolicy):
         if runtime not in RUNTIMES[kind]:
             raise UserError(f"a model of format {kind} runs by {' or '.join(RUNTIMES[kind])}, not by {runtime}")
         runtime_missing(runtime)
-        names = ["state", *(f"image_{camera}" for camera in metadata.interface.cameras)]
+        names = inputs_of(metadata)
         try:
             run = _RUNNERS[runtime](file, names, precision, threads or usable_cores())
         except Exception as error:  # each runtime has its own
@@ -100,7 +100,18 @@ class ExportedPolicy(ActingPolicy):
 
     def chunks(self, histories: Mapping[str, np.ndarray], new: int) -> np.ndarray:
         """As `ActingPolicy.chunks`; all images of a history go through the model each time."""
+        metadata = self.metadata
+        if metadata.max_delay and "given_steps" not in histories:
+            count = len(histories["state"])
+            none = np.zeros((count, metadata.max_delay, metadata.action_dim), np.float32)
+            histories = {**histories, "given_actions": none, "given_steps": np.zeros(count, np.int64)}
         return np.asarray(self._run(histories), dtype=np.float32)
+
+
+def inputs_of(metadata: PolicyMetadata) -> list[str]:
+    """Names of a model's inputs, in their order."""
+    given = ["given_actions", "given_steps"] if metadata.max_delay else []
+    return ["state", *given, *(f"image_{camera}" for camera in metadata.interface.cameras)]
 
 
 def runtime_missing(package: str) -> None:

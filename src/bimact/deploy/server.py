@@ -150,6 +150,7 @@ def served_metadata(policy: Mapping[str, Any], weights_sha256: str) -> dict[str,
         },
         "chunk_size": policy["chunk_size"],
         "temporal_context": context,
+        "max_delay": policy["max_delay"],
         "execution": {
             "mode": "temporal_ensemble" if ensembles else "chunk",
             "execute_steps": policy["execute_steps"],
@@ -434,8 +435,9 @@ class _Episode:
         if not isinstance(content, dict):
             raise UserError(f"an observation has to be a map, not {type(content).__name__}")
         observation: dict[str, Any] = {}
-        if "state" in content:
-            observation["state"] = content["state"]
+        for name in ("state", "given_actions"):
+            if name in content:
+                observation[name] = content[name]
         images = content.get("images", {})
         if not isinstance(images, dict):
             raise UserError(f"the observation's 'images' is {type(images).__name__}, it has to be a map of cameras")

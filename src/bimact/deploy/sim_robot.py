@@ -1,6 +1,8 @@
-"""A simulated robot in real time: MuJoCo in a process of its own, on the wall clock, driven as a real robot is.
+"""A simulated robot, driven as a real robot is: an action that comes late is executed late.
 
-The simulation does not wait for the policy: an action that comes late is executed late.
+In real time the simulation steps in a process of its own on the wall clock. On a simulated clock it steps in this
+process as fast as it can, and the policy's answers come after exactly the delay that is asked for, whatever this
+machine needs: a rollout gives the same on each machine that computes the same actions.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from bimact_client import ControlLoop, Execution, Report, Safety, Stopped
+from bimact_client.control import Answer
 
 from bimact.data.fork_server import without_main_program
 from bimact.errors import UserError
@@ -27,8 +32,8 @@ _NO_NEWS = 2.0  # seconds without a step of the simulation, after which it is ta
 
 
 @dataclass(frozen=True)
-class RealTimeRollout:
-    """One rollout in real time: its seed, the highest reward (4 is success), and what the control loop reports."""
+class DrivenRollout:
+    """One rollout: its seed, the highest reward (4 is success), and what the control loop reports."""
 
     seed: int
     highest_reward: int
@@ -49,14 +54,7 @@ class SimulatedRobot:
     color_order = "rgb"
 
     def __init__(self, task: str, cameras: dict[str, tuple[int, int]]) -> None:
-        found = find_task(task)
-        for camera in cameras:
-            if camera not in found.cameras:
-                raise UserError(
-                    f"the policy takes camera '{camera}', which the simulation does not have "
-                    f"({', '.join(found.cameras)})"
-                )
-        self.task = found
+        self.task = found = _task_with(task, cameras)
         self.state_names, self.action_names = list(found.state_names), list(found.action_names)
         self._dtype = _shared_dtype(found, cameras)
         self._memory = SharedMemory(create=True, size=self._dtype.itemsize)
@@ -132,6 +130,133 @@ class SimulatedRobot:
             raise UserError("the simulation's process ended; its message is above") from None
         if failure is not None:
             raise UserError(failure)
+
+
+class SimulatedClock:
+    """Time that goes on when somebody sleeps; `on_tick` is called for each step of the simulation."""
+
+    def __init__(self, fps: int, on_tick: Callable[[], None]) -> None:
+        self.now, self._fps, self.on_tick = 0.0, fps, on_tick
+        self._ticks = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        end = self.now + seconds
+        while (self._ticks + 1) / self._fps <= end + 1e-9:
+            self._ticks += 1
+            self.now = self._ticks / self._fps
+            self.on_tick()
+        self.now = max(self.now, end)
+
+
+class SteppedRobot:
+    """A task's robot that steps when a `SimulatedClock` says so; arguments, methods and errors as `SimulatedRobot`'s.
+
+    Images are rendered when they are looked at.
+    """
+
+    color_order = "rgb"
+    late_steps = 0
+
+    def __init__(self, task: str, cameras: dict[str, tuple[int, int]]) -> None:
+        self.task = found = _task_with(task, cameras)
+        self.state_names, self.action_names = list(found.state_names), list(found.action_names)
+        self.clock = SimulatedClock(found.fps, self._step)
+        self._environment, self._cameras = found.environment(), cameras
+        self._steps = self.highest_reward = 0
+
+    def reset(self, seed: int) -> None:
+        """Begin a new episode with the scene of a seed."""
+        self._environment.reset(seed=seed)
+        self._action = self._environment.hold()  # it stays where it is until the first action
+        self.highest_reward = 0
+
+    def get_observation(self) -> dict[str, Any]:
+        """As `SimulatedRobot.get_observation`."""
+        found: dict[str, Any] = {"state": self._environment.state().astype(np.float32)}
+        for camera, size in self._cameras.items():
+            found[f"image_{camera}"] = _Image(partial(self._environment.image, camera, size))
+            found[f"time_{camera}"] = self._steps
+        return found
+
+    def send_action(self, action: np.ndarray) -> None:
+        """The action from the next step on."""
+        self._action = action
+
+    def _step(self) -> None:
+        self._steps += 1
+        self.highest_reward = max(self.highest_reward, int(self._environment.advance(self._action)))
+
+    def close(self) -> None:
+        """Free the renderers."""
+        self._environment.close()
+
+    def __enter__(self) -> SteppedRobot:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _Image:
+    """A view that is rendered when it becomes an array."""
+
+    def __init__(self, render: Callable[[], np.ndarray]) -> None:
+        self._render = render
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._render()
+
+
+class _DelayedWorker:
+    """In place of the control loop's thread: each answer comes after exactly `delay` of the simulated clock."""
+
+    def __init__(self, client: Any, monotonic: Callable[[], float], *, delay: float, clock: SimulatedClock) -> None:
+        self._client, self._delay, self._clock = client, delay, clock
+        self._answer: Answer | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._answer is not None
+
+    def submit(self, step: int, obs: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:
+        asked = self._clock.now
+        try:
+            reply = self._client.infer(obs, earlier) if earlier else self._client.infer(obs)
+            self._answer = Answer(step, asked, asked + self._delay, reply)
+        except Exception as error:
+            self._answer = Answer(step, asked, asked + self._delay, error=error)
+
+    def answer(self, wait: float) -> Answer | None:
+        answer = self._answer
+        if answer is None:
+            return None
+        if answer.received > self._clock.now + max(wait, 0.0) + 1e-9:
+            self._clock.sleep(max(wait, 0.0))
+            return None
+        self._clock.sleep(max(answer.received - self._clock.now, 0.0))
+        self._answer = None
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
+def _task_with(task: str, cameras: Mapping[str, Any]) -> SimulatedTask:
+    """The task, which has these cameras.
+
+    Raises:
+        UserError: if there is no such task, or it lacks a camera.
+    """
+    found = find_task(task)
+    for camera in cameras:
+        if camera not in found.cameras:
+            raise UserError(
+                f"the policy takes camera '{camera}', which the simulation does not have ({', '.join(found.cameras)})"
+            )
+    return found
 
 
 def _shared_dtype(task: SimulatedTask, cameras: dict[str, tuple[int, int]]) -> np.dtype[Any]:
@@ -211,6 +336,10 @@ class _Delayed:
         return getattr(self._client, name)
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def drive(
     client: Any,
     task: str,
@@ -222,8 +351,10 @@ def drive(
     seed: int = 1000,
     delay: float = 0.0,
     record: Path | None = None,
-) -> list[RealTimeRollout]:
-    """Drive the simulated robot in real time, and print how it went.
+    real_time: bool = True,
+    say: Callable[[str], None] = _say,
+) -> list[DrivenRollout]:
+    """Drive the simulated robot, and print how it went.
 
     Args:
         client: a `PolicyClient`, or anything else that `ControlLoop` takes.
@@ -235,6 +366,8 @@ def drive(
         seed: of the first scene.
         delay: seconds added to each answer, as a slow network or GPU would.
         record: directory for a dataset of what happened; None: no recording.
+        real_time: False: on a simulated clock, as fast as the machine can; answers come after `delay` alone.
+        say: takes each line.
 
     Raises:
         UserError: if the policy is for another robot, or the control loop stops.
@@ -245,39 +378,42 @@ def drive(
         if not (size or {}).get("height"):
             raise UserError(f"the server does not say which size the images of camera '{camera}' have")
         cameras[camera] = (int(size["height"]), int(size["width"]))
-    results: list[RealTimeRollout] = []
+    results: list[DrivenRollout] = []
     loop = None
-    with SimulatedRobot(task, cameras) as robot:
+    robot: SimulatedRobot | SteppedRobot = (SimulatedRobot if real_time else SteppedRobot)(task, cameras)
+    with robot:
         seconds = robot.task.episode_steps / robot.task.fps
         try:
-            loop = ControlLoop(
-                robot, _Delayed(client, delay) if delay else client, hz, execution, safety, record=record
-            )
-            print(
+            settings: dict[str, Any] = {"hz": hz, "execution": execution, "safety": safety, "record": record}
+            if isinstance(robot, SteppedRobot):
+                worker = partial(_DelayedWorker, delay=delay, clock=robot.clock)
+                loop = ControlLoop(robot, client, **settings, clock=robot.clock, worker=worker, say=say)
+            else:
+                loop = ControlLoop(robot, _Delayed(client, delay) if delay else client, **settings, say=say)
+            say(
                 f"Policy {metadata.get('run', '')} {metadata.get('checkpoint', '')} drives the simulated robot at "
-                f"{loop.hz:g} Hz, {loop.execution}",
-                flush=True,
+                f"{loop.hz:g} Hz, {loop.execution}" + ("" if real_time else ", on a simulated clock")
             )
             for number in range(seed, seed + rollouts):
                 robot.reset(number)
                 report = loop.run(round(seconds * loop.hz))
-                results.append(RealTimeRollout(number, robot.highest_reward, report))
+                results.append(DrivenRollout(number, robot.highest_reward, report))
                 success = robot.highest_reward == MAX_REWARD
-                print(f"\nSeed {number}: {'success' if success else f'no success, reward {robot.highest_reward}'}")
-                print(report, flush=True)
+                say(f"\nSeed {number}: {'success' if success else f'no success, reward {robot.highest_reward}'}")
+                say(str(report))
         except (Stopped, KeyboardInterrupt) as error:
             if loop is not None and loop.report.cycles:
-                print(f"\n{loop.report}", flush=True)
+                say(f"\n{loop.report}")
             if isinstance(error, Stopped):
                 raise UserError(str(error)) from error
             raise
         late = robot.late_steps
     successes = sum(result.highest_reward == MAX_REWARD for result in results)
     low, high = wilson_interval(successes, rollouts)
-    print(
+    say(
         f"\nSuccess rate: {successes} of {rollouts} = {successes / rollouts:.1%} (95% interval {low:.1%} to {high:.1%})"
     )
     if late:
         step = 1000 / robot.task.fps
-        print(f"Note: this machine was too slow: {late} of the simulation's steps were over {step:.0f} ms late")
+        say(f"Note: this machine was too slow: {late} of the simulation's steps were over {step:.0f} ms late")
     return results

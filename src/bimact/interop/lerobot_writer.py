@@ -51,6 +51,7 @@ def refuse_inexpressible(policy: ActPolicy) -> None:
     found = {
         f"temporal_context is {config.temporal_context}, not 1": config.temporal_context != 1,
         "action_mode is relative": config.action_mode == "relative",
+        "max_delay is above 0": config.max_delay > 0,
         "it sees no camera": not policy.cameras,
         f"encoder.name is {encoder.name}, not pri3d or resnet": encoder.name not in ("pri3d", "resnet"),
         f"encoder.fuse is {encoder.fuse}, not tokens": not keeps_tokens,

@@ -1,7 +1,7 @@
 """ACT, Action Chunking with Transformers (Zhao et al. 2023, arXiv:2304.13705, section IV and appendix C).
 
 Letters: B batch, T observations (temporal_context), V cameras, K tokens per image, D hidden_dim, C chunk_size,
-A action_dim, S state_dim, Z latent_dim.
+A action_dim, S state_dim, Z latent_dim, P max_delay.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ class ActOutput(NamedTuple):
         normalized_actions: (B, C, A), zero mean and unit variance.
         mu: (B, Z) mean of the posterior; None without a posterior (evaluation mode, `use_vae: false`).
         log_sigma2: (B, Z) logarithm of its variance, or None.
+        is_given: (B, C) bool, actions that were given with the observation; None: none were.
     """
 
     normalized_actions: Tensor
     mu: Tensor | None
     log_sigma2: Tensor | None
+    is_given: Tensor | None = None
 
 
 class Losses(NamedTuple):
@@ -88,6 +90,10 @@ class ActPolicy(nn.Module):
 
     The observation encoder sees [latent, state of each of T steps, visual tokens of each of T steps]; the
     decoder's C queries become the chunk. With T = 1 and `fuse: tokens` this is the network of the paper.
+
+    With `max_delay` the observation encoder sees P more tokens: the chunk's first actions, as far as they are given
+    because they are being executed while the chunk is computed (training-time action conditioning, arXiv:2512.05964,
+    there for flow matching).
     """
 
     relative_to: Tensor
@@ -125,6 +131,10 @@ class ActPolicy(nn.Module):
             num_sources = len(self.cameras) if config.encoder.fuse == "tokens" else 1
             self.camera_positions = nn.Parameter(torch.zeros(num_sources, dim))
 
+        if config.max_delay:
+            self.given_proj = nn.Linear(config.action_dim, dim)
+            self.not_given = nn.Parameter(torch.zeros(dim))
+            self.given_positions = nn.Embedding(config.max_delay, dim)
         self.encoder = TransformerEncoder(config.num_encoder_layers, *layer)
         self.decoder = TransformerDecoder(config.num_decoder_layers, *layer)
         self.queries = nn.Embedding(config.chunk_size, dim)
@@ -141,13 +151,15 @@ class ActPolicy(nn.Module):
                 `features_<camera>` (B, T, rows, columns, C), features of the trunk of its image encoder;
                 `tokens_<camera>` (B, T, rows, columns, E), tokens of the whole encoder. In training mode also
                 `action_is_pad` (B, C). `reference` (B, S) is the present state that relative actions belong to, if
-                `state` was changed; None: the last of `state`. Other entries are ignored.
+                `state` was changed; None: the last of `state`. With `max_delay` also `given_actions` (B, P, A) and
+                `given_steps` (B,) int64 from 0 to P, the number of them that count. Other entries are ignored.
             actions: (B, C, A), the demonstrated chunk: the posterior sees it in training mode, where the
                 latent is sampled. In evaluation mode it is not used and the latent is 0.
             noise: (B, Z) standard normal numbers for the latent; None: drawn here.
 
         Returns:
-            the chunk (B, C, A) in the robot's units, and the other inputs of the loss.
+            the chunk (B, C, A) in the robot's units, which begins with the given actions, and the other inputs of
+            the loss.
         """
         state = self.state_normalizer(obs["state"].float())
         mu = log_sigma2 = None
@@ -158,8 +170,27 @@ class ActPolicy(nn.Module):
             mu, log_sigma2 = self.posterior(state[:, -1], self.normalized(actions, obs), obs["action_is_pad"])
             mu, log_sigma2 = mu.float(), log_sigma2.float()
             latent = mu + (log_sigma2 / 2).exp() * (torch.randn_like(mu) if noise is None else noise)
-        normalized = self._decode(latent, state, self._visual_tokens(obs)).float()
-        return self._in_units(normalized, obs), ActOutput(normalized, mu, log_sigma2)
+        given = self._given_tokens(obs) if self.config.max_delay else None
+        normalized = self._decode(latent, state, self._visual_tokens(obs), given).float()
+        chunk, is_given = self._in_units(normalized, obs), None
+        if "given_steps" in obs:
+            is_given = torch.arange(self.config.chunk_size, device=chunk.device) < obs["given_steps"][:, None]
+            chunk = torch.where(is_given[..., None], self._whole_chunk(obs["given_actions"]).to(chunk), chunk)
+        return chunk, ActOutput(normalized, mu, log_sigma2, is_given)
+
+    def _whole_chunk(self, given_actions: Tensor) -> Tensor:
+        """(B, P, A) → (B, C, A), with zeros."""
+        return nn.functional.pad(given_actions, (0, 0, 0, self.config.chunk_size - given_actions.shape[1]))
+
+    def _given_tokens(self, obs: Observation) -> Tensor:
+        """(B, P, D): the chunk's first actions, as far as they are given."""
+        batch, most = len(obs["state"]), self.config.max_delay
+        not_given = self.not_given.expand(batch, most, -1)
+        if "given_steps" not in obs:
+            return not_given
+        normalized = self.normalized(self._whole_chunk(obs["given_actions"]), obs)[:, :most]
+        is_given = torch.arange(most, device=normalized.device) < obs["given_steps"][:, None]
+        return torch.where(is_given[..., None], self.given_proj(normalized), not_given)
 
     def normalized(self, actions: Tensor, obs: Observation) -> Tensor:
         """Chunks (B, C, A) in the robot's units → as the network predicts them: normalised, relative if so."""
@@ -183,13 +214,21 @@ class ActPolicy(nn.Module):
         if self.cameras:
             self.image_encoder.prepare_for_inference()
 
-    def _decode(self, latent: Tensor, state: Tensor, visual: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Latent (B, Z), state (B, T, S), visual tokens and positions → normalised chunk (B, C, A)."""
+    def _decode(
+        self, latent: Tensor, state: Tensor, visual: tuple[Tensor, Tensor] | None, given: Tensor | None
+    ) -> Tensor:
+        """Latent (B, Z), state (B, T, S), visual tokens and positions, given actions (B, P, D) → chunk (B, C, A).
+
+        The chunk is normalised.
+        """
         tokens = [self.latent_proj(latent)[:, None], self.state_proj(state)]
         positions = [self.vector_positions.weight[None]]
         if visual is not None:
             tokens.append(visual[0])
             positions.append(visual[1])
+        if given is not None:
+            tokens.append(given)
+            positions.append(self.given_positions.weight[None])
         placed = torch.cat(positions, dim=1)  # (1, M, D)
         memory = self.encoder(torch.cat(tokens, dim=1), placed)
         return self.action_head(self.decoder(self.queries.weight[None], memory, placed))
@@ -266,7 +305,7 @@ def act_losses(policy_output: ActOutput, normalized_actions: Tensor, is_pad: Ten
     Args:
         policy_output: of `ActPolicy.forward`.
         normalized_actions: (B, C, A), the demonstrated chunk.
-        is_pad: (B, C) bool, steps after the episode's end: they do not count.
+        is_pad: (B, C) bool, steps after the episode's end: they do not count. Given actions count as right.
         config: for `action_loss` and `kl_weight`.
 
     Returns:
@@ -274,6 +313,8 @@ def act_losses(policy_output: ActOutput, normalized_actions: Tensor, is_pad: Ten
     """
     error = policy_output.normalized_actions - normalized_actions
     error = error.abs() if config.action_loss == "l1" else error.square()
+    if policy_output.is_given is not None:
+        error = error.masked_fill(policy_output.is_given.unsqueeze(-1), 0)
     is_real = (~is_pad).unsqueeze(-1).to(error.dtype)
     action = (error * is_real).sum() / (is_real.sum() * error.shape[-1])
     kl = action.new_zeros(())

@@ -18,6 +18,7 @@ from bimact.policy.ensembling import TemporalEnsemble
 from bimact.policy.metadata import PolicyMetadata
 
 Self = TypeVar("Self", bound="ActingPolicy")
+GIVEN = {"given_actions", "given_steps"}  # of policies with max_delay
 
 
 class ActingPolicy(ABC):
@@ -44,7 +45,8 @@ class ActingPolicy(ABC):
         """Predict chunks from whole histories.
 
         Args:
-            histories: `state` (N, T, S) float32 and `image_<camera>` (N, T, H, W, 3) uint8, oldest first.
+            histories: `state` (N, T, S) float32 and `image_<camera>` (N, T, H, W, 3) uint8, oldest first; maybe
+                `given_actions` (N, P, A) float32 and `given_steps` (N,) int64, how many of the P `max_delay` count.
             new: number of the newest observations that are new since the previous call; all T at the first call after
                 `reset`.
 
@@ -100,7 +102,9 @@ class ActingPolicy(ABC):
         """The actions from this control step on; the plan of `act` stays unchanged.
 
         Args:
-            observation: of this step.
+            observation: of this step. It may have `given_actions` (G, A) or (N, G, A): the actions from this step on
+                that will be executed in any case, while the chunk is computed and transmitted. The chunk continues
+                them. A policy that was trained with `max_delay` takes up to that many; others take none.
 
         Returns:
             (C, A) or (N, C, A) float32, in the robot's units.
@@ -109,7 +113,14 @@ class ActingPolicy(ABC):
             UserError: as `act`.
         """
         batched = self._remember(observation)
-        chunk = self._checked(self.chunks(self._stacked(), self._new))
+        histories = self._stacked()
+        if "given_actions" in observation:
+            given = self._given_actions(observation, len(histories["state"]) if batched else None)
+            if self.metadata.max_delay:
+                unused = self.metadata.max_delay - given.shape[1]
+                histories["given_actions"] = np.pad(given, ((0, 0), (0, unused), (0, 0)))
+                histories["given_steps"] = np.full(len(given), given.shape[1], np.int64)
+        chunk = self._checked(self.chunks(histories, self._new))
         self._new = 0
         return chunk if batched else chunk[0]
 
@@ -184,6 +195,24 @@ class ActingPolicy(ABC):
         self._history.extend([obs] * missing)
         self._new = min(self._new + missing, self.metadata.temporal_context)
         return batched
+
+    def _given_actions(self, observation: Mapping[str, Any], number: int | None) -> np.ndarray:
+        """(N, G, A) float32, of `number` environments or of one without an axis."""
+        given = _array(observation, "given_actions", [])
+        given = given[None] if number is None else given
+        most, size = self.metadata.max_delay, self.metadata.action_dim
+        if given.ndim != 3 or len(given) != (number or 1) or given.shape[2] != size:
+            many = "" if number is None else f"{number}, "
+            shape = _shape(given if number is not None else given[0])
+            raise UserError(f"the observation's 'given_actions' has shape {shape}, it has to be ({many}G, {size})")
+        if given.shape[1] > most:
+            raise UserError(
+                f"the observation's 'given_actions' holds {given.shape[1]} steps, but the policy was trained with "
+                f"max_delay {most}: give no more"
+            )
+        if not np.issubdtype(given.dtype, np.number) or not np.isfinite(given).all():
+            raise UserError("the observation's 'given_actions' has to be numbers without NaN or Inf")
+        return given.astype(np.float32)
 
     def _expected(self) -> list[str]:
         return ["state", *(f"image_{camera}" for camera in self.metadata.interface.cameras)]

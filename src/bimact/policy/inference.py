@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bimact.files import sha256_of
 from bimact.policy.act import ActPolicy
-from bimact.policy.acting import ActingPolicy
+from bimact.policy.acting import GIVEN, ActingPolicy
 from bimact.policy.metadata import Execution, Interface, PolicyMetadata
 from bimact.policy.transformer import Attention
 
@@ -65,6 +65,7 @@ class Policy(ActingPolicy):
             config.temporal_context,
             interface,
             execution or Execution.of(config),
+            max_delay=config.max_delay,
         )
         self._dtype = dtype
         self._network = copy.deepcopy(network).eval().requires_grad_(False)
@@ -95,7 +96,10 @@ class Policy(ActingPolicy):
                 self._tokens[camera] = torch.cat([known, tokens], dim=1)
             encoded = {f"tokens_{camera}": tokens for camera, tokens in self._tokens.items()}
             state = torch.from_numpy(histories["state"]).to(self.device)
-            chunk: np.ndarray = network({"state": state, **encoded})[0].cpu().numpy()
+            obs = {"state": state, **encoded}
+            for name in GIVEN & histories.keys():
+                obs[name] = torch.from_numpy(histories[name]).to(self.device)
+            chunk: np.ndarray = network(obs)[0].cpu().numpy()
         return chunk
 
     @property

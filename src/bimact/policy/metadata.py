@@ -140,6 +140,7 @@ class PolicyMetadata:
         interface: cameras, names, control frequency and ranges.
         execution: how chunks are executed.
         color_order: of images: always `rgb`.
+        max_delay: how many `given_actions` an observation may have.
     """
 
     name: str
@@ -151,6 +152,7 @@ class PolicyMetadata:
     interface: Interface
     execution: Execution
     color_order: str = field(default="rgb")
+    max_delay: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """All of it in JSON's types, in one flat mapping."""

@@ -30,7 +30,7 @@ from bimact.training.memory import is_out_of_memory, out_of_memory
 from bimact.training.optimizer import load_optimizer_state, make_optimizer, set_learning_rates
 from bimact.training.prediction_plot import predict, prediction_figure
 from bimact.training.prepare import PreparedRun
-from bimact.training.randomness import latent_noise, seed_step
+from bimact.training.randomness import given_steps, latent_noise, seed_step
 from bimact.training.tracking import MetricsLog
 from bimact.training.watch import LossWatch, StepTimes, StopRequest, TrainingDisplay, stop_at_step_end
 
@@ -298,6 +298,9 @@ class ActTrainer:
         """Accumulate a batch's gradients; returns its contribution (3,) to the step's losses."""
         obs, actions = to_device(batch, self.accelerator.device)
         obs = self.augmentation(obs, self.step, len(noise), part.samples)
+        if self.config.max_delay:
+            given = given_steps(self.config, self.step, len(noise))[part.samples].to(actions.device)
+            obs = {**obs, "given_actions": actions[:, : self.config.max_delay], "given_steps": given}
         with self.accelerator.autocast():
             _, output = self.learner(obs, actions, noise[part.samples].to(self.accelerator.device))
         target = self.unwrapped_policy.normalized(actions, obs)

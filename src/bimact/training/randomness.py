@@ -25,6 +25,12 @@ def latent_noise(config: Config, step: int, num_windows: int) -> Tensor:
     return torch.randn(num_windows, config.latent_dim, generator=generator)
 
 
+def given_steps(config: Config, step: int, num_windows: int) -> Tensor:
+    """(num_windows,) numbers of given actions from 0 to max_delay, equally often, the same in all processes."""
+    generator = generator_of(config.seed, step, "given actions")
+    return torch.randint(config.max_delay + 1, (num_windows,), generator=generator)
+
+
 def generator_of(seed: int, step: int, purpose: str) -> torch.Generator:
     """A generator on the CPU for one purpose in a step, the same in all processes."""
     return torch.Generator().manual_seed(_mixed(seed, step, zlib.crc32(purpose.encode())))

@@ -182,12 +182,12 @@ class ControlLoop:
         record: directory for a dataset of what happened; None: no recording.
         on_stop: called with the reason before `robot.stop()`, for an emergency stop.
         say: called with each note.
+        clock: has `monotonic()` and `sleep(seconds)`; for simulated time.
+        worker: what asks the policy, with the methods of `Worker`; for simulated time.
 
     Raises:
         Stopped: if the rate is not known, or the policy cannot be executed like this.
     """
-
-    _worker: Callable[..., Any] = Worker
 
     def __init__(
         self,
@@ -201,6 +201,7 @@ class ControlLoop:
         on_stop: Callable[[str], None] | None = None,
         say: Callable[[str], None] = print,
         clock: Any = time,
+        worker: Callable[..., Any] = Worker,
     ) -> None:
         self.robot, self.client, self.record, self.on_stop = robot, client, record, on_stop
         self.safety = Safety() if safety is None else safety
@@ -208,7 +209,7 @@ class ControlLoop:
         self.metadata: Mapping[str, Any] = client.metadata
         self.execution = Execution.of(execution, self.metadata)
         self.report = Report()  # of the last run
-        self._say, self._clock = say, clock
+        self._say, self._clock, self._worker = say, clock, worker
         self._said: set[str] = set()
         trained = self.metadata.get("control_hz")
         if hz is None and trained is None:
@@ -216,6 +217,7 @@ class ControlLoop:
         self.hz = float(trained if hz is None else hz)
         self._hz_note = None
         self._context = int(self.metadata.get("temporal_context") or 1)
+        self._max_delay = int(self.metadata.get("max_delay") or 0)
         if self.execution.mode == "async" and (self.metadata.get("execution") or {}).get("mode") == "temporal_ensemble":
             raise Stopped(
                 "the server averages chunks and sends one action at a time, so there is nothing to execute meanwhile: "
@@ -308,14 +310,21 @@ class ControlLoop:
         while steps is None or plan.position < steps:
             started = clock.monotonic()
             deadline = begin + (slot + 1) * period
-            obs, pose = self._observe(guard, started)
+            asks = not ramp and plan.wants_chunk and not worker.busy
+            obs, pose = self._observe(guard, started, asks or recording is not None or self._context > 1)
             if plan.position not in past:
                 past.pop(plan.position - self._context, None)
             past[plan.position] = obs
 
             # Ask for a chunk, and take one up.
-            if not ramp and plan.wants_chunk and not worker.busy:
-                worker.submit(plan.position, obs, [past[step] for step in sorted(past) if told < step < plan.position])
+            if asks:
+                # A policy that was trained for it continues the actions that are executed until its chunk comes.
+                late = math.ceil(max(report.latency_ms[-10:], default=0.0) / 1000 * self.hz - 1e-6)
+                given = plan.upcoming(min(late, self._max_delay))
+                asking = {**obs, "given_actions": given.astype(np.float32)} if len(given) else obs
+                worker.submit(
+                    plan.position, asking, [past[step] for step in sorted(past) if told < step < plan.position]
+                )
                 asked, told = recorded, plan.position
             wait = deadline - 0.1 * period - clock.monotonic() if plan.waits and not ramp else 0.0
             answer = worker.answer(wait) if worker.busy else None
@@ -428,8 +437,11 @@ class ControlLoop:
                 name: str((camera or {}).get("color_order", "rgb")).lower() != color for name, camera in cameras.items()
             }
 
-    def _observe(self, guard: Guard, now: float) -> tuple[dict[str, Any], np.ndarray | None]:
-        """A copy of the robot's observation in the policy's order, and the pose (A,) if it is known."""
+    def _observe(self, guard: Guard, now: float, needs_images: bool) -> tuple[dict[str, Any], np.ndarray | None]:
+        """A copy of the robot's observation in the policy's order, and the pose (A,) if it is known.
+
+        Images that nobody needs are left out if their cameras say the time of each frame.
+        """
         raw = self.robot.get_observation()
         state = np.asarray(raw.get("state"), np.float64)
         names = getattr(self.robot, "state_names", None) or self.metadata.get("state_names")
@@ -446,10 +458,14 @@ class ControlLoop:
         obs: dict[str, Any] = {"state": state[self._state_order].astype(np.float32)}
         frames = {}
         for name, reverse in wanted.items():
+            frames[name] = raw.get(f"time_{name}")
+            if not needs_images and frames[name] is not None:
+                continue
             image = np.asarray(images[name])
             content = (image[..., ::-1] if reverse else image).tobytes()  # drivers may write into their own arrays
             obs[f"image_{name}"] = np.frombuffer(content, image.dtype).reshape(image.shape)
-            frames[name] = raw.get(f"time_{name}", content)
+            if frames[name] is None:
+                frames[name] = content
         guard.check_frames(frames, now)
         pose = None if self._pose_order is None else state[self._pose_order]
         return obs, pose

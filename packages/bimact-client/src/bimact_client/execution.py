@@ -161,6 +161,10 @@ class Plan:
         self.position += 1
         return np.asarray(action)
 
+    def upcoming(self, count: int) -> np.ndarray:
+        """The next actions (at most `count`, A), as far as they are certain: none where chunks are averaged."""
+        return self._queue[:0] if self._averages else self._queue[:count]
+
     def clear(self) -> None:
         """Forget all chunks."""
         self._chunks, self._queue = [], self._queue[:0]
