@@ -27,7 +27,7 @@ from bimact.evaluation.intervals import wilson_interval
 from bimact.files import write_json
 from bimact.machine import usable_cores
 from bimact.progress import progress_bar
-from bimact.sim.tasks import MAX_REWARD
+from bimact.sim.base import MAX_REWARD
 
 DELAYS = (0, 40, 80, 160, 320)  # milliseconds
 

@@ -55,7 +55,7 @@ def test_a_demonstration_succeeds_in_real_time(tmp_path: Path, capsys: pytest.Ca
         policy, folder = Replay(), tmp_path / f"record{attempt}"
         (result,) = drive(policy, "transfer_cube", seed=SEED, record=folder)
         out = capsys.readouterr().out
-        if result.highest_reward == 4:
+        if result.highest_reward == 4 and result.report.hz > 40:
             break
     assert result.highest_reward == 4, out
     assert "Policy replay  drives the simulated robot at 50 Hz, chunk" in out
