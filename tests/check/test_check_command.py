@@ -77,6 +77,9 @@ def test_findings_are_grouped_with_what_they_do_and_what_to_do(tmp_path: Path) -
   {blank.effect} {blank.advice}
 
 3 warnings; {len(KINDS)} kinds of faults were looked for.
+
+To repair: bimact edit {tmp_path} {tmp_path}_repaired --drop_episodes 1,2,3
+It removes 3 of 6 episodes (still-gripper: 2; blank-image: 1, 3). Look at these episodes first with `bimact view`.
 """
     )
 
@@ -117,7 +120,7 @@ def test_parts_are_chosen(tmp_path: Path) -> None:
 def shown(report: DatasetReport, width: int) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, highlight=False, markup=False, color_system=None)
-    print_report(report, console)
+    print_report(report, console, str(report.path))
     return out.getvalue()
 
 
@@ -125,7 +128,7 @@ def shown(report: DatasetReport, width: int) -> str:
 def test_lines_are_wrapped_at_the_terminal_and_indented(tmp_path: Path, width: int) -> None:
     report = check_dataset(save_guide(damaged(), tmp_path))
     text = shown(report, width)
-    findings = text[text.index("●") :].splitlines()
+    findings = text[text.index("●") : text.index("To repair: ")].splitlines()
     assert max(map(len, findings)) <= width
     assert all(line == "" or line.startswith(("● ", "  ", "3 warnings")) for line in findings)
     joined = " ".join(text.split())

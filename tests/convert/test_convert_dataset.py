@@ -194,7 +194,7 @@ def test_the_next_run_removes_what_a_killed_one_has_left(
 ) -> None:
     process = interrupted(signal.SIGSTOP)
     source = smooth_source(tmp_path / "source", [3])
-    with pytest.raises(UserError, match="another `bimact convert` is writing"):
+    with pytest.raises(UserError, match="another process is writing"):
         converted(source, tmp_path / "out", "aloha_hdf5")
     process.kill()
     process.communicate(timeout=60)

@@ -15,6 +15,7 @@ from bimact.check.facts import Facts, Vectors
 from bimact.check.findings import DatasetReport, Finding, Findings, Summary, in_order
 from bimact.check.guide_files import FILES_OF_PARTS, Parts, inspect_guide_npy
 from bimact.check.kinds import ERROR, KINDS, READING, WARNING
+from bimact.check.repair import repair_of
 from bimact.check.scan import NO_FILES, Files, scan
 from bimact.config import Config
 from bimact.data.cache import CACHE
@@ -151,7 +152,8 @@ def check_dataset(
         tasks=tuple(dict.fromkeys(episode.task for episode in selected.episodes if episode.task)),
     )
     looked_for = {*READING, *(code for codes in checks(images=images).values() for code in codes)}
-    return DatasetReport(local, in_order(found), summary, size, tuple(code for code in KINDS if code in looked_for))
+    codes = tuple(code for code in KINDS if code in looked_for)
+    return DatasetReport(local, in_order(found), summary, size, codes, repair_of(found, selected))
 
 
 def examine(

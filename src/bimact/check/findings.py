@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bimact.check.kinds import ERROR, INFO, KINDS, READING, WARNING, Severity
 from bimact.errors import UserError, without_folder
+
+if TYPE_CHECKING:
+    from bimact.check.repair import Repair
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class DatasetReport:
         summary: None: the dataset could not be opened.
         size: bytes on disk, without converted copies.
         looked_for: codes of all findings that were looked for.
+        repair: what `bimact edit` can repair of them; None: nothing.
     """
 
     path: Path
@@ -115,6 +119,7 @@ class DatasetReport:
     summary: Summary | None
     size: int
     looked_for: tuple[str, ...]
+    repair: Repair | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -142,8 +147,12 @@ class DatasetReport:
             return 2
         return int(any(finding.severity.rank <= fail_on.rank for finding in self.findings))
 
-    def as_json(self) -> dict[str, Any]:
-        """The report in JSON's types, as docs/checking.md describes it."""
+    def as_json(self, given: str | None = None) -> dict[str, Any]:
+        """The report in JSON's types, as docs/checking.md describes it.
+
+        Args:
+            given: the dataset as the user named it; None: its path.
+        """
         return {
             "dataset": str(self.path),
             "bytes": self.size,
@@ -152,6 +161,7 @@ class DatasetReport:
             "counts": {severity.value: len(self._of(severity)) for severity in Severity},
             "looked_for": list(self.looked_for),
             "findings": [finding.as_json() for finding in self.findings],
+            "repair": None if self.repair is None else self.repair.as_json(given or str(self.path)),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from statistics import median
@@ -20,8 +21,12 @@ _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity
 _INDENT = 2
 
 
-def print_report(report: DatasetReport, console: Console) -> None:
-    """Print facts, findings, and a line that counts them. Piped output is not wrapped."""
+def print_report(report: DatasetReport, console: Console, given: str) -> None:
+    """Print facts, findings, a line that counts them, and the command that repairs them. Piped output is not wrapped.
+
+    Args:
+        given: the dataset as the user named it.
+    """
     if report.summary is not None:
         for line in _facts(report.summary, report.size, is_valid=not report.errors):
             console.print(Text(line), soft_wrap=True)
@@ -46,6 +51,10 @@ def print_report(report: DatasetReport, console: Console) -> None:
         total = Text(f"Nothing was found; {looked_for}.", "bold green")
     console.print()
     console.print(total, soft_wrap=not console.is_terminal)
+    if report.repair is not None:
+        console.print()
+        console.print(Text(f"To repair: {shlex.join(report.repair.command(given))}"), soft_wrap=True)
+        console.print(Text(report.repair.sentence), soft_wrap=not console.is_terminal)
 
 
 def _facts(summary: Summary, size: int, *, is_valid: bool) -> Iterator[str]:

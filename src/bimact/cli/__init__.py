@@ -19,6 +19,7 @@ from bimact.cli import (
     convert_checkpoint,
     demo,
     doctor,
+    edit,
     evaluate,
     export,
     guide_files,
@@ -37,7 +38,7 @@ from bimact.errors import UserError, printable
 # In the order of `bimact --help`. A command imports what it needs when it runs: `--help` is fast, and recording needs
 # no PyTorch.
 _COMMANDS = (
-    *(demo, record, check, view, convert, train, sweep, evaluate, report),
+    *(demo, record, check, view, edit, convert, train, sweep, evaluate, report),
     *(serve, sim_robot, export, latency, convert_checkpoint, cache, doctor, guide_files, completion),
 )
 

@@ -59,9 +59,9 @@ def _check(options: argparse.Namespace) -> None:
             images=not options.no_images,
         )
     if options.json:
-        print(json.dumps(report.as_json(), indent=2))
+        print(json.dumps(report.as_json(options.dataset_dir), indent=2))
     else:
-        print_report(report, Console(highlight=False, markup=False))
+        print_report(report, Console(highlight=False, markup=False), options.dataset_dir)
     status = report.exit_status(Severity(options.fail_on))
     if status == 2:
         count = len(report.errors)

@@ -19,7 +19,8 @@ _EPILOG = """\
 what is kept:
   State, action and other columns are kept bit for bit, images as follows.
 
-  lerobot                AV1 videos as LeRobot encodes them: close to the source's images, not equal
+  lerobot                AV1 videos as LeRobot encodes them: close to the source's images, not equal; the videos of
+                         a LeRobotDataset are copied
   lerobot --lossless     PNG images in the tables: equal, at ten to twenty times the size
   aloha_hdf5             equal
   aloha_hdf5 --compress  JPEG images as ACT++ stores them: close, not equal
@@ -52,19 +53,26 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="LeRobotDataset v3.0, ALOHA's HDF5 files, the training guide's .npy files, Diffusion Policy's buffer",
     )
     parser.add_argument("--task", metavar="TEXT", help="task description for episodes that have none")
-    parser.add_argument("--codec", choices=("av1", "h264", "hevc"), help="lerobot: video codec (default: av1)")
-    parser.add_argument("--lossless", action="store_true", help="lerobot: PNG images instead of videos")
-    parser.add_argument("--compress", action="store_true", help="aloha_hdf5: JPEG images, as ACT++ stores them")
-    parser.add_argument("--workers", metavar="N", type=int, help="number of processes (default: one per core)")
-    parser.add_argument("--cache_dir", metavar="DIR", type=expand_home, help="where downloads and converted copies go")
+    add_writing(parser)
     add_selection(parser)
     parser.set_defaults(run=_convert)
     return parser
 
 
-def _convert(options: argparse.Namespace) -> None:
-    from rich.filesize import decimal
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """The options on how a dataset is written."""
+    parser.add_argument(
+        "--codec",
+        choices=("av1", "h264", "hevc"),
+        help="lerobot: encode videos, also those that could be copied (default: av1, for what cannot be copied)",
+    )
+    parser.add_argument("--lossless", action="store_true", help="lerobot: PNG images instead of videos")
+    parser.add_argument("--compress", action="store_true", help="aloha_hdf5: JPEG images, as ACT++ stores them")
+    parser.add_argument("--workers", metavar="N", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--cache_dir", metavar="DIR", type=expand_home, help="where downloads and converted copies go")
 
+
+def _convert(options: argparse.Namespace) -> None:
     from bimact.convert.content import Content
     from bimact.convert.dataset import check_target, prepare_conversion
     from bimact.convert.writer import Options
@@ -83,26 +91,39 @@ def _convert(options: argparse.Namespace) -> None:
     chosen = dataclasses.replace(chosen.without(faults), notes=(*chosen.notes, *matched))
     content = Content.of(chosen, options.task)
     conversion = prepare_conversion(content, options.target, options.to, written)
-    left_out = conversion.writer.left_out()
-    notes = [*chosen.notes, *(f"left out: {what}" for what in left_out), *conversion.writer.notes()]
+    notes = list(chosen.notes)
     if chosen.color_order is not None and "color_order" in chosen.metadata and options.color_order is None:
         other = "rgb" if chosen.color_order == "bgr" else "bgr"
         notes.append(
             f"images are read as {chosen.color_order}, which the files do not specify: if red and blue are swapped, "
             f"convert with --color_order {other}"
         )
-    _print_facts(conversion)
-    for note in notes:
-        print(f"Note: {printable(note)}")
     try:
-        size = conversion.run()
+        write(conversion, notes, options.target)
     except UserError as error:
         faults, _ = read_through(chosen)  # there may be more than this one
         raise damaged_error(chosen, faults) if faults else error from None
-    print(f"\nWritten: {conversion.target}, {_counted(content.lengths)}, {decimal(size)}")
-    for what in left_out:
-        print(printable(f"Left out: {what}"))
-    print(f"Train on it: bimact train --dataset_dir {shlex.quote(options.target)}")
+
+
+def write(conversion: PlannedConversion, notes: Sequence[str], target: str) -> None:
+    """Say what is written and what is not, and write it.
+
+    Args:
+        notes: sentences on the content, said before those of the writer.
+        target: the folder as the user gave it.
+    """
+    from rich.filesize import decimal
+
+    writer = conversion.writer
+    left_out = writer.left_out()
+    _print_facts(conversion)
+    for note in (*notes, *(f"left out: {what}" for what in left_out), *writer.notes()):
+        print(f"Note: {printable(note)}")
+    size = conversion.run()
+    print(f"\nWritten: {conversion.target}, {_counted(writer.content.lengths)}, {decimal(size)}")
+    for sentence in (*writer.done, *(f"Left out: {what}" for what in left_out)):
+        print(printable(sentence[:1].upper() + sentence[1:]))
+    print(f"Train on it: bimact train --dataset_dir {shlex.quote(target)}")
 
 
 def _print_facts(conversion: PlannedConversion) -> None:

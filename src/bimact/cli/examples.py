@@ -19,6 +19,12 @@ bimact check lerobot/aloha_sim_transfer_cube_human --episodes 0:10
 bimact view data/cups
 bimact view data/cups --episode 3 --export cups.html
 """,
+    "edit": """
+bimact edit data/cups data/cups-clean --drop_episodes 3,7:9 --trim_idle
+bimact edit data/cups data/cups-front --rename cam_high=front --drop_features cam_low
+bimact edit data/cups data/all-cups --merge data/more-cups data/other-cups
+bimact edit data/cups data/cups-train --episodes 0:40     # and the others: --episodes 40:
+""",
     "convert": """
 bimact convert data/cups data/cups-lerobot --to lerobot
 bimact convert data/cups data/cups-small --to zarr --episodes 0:10 --cameras top

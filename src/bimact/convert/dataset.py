@@ -15,6 +15,7 @@ from rich.filesize import decimal
 
 from bimact.convert.content import Content
 from bimact.convert.writer import Options, Writer
+from bimact.data.source import Source
 from bimact.errors import UserError
 from bimact.files import flush_to_disk, lock_file
 from bimact.progress import progress_bar
@@ -26,6 +27,9 @@ FORMATS = {
     "guide": ("guide_npy", "GuideWriter"),
     "zarr": ("zarr_replay", "ZarrWriter"),
 }
+
+# The beginning of a source's format → the one of `FORMATS` that is the same
+_SAME = {"LeRobotDataset": "lerobot", "ALOHA": "aloha_hdf5", "the guide's": "guide", "zarr": "zarr"}
 
 _LOCK = "lock"
 _MANY_FILES = 1000
@@ -101,6 +105,11 @@ def prepare_conversion(content: Content, target: str | Path, to: str, options: O
     return PlannedConversion(writer, target, needed, free)
 
 
+def format_of(source: Source) -> str | None:
+    """The one of `FORMATS` that a dataset has; None: it has another one."""
+    return next((to for beginning, to in _SAME.items() if source.format.startswith(beginning)), None)
+
+
 def check_target(source: Path, target: str | Path, to: str, options: Options) -> Path:
     """Check that a dataset may be written to a folder, before anything of its source is read.
 
@@ -141,7 +150,7 @@ def _unfinished(target: Path) -> Iterator[Path]:
     place.mkdir(parents=True, exist_ok=True)
     lock = lock_file(place / _LOCK)
     if lock is None:
-        raise UserError(f"another `bimact convert` is writing {target}: wait for it, or choose another folder")
+        raise UserError(f"another process is writing {target}: wait for it, or choose another folder")
     with lock:
         left = [entry for entry in place.iterdir() if entry.name != _LOCK]
         if left:

@@ -1,6 +1,7 @@
 """Writes a LeRobotDataset v3.0: tables of steps, episodes and tasks, and one video or more for each camera.
 
 Episodes are first written one by one, by several processes; then files are joined up to LeRobot's limits of size.
+Where the source has videos, their packets are copied if an episode begins at a key frame; nothing is lost then.
 
 Sources: lerobot_dataset.py, utils.py and video_utils.py of LeRobot 0.4.4.
 """
@@ -22,7 +23,9 @@ from bimact.convert import lerobot_stats, lerobot_tables
 from bimact.convert.content import Content
 from bimact.convert.lerobot_stats import Stats
 from bimact.convert.lerobot_tables import BOOKKEEPING, Features
+from bimact.convert.video_copy import codec_name, copy_frames
 from bimact.convert.writer import EpisodeSpan, Writer
+from bimact.data.formats.video_frames import frames_at
 from bimact.data.selection import ACTION, STATE
 from bimact.errors import UserError
 from bimact.files import write_json
@@ -33,6 +36,7 @@ CHUNK = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA_MB, _VIDEO_MB = 100, 200  # LeRobot's limits of a file's size
 _FILES_PER_CHUNK = 1000
 _EPISODES_PER_TABLE = 1000
+_MOST_TOLD = 10
 _PARTS = "parts"  # folder of unjoined files
 
 
@@ -64,7 +68,7 @@ class LeRobotWriter(Writer):
 
     def notes(self) -> list[str]:
         notes = []
-        as_images = self._stored_as("image")
+        as_images = [name for name in self._stored_as("image") if name not in self.options.as_images]
         if as_images and not self.options.lossless:
             smallest = _CODECS[self._codec].smallest
             notes.append(
@@ -94,8 +98,14 @@ class LeRobotWriter(Writer):
         for name, camera in self.content.cameras.items():
             is_even = camera.height % 2 == 0 and camera.width % 2 == 0
             fits = is_even and min(camera.height, camera.width) >= smallest
-            stored["video" if fits and not self.options.lossless else "image"].append(name)
+            is_image = self.options.lossless or name in self.options.as_images or not fits
+            stored["image" if is_image else "video"].append(name)
         return stored[kind]
+
+    def _copied(self) -> list[str]:
+        """The cameras whose videos are copied where that is possible: unless another codec is asked for."""
+        videos = self._stored_as("video") if self.options.codec is None else []
+        return [name for name in videos if name in self.content.chosen.video_cameras]
 
     def _features(self) -> dict[str, dict[str, Any]]:
         """Of meta/info.json, without the facts about videos that are known only when they exist."""
@@ -145,23 +155,35 @@ class LeRobotWriter(Writer):
         stats: list[dict[str, Stats]] = [{} for _ in table_jobs]
         self.run(_write_table, table_jobs, stats.__setitem__, progress=progress, images_per_step=len(images))
 
-        # A video for each camera and part of an episode.
-        videos = self._stored_as("video")
+        # A video for each camera and part of an episode; for each camera and episode where videos are copied.
+        videos, copied = self._stored_as("video"), self._copied()
         video_jobs = [
-            (content, span, name, parts / f"{number}-{span.episode:06d}-{span.first:09d}.mp4", self._codec)
+            (
+                content,
+                span,
+                name,
+                parts / f"{number}-{span.episode:06d}-{span.first:09d}.mp4",
+                name in copied,
+                self._codec,
+            )
             for number, name in enumerate(videos)
-            for span in self.spans()
+            for span in (self.whole_episodes() if name in copied else self.spans())
         ]
         counts: dict[tuple[int, str], np.ndarray] = defaultdict(lambda: np.zeros((3, 256), np.int64))
+        kinds: dict[tuple[str, int], str] = {}  # camera, episode → what its video has in common with others
+        encoded: set[tuple[int, str]] = set()  # episode, camera
 
-        def add_counts(number: int, found: np.ndarray) -> None:
+        def add_counts(number: int, found: tuple[np.ndarray, str, bool]) -> None:
             _, span, name, *_ = video_jobs[number]
-            counts[span.episode, name] += found
+            counted, kinds[name, span.episode], is_copy = found
+            counts[span.episode, name] += counted
+            if not is_copy:
+                encoded.add((span.episode, name))
 
         self.run(_write_video, video_jobs, add_counts, progress=progress)
-        for (episode, name), found in counts.items():
+        for (episode, name), counted in counts.items():
             sampled = len(lerobot_stats.sampled_steps(content.lengths[episode]))
-            stats[episode][camera_key(name)] = lerobot_stats.image_stats(found, sampled)
+            stats[episode][camera_key(name)] = lerobot_stats.image_stats(counted, sampled)
 
         progress.advance(0, "joining files")
         rows: list[dict[str, Any]] = [
@@ -178,11 +200,12 @@ class LeRobotWriter(Writer):
         for name in videos:
             key = camera_key(name)
             by_episode: dict[int, list[tuple[Path, int]]] = defaultdict(list)
-            for _, span, camera, path, _ in video_jobs:
+            for _, span, camera, path, *_ in video_jobs:
                 if camera == name:
                     by_episode[span.episode].append((path, len(span.steps)))
             sizes = [sum(path.stat().st_size for path, _ in by_episode[episode]) for episode in range(len(rows))]
-            for number, episodes in enumerate(_files(sizes, _VIDEO_MB)):
+            its_kinds = [kinds[name, episode] for episode in range(len(rows))]
+            for number, episodes in enumerate(_files(sizes, _VIDEO_MB, its_kinds)):
                 path = _create_parent(folder / "videos" / key, number, ".mp4")
                 join_videos([part for episode in episodes for part in by_episode[episode]], path, fps)
                 if number == 0:
@@ -197,6 +220,13 @@ class LeRobotWriter(Writer):
                     }
                     before = after
         parts.rmdir()
+        if copied:
+            count = len(copied) * len(rows)
+            again = [entry for entry in sorted(encoded) if entry[1] in copied]
+            told = [f"{content.chosen.episodes[episode].name} ({name})" for episode, name in again[:_MOST_TOLD]]
+            more = f" and {len(again) - _MOST_TOLD} more" if len(again) > _MOST_TOLD else ""
+            why = f"; encoded again, since they begin between key frames: {', '.join(told)}{more}" if again else ""
+            self.done.append(f"videos copied without encoding: {count - len(again)} of {count}{why}")
 
         # Statistics and metadata.
         ordered = [{key: found[key] for key in features} for found in stats]
@@ -257,12 +287,13 @@ def _create_parent(folder: Path, number: int, suffix: str) -> Path:
     return path
 
 
-def _files(sizes: Sequence[int], limit_mb: int) -> Iterator[list[int]]:
-    """Which episodes go into each file: as many as stay below a limit of size, at least one."""
+def _files(sizes: Sequence[int], limit_mb: int, kinds: Sequence[str] | None = None) -> Iterator[list[int]]:
+    """Which episodes go into each file: as many of one kind as stay below a limit of size, at least one."""
     episodes: list[int] = []
     total = 0
     for episode, size in enumerate(sizes):
-        if episodes and total + size >= limit_mb << 20:
+        is_other = kinds is not None and episode > 0 and kinds[episode] != kinds[episode - 1]
+        if episodes and (is_other or total + size >= limit_mb << 20):
             yield episodes
             episodes, total = [], 0
         episodes.append(episode)
@@ -314,12 +345,37 @@ def _write_table(
     return stats | {camera_key(name): lerobot_stats.image_stats(counts[name], sampled) for name in cameras}
 
 
-def _write_video(content: Content, span: EpisodeSpan, camera: str, path: Path, codec: str) -> np.ndarray:
-    """Write a camera's video of some steps; returns the counts (3, 256) of pixel values in its sampled images."""
+def _write_video(
+    content: Content, span: EpisodeSpan, camera: str, path: Path, copies: bool, codec: str
+) -> tuple[np.ndarray, str, bool]:
+    """Write a camera's video of some steps.
+
+    Args:
+        copies: copy the source's packets if they can be; if not, encode with the source's codec.
+
+    Returns:
+        the counts (3, 256) of pixel values in its sampled images; what must be the same in videos that are joined;
+        and whether it was copied.
+    """
     counts = np.zeros((3, 256), np.int64)
-    assert content.fps is not None
-    _encode(_counted(content, span, camera, counts), path, content.fps, codec)
-    return counts
+    fps = content.fps
+    assert fps is not None
+    found = content.chosen.video_frames(span.episode, camera, span.steps) if copies else None
+    if found is not None:
+        kind = copy_frames(*found, path, fps)
+        if kind is not None:
+            # What is decoded for the statistics is the copy: its first and last frames are among the samples.
+            sampled = sorted(lerobot_stats.sampled_steps(len(span.steps)))
+            times = [step / fps for step in sampled]
+            for image in frames_at(path, times, fps=fps, describe=lambda number: f"step {sampled[number]}"):
+                counts += lerobot_stats.pixel_counts(image)
+            return counts, kind, True
+        codec = next((name for name in _CODECS if name == codec_name(found[0])), codec)
+        smallest = _CODECS[codec].smallest
+        size = content.cameras[camera]
+        codec = codec if min(size.height, size.width) >= smallest else "av1"
+    _encode(_counted(content, span, camera, counts), path, fps, codec)
+    return counts, codec, False
 
 
 def _counted(content: Content, span: EpisodeSpan, camera: str, counts: np.ndarray) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -27,12 +27,14 @@ class Options:
         lossless: store LeRobot's images as PNG files in its tables instead of videos.
         compress: store ALOHA's images as JPEG files.
         workers: number of processes; None: one per core.
+        as_images: cameras that are stored as with `lossless`.
     """
 
     codec: str | None = None
     lossless: bool = False
     compress: bool = False
     workers: int | None = None
+    as_images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,16 @@ class EpisodeSpan:
 class Writer(ABC):
     """Writes a dataset in one format.
 
+    Attributes:
+        done: sentences about what was done, to be read after `write`.
+
     Raises:
         UserError: if the format cannot hold it.
     """
 
     content: Content
     options: Options
+    done: list[str] = field(default_factory=list)
 
     format: ClassVar[str]  # its name in messages
 

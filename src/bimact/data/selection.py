@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,7 @@ class Selection:
             fps=self.fps or source.fps,
             color_order=source.color_order,
             files=source.files,
+            video_cameras=tuple(name for name in source.video_cameras if name in camera_forms),
             unusable=tuple(sorted(unusable, key=lambda episode: episode.number)),
             left_out=tuple(left_out.values()),
             notes=source.notes,
@@ -341,6 +343,11 @@ class SelectedSource(Source):
 
     def frames_note(self, episode: int, camera: str) -> FramesNote | None:
         return self.whole.frames_note(self.positions[episode], camera)
+
+    def video_frames(self, episode: int, camera: str, steps: range) -> tuple[Path, np.ndarray] | None:
+        if not self._keeps_steps():
+            return None
+        return self.whole.video_frames(self.positions[episode], camera, steps)
 
     def mapped(self) -> Episodes | None:
         whole = self.whole.mapped()
@@ -589,6 +596,11 @@ def _found(name: str, known: Iterable[str]) -> str | None:
         return name
     same = [other for other in names if _without_prefix(other) == _without_prefix(name)]
     return same[0] if len(same) == 1 else None
+
+
+def feature_named(name: str, source: Source) -> str | None:
+    """The camera or column of this name, with or without its format's prefix; None: there is none."""
+    return _found(name, (*source.cameras, *source.columns))
 
 
 def _camera_named(name: str, source: Source) -> str:

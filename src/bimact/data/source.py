@@ -147,6 +147,7 @@ class Source(ABC):
         left_out: what else is in the files, and why it is not used.
         camera_forms: camera → position of an episode → what it is there, where it is not as in `cameras`.
         column_forms: column → position of an episode → what it is there, where it is not as in `columns`.
+        video_cameras: cameras whose images are in video files, which may be copied instead of encoded again.
         left_aside: data files beside these, relative to `path`, of which `notes` tell why they are not read.
         notes: what was guessed, or read otherwise than the files say: whole sentences.
         metadata: whatever else is worth keeping, such as {"robot_type": "aloha"}; JSON's types only.
@@ -163,6 +164,7 @@ class Source(ABC):
     fps: float | None = None
     color_order: str | None = None
     files: tuple[str, ...] = ()
+    video_cameras: tuple[str, ...] = ()
     left_aside: tuple[str, ...] = ()
     unusable: tuple[Unusable, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
@@ -215,6 +217,16 @@ class Source(ABC):
 
         Raises:
             UserError: if they cannot be matched.
+        """
+        return None
+
+    def video_frames(self, episode: int, camera: str, steps: range) -> tuple[Path, np.ndarray] | None:
+        """The video file of one of `video_cameras`, and the seconds (T,) since its first frame of the steps' frames.
+
+        None: the images of this episode are not in a video file, or not one frame per step.
+
+        Raises:
+            UserError: if frames cannot be matched with steps.
         """
         return None
 

@@ -171,6 +171,12 @@ class LeRobotSource(Source):
             told.append(_CONVERTED[listing.channels])
         return FramesNote("; ".join(told), matching.note.seconds if matching.note else None) if told else None
 
+    def video_frames(self, episode: int, camera: str, steps: range) -> tuple[Path, np.ndarray] | None:
+        video = self.places[episode].videos.get(self.features[camera])
+        if video is None:
+            return None
+        return existing(self.path, video.file), self._matching(episode, video).times[steps.start : steps.stop]
+
     def _matching(self, episode: int, video: VideoPart) -> Matching:
         path = existing(self.path, video.file)
         length = self.episodes[episode].length
@@ -349,6 +355,7 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
         metadata={} if info.robot_type is None else {"robot_type": info.robot_type},
         places=tuple(places),
         features=cameras.features,
+        video_cameras=tuple(name for name, key in cameras.features.items() if info.features[key].dtype == "video"),
         arrays=cameras.arrays,
         whites=cameras.whites,
         channels={name: form.channels for name, form in cameras.forms.items()},

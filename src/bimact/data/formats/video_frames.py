@@ -53,13 +53,13 @@ def frames_at(
     Raises:
         UserError: if the file cannot be decoded or has no frame near one of the times.
     """
-    with _libav_errors(path, "opened"), _open(path) as container:
+    with libav_errors(path, "opened"), open_video(path) as container:
         playback = _Playback(container)
         shown: _TimedFrame | None = None
         image = np.empty(0, np.uint8)
         to_rgb = _ToRgb()
         for number, time in enumerate(times):
-            with _libav_errors(path, f"decoded at {time:.2f} s ({describe(number)})"):
+            with libav_errors(path, f"decoded at {time:.2f} s ({describe(number)})"):
                 found = playback.nearest(time)
                 if found is None or not abs(found.time - time) <= 0.5 / fps + _EXACT:
                     raise UserError(
@@ -97,7 +97,7 @@ def video_format(path: Path) -> VideoFormat:
     Raises:
         UserError: if it cannot be decoded.
     """
-    with _libav_errors(path, "decoded"), _open(path) as container:
+    with libav_errors(path, "decoded"), open_video(path) as container:
         for frame in container.decode(container.streams.video[0]):
             rotation = round(frame.rotation) % 360
             return VideoFormat(frame.height, frame.width, frame.format.name, _channels(frame.format), rotation)
@@ -131,7 +131,7 @@ def video_listing(path: Path) -> VideoListing:
 
 @lru_cache(maxsize=4)
 def _video_listing(path: Path, size: int, mtime_ns: int) -> VideoListing:
-    with _libav_errors(path, "read"), _open(path) as container:
+    with libav_errors(path, "read"), open_video(path) as container:
         stream = container.streams.video[0]
         unit, origin = float(stream.time_base or 1), stream.start_time or 0
         pixels = stream.codec_context.format
@@ -211,7 +211,7 @@ class _Playback:
             yield _TimedFrame(time, frame)
 
 
-def _open(path: Path) -> InputContainer:
+def open_video(path: Path) -> InputContainer:
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
         container = av.open(str(path), options=options, metadata_errors="replace")
@@ -229,7 +229,7 @@ def _open(path: Path) -> InputContainer:
 
 
 @contextmanager
-def _libav_errors(path: Path, what: str) -> Iterator[None]:
+def libav_errors(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (av.error.FFmpegError, MemoryError) as error:
