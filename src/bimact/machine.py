@@ -61,6 +61,13 @@ def _cpu_quotas(root: Path, own: Path) -> Iterator[float]:
                 continue
 
 
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def reset_scheduling() -> None:
     """Give all threads of this process the ordinary scheduling.
 

@@ -20,6 +20,7 @@ from bimact.cli import (
     demo,
     doctor,
     edit,
+    estimate,
     evaluate,
     export,
     guide_files,
@@ -38,7 +39,7 @@ from bimact.errors import UserError, printable
 # In the order of `bimact --help`. A command imports what it needs when it runs: `--help` is fast, and recording needs
 # no PyTorch.
 _COMMANDS = (
-    *(demo, record, check, view, edit, convert, train, sweep, evaluate, report),
+    *(demo, record, check, view, edit, convert, estimate, train, sweep, evaluate, report),
     *(serve, sim_robot, export, latency, convert_checkpoint, cache, doctor, guide_files, completion),
 )
 
@@ -59,7 +60,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser, commands = _parser()
     options, rest = parser.parse_known_args(list(arguments))
-    if rest and options.command not in ("train", "sweep"):
+    if rest and options.command not in ("train", "sweep", "estimate"):
         commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     return options

@@ -61,6 +61,11 @@ def cached_copy(
     return plan.opened(folder)
 
 
+def copy_arrays(source: SelectedSource, image_size: tuple[int, int] | None) -> Arrays:
+    """File name → dtype and shape of the copy that `cached_copy` makes: a camera's images are (N, H, W, 3) uint8."""
+    return _Plan(source, image_size).arrays
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Which arrays a copy has."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bimact.machine import peak_memory
 from bimact.policy.acting import ActingPolicy
 from bimact.policy.metadata import PolicyMetadata
 
@@ -80,5 +79,4 @@ def measure(
         began = time.perf_counter()
         policy.chunks(one, 1)
         times.append(1000 * (time.perf_counter() - began))
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform != "darwin" else 1024)
-    return Latency(runtime, precision, times[5:], kilobytes / 1000)
+    return Latency(runtime, precision, times[5:], peak_memory() / 1e6)

@@ -292,13 +292,13 @@ def uses_features(config: Config, episodes: Episodes, processes: int) -> bool:
         if config.feature_cache:
             raise UserError(f"feature_cache: true needs {problem}")
         return False
-    return bool(config.feature_cache) or _frames_seen(config, episodes, processes) >= episodes.num_steps
+    return bool(config.feature_cache) or frames_seen(config, episodes.num_steps, processes) >= episodes.num_steps
 
 
-def _frames_seen(config: Config, episodes: Episodes, processes: int) -> int:
-    """Frames of a camera that the encoder would have to look at in training."""
+def frames_seen(config: Config, num_steps: int, processes: int) -> int:
+    """Frames of a camera that the encoder would have to look at in training on a dataset of `num_steps` steps."""
     if config.num_steps is None:
-        windows = config.num_epochs * round((1 - config.val_split) * episodes.num_steps)
+        windows = config.num_epochs * round((1 - config.val_split) * num_steps)
     else:
         windows = config.num_steps * config.batch_size * config.gradient_accumulation_steps * processes
     return windows * config.temporal_context
