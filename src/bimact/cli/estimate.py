@@ -19,7 +19,6 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "the cost of the whole training: parameters, memory by batch size, disk space of caches and checkpoints, time. "
         "Nothing is decoded, downloaded or written. Every setting of `bimact train` can be given as --key value; "
         "without --dataset_dir the training guide's robot is assumed.",
-        epilog="example: bimact estimate --config policy_act --dataset_dir /path/to/your/dataset --batch_sizes 8,32,64",
     )
     parser.add_argument("--config", help=f"YAML file, or name of a config of bimact (default: {DEFAULT})")
     parser.add_argument(

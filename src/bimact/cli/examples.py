@@ -29,6 +29,10 @@ bimact edit data/cups data/cups-train --episodes 0:40     # and the others: --ep
 bimact convert data/cups data/cups-lerobot --to lerobot
 bimact convert data/cups data/cups-small --to zarr --episodes 0:10 --cameras top
 """,
+    "estimate": """
+bimact estimate --dataset_dir data/cups                                # the paper's policy on this device
+bimact estimate --config demo --dataset_dir data/cube --batch_sizes 16,64 --json
+""",
     "train": """
 bimact train --dataset_dir data/cups --output_dir runs/cups            # the paper's policy, on a GPU
 bimact train --config demo --dataset_dir data/cube --output_dir runs/cube --num_steps 1500

@@ -121,6 +121,8 @@ def estimate(
     accelerator = make_accelerator(config)
     device, dtype = accelerator.device, precision_dtype(accelerator.mixed_precision)
     notes = ["steps are measured without torch.compile"] if config.compile else []
+    if config.sample_weights is not None or config.skip_idle:
+        notes.append("samples that sample_weights and skip_idle leave out are counted: images are not looked at")
 
     # The shapes of the data
     source = None if config.dataset_dir is None else select_demonstrations(config, config.dataset_dir)
