@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from bimact.data.opening import open_dataset
 from bimact.errors import UserError
 from bimact.sim import recording
 from bimact.sim.environment import AlohaEnv
-from bimact.sim.recording import JOURNAL, RecordingSettings, record
+from bimact.sim.recording import JOURNAL, RecordingSettings, action_noise, record
 
 pytestmark = pytest.mark.slow
 
@@ -131,6 +133,52 @@ def test_failed_demonstrations_are_discarded_and_counted(tmp_path: Path, monkeyp
     monkeypatch.setattr(AlohaEnv, "is_success", property(lambda self: next(outcomes)))
     episode = worker.record_episode(0)
     assert (episode.failed, episode.seed) == (2, 20_000_000)
+
+
+def test_noise_is_executed_and_not_recorded(recorded: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, action_noise=0.02, noisy_episodes=1)
+    episodes = record(settings, tmp_path / "noisy", workers=1)
+    assert [episode.noisy for episode in episodes] == [False, True]
+    clean, noisy = open_dataset(recorded), open_dataset(tmp_path / "noisy")
+    first, second = clean.rows_of(0), clean.rows_of(1)
+    np.testing.assert_array_equal(noisy.state[first], clean.state[first])
+    assert episodes[1].seed == 1, "ten draws of the noise in one scene"
+    np.testing.assert_array_equal(noisy.actions[second], clean.actions[second])
+    away = noisy.state[second] - clean.state[second]
+    assert 0.005 < away[50:, :6].std() < 0.04
+    record(settings, tmp_path / "again", workers=2)
+    assert digests(tmp_path / "again") == digests(tmp_path / "noisy")
+    metadata = json.loads((tmp_path / "noisy" / "metadata.json").read_text())
+    assert metadata["settings"]["action_noise"] == 0.02 and metadata["episodes"][1]["noisy"]
+
+
+def test_noise_on_actions_is_smooth_spares_grippers_and_begins_at_0() -> None:
+    noise = action_noise(["left_waist", "left_gripper"], 50_000, 50, np.random.default_rng(0))
+    assert not noise[:, 1].any() and not noise[0].any()
+    values = noise[100:, 0]
+    assert values.std() == pytest.approx(1, abs=0.05) and abs(values.mean()) < 0.1
+    lag = round(0.25 * 50)
+    correlation = np.corrcoef(values[:-lag], values[lag:])[0, 1]
+    assert correlation == pytest.approx(np.exp(-lag / 12.5), abs=0.05)
+
+
+def test_noisy_episodes_are_spread_and_older_recordings_are_resumed(recorded: Path, tmp_path: Path) -> None:
+    noisy = RecordingSettings("transfer_cube", episodes=50, action_noise=0.01)
+    assert [noisy.is_noisy(number) for number in range(4)] == [False, True, False, True]
+    few = replace(noisy, noisy_episodes=5)
+    assert [number for number in range(50) if few.is_noisy(number)] == [9, 19, 29, 39, 49]
+    assert not any(replace(noisy, action_noise=0.0).is_noisy(number) for number in range(50))
+    older = tmp_path / "older"
+    shutil.copytree(recorded, older)
+    metadata = json.loads((older / "metadata.json").read_text())
+    for name in ("action_noise", "noisy_episodes"):
+        del metadata["settings"][name]
+    for episode in metadata["episodes"]:
+        del episode["noisy"]
+    (older / "metadata.json").write_text(json.dumps(metadata))
+    assert len(record(SETTINGS, older)) == 2
+    with pytest.raises(UserError, match=r"other settings \(action_noise is 0.0, not 0.1\)"):
+        record(replace(SETTINGS, action_noise=0.1), older)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--cameras", help="comma-separated (default: the task's first one: top)")
     parser.add_argument("--image_size", default="240x320", help="height x width (default: 240x320)")
     parser.add_argument("--noise", type=float, default=0.0, help="on waypoints, in metres (default: 0)")
+    parser.add_argument(
+        "--action_noise",
+        type=float,
+        default=0.0,
+        help="standard deviation of smooth noise on the executed joint targets, in radians; the recorded actions stay "
+        "those without noise, so that the demonstrations show how to come back (default: 0)",
+    )
+    parser.add_argument("--noisy_episodes", type=int, help="episodes with --action_noise (default: half of them)")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     parser.set_defaults(run=_record)
@@ -40,8 +48,12 @@ def _record(options: argparse.Namespace) -> None:
         image_size=image_size(options.image_size),
         noise=options.noise,
         seed=options.seed,
+        action_noise=options.action_noise,
+        noisy_episodes=options.noisy_episodes,
     )
     episodes = record(settings, options.output_dir, options.workers)
     failed = sum(episode.failed for episode in episodes)
-    print(f"{len(episodes)} demonstrations in {options.output_dir}; {failed} failed and were discarded")
+    noisy = sum(episode.noisy for episode in episodes)
+    with_noise = f", {noisy} of them with noise on the executed actions" if noisy else ""
+    print(f"{len(episodes)} demonstrations in {options.output_dir}{with_noise}; {failed} failed and were discarded")
     print(f"Next: bimact train --config demo --dataset_dir {shlex.quote(options.output_dir)}")

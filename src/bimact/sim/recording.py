@@ -11,8 +11,9 @@ import json
 import multiprocessing
 import shutil
 import signal
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from bimact.sim.tasks import find_task
 
 PARTIAL = ".partial"
 _NEXT_TRY = 10_000_000  # added to the seed of a failed demonstration to try again
+_DRAWS = 10  # of the noise in a scene, before the next scene is tried
+_CORRELATION = 0.25  # seconds, of the noise on actions
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class RecordingSettings:
         image_size: height and width of the images in pixels.
         noise: uniform noise on the grippers' waypoints, in metres.
         seed: of the first episode's scene; episode i starts from seed + i.
+        action_noise: standard deviation of the noise on executed actions (see `action_noise`); the recorded actions
+            are those without noise.
+        noisy_episodes: how many episodes have it, spread evenly; None: with action_noise half of them.
     """
 
     task: str
@@ -49,6 +55,8 @@ class RecordingSettings:
     image_size: tuple[int, int] = (240, 320)
     noise: float = 0.0
     seed: int = 0
+    action_noise: float = 0.0
+    noisy_episodes: int | None = None
 
     def check(self) -> None:
         if self.episodes < 1:
@@ -58,6 +66,11 @@ class RecordingSettings:
             raise UserError(f"--image_size is {self.image_size[0]}x{self.image_size[1]}, it has to be 8 to 4096")
         if not 0 <= self.noise <= 0.1:
             raise UserError(f"--noise is {self.noise} m, it has to be from 0 to 0.1")
+        if not 0 <= self.action_noise <= 0.2:
+            raise UserError(f"--action_noise is {self.action_noise}, it has to be from 0 to 0.2")
+        noisy = self.noisy_episodes
+        if noisy is not None and not (self.action_noise and 0 <= noisy <= self.episodes):
+            raise UserError(f"--noisy_episodes is {noisy}: with --action_noise it may be from 0 to {self.episodes}")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed is {self.seed}, it has to be from 0 to 2147483647")
 
@@ -65,6 +78,13 @@ class RecordingSettings:
     def found(self) -> SimulatedTask:
         """The task itself."""
         return find_task(self.task)
+
+    def is_noisy(self, number: int) -> bool:
+        """Whether an episode has noise on its executed actions."""
+        noisy = self.noisy_episodes
+        if noisy is None:
+            noisy = self.episodes // 2 if self.action_noise else 0
+        return (number + 1) * noisy // self.episodes > number * noisy // self.episodes
 
     @property
     def steps(self) -> int:
@@ -81,11 +101,12 @@ class RecordingSettings:
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """A recorded episode: the seed that succeeded and the number of failed ones before."""
+    """A recorded episode: the seed that succeeded, the number of failed tries before, noise on its executed actions."""
 
     number: int
     seed: int
     failed: int
+    noisy: bool = False
 
 
 def record(settings: RecordingSettings, output_dir: str | Path, workers: int | None = None) -> list[RecordedEpisode]:
@@ -152,10 +173,12 @@ def _continue_or_begin(folder: Path, settings: RecordingSettings) -> dict[int, R
 
 def _refuse_other(folder: Path, found: dict[str, Any], settings: RecordingSettings) -> None:
     wanted = settings.as_json()
+    usual = {field.name: field.default for field in fields(RecordingSettings)}
     for name, value in wanted.items():
-        if found.get(name) != value:
+        there = found.get(name, usual[name])
+        if there != value:
             raise UserError(
-                f"{folder.resolve()} holds a dataset with other settings ({name} is {found.get(name)}, "
+                f"{folder.resolve()} holds a dataset with other settings ({name} is {there}, "
                 f"not {value}): choose another --output_dir"
             )
 
@@ -235,26 +258,56 @@ class _Worker:
 
     def record_episode(self, number: int) -> RecordedEpisode:
         rows = slice(number * self.steps, (number + 1) * self.steps)
-        failed = 0
+        failed, noisy = 0, self.settings.is_noisy(number)
         while True:
-            seed = self.settings.seed + number + failed * _NEXT_TRY
-            if self._succeeds(seed, rows):
+            scene = failed // _DRAWS if noisy else failed
+            seed = self.settings.seed + number + scene * _NEXT_TRY
+            if self._succeeds(seed, rows, failed if noisy else None):
                 break
             failed += 1
         self.observations.flush()
         self.actions.flush()
-        return RecordedEpisode(number, seed, failed)
+        return RecordedEpisode(number, seed, failed, noisy)
 
-    def _succeeds(self, seed: int, rows: slice) -> bool:
+    def _succeeds(self, seed: int, rows: slice, draw: int | None) -> bool:
+        """Record one try; `draw` is the number of the noise on the executed actions, None for none."""
         environment = self.environment
-        actions = self.demonstrate(seed, self.settings.noise).astype(np.float32)
+        actions = executed = self.demonstrate(seed, self.settings.noise).astype(np.float32)
+        if draw is not None:
+            names, fps = environment.task.action_names, environment.task.fps
+            noise = action_noise(names, len(actions), fps, np.random.default_rng([seed, draw]))
+            executed = (actions + self.settings.action_noise * noise).astype(np.float32)
+            environment.reset(seed=seed)
+            for action in executed:
+                environment.advance(action)
+            if not environment.is_success:  # found out without rendering
+                return False
         self.actions[rows] = actions
         observations = self.observations[rows]
         observation, _ = environment.reset(seed=seed)
-        for step, action in enumerate(actions):
+        for step, action in enumerate(executed):
             for name, value in observation.items():
                 observations[name][step] = value
             environment.advance(action)
             if step + 1 < self.steps:
                 observation = environment.observe()
         return environment.is_success
+
+
+def action_noise(names: Sequence[str], steps: int, fps: float, generator: np.random.Generator) -> np.ndarray:
+    """Smooth noise on executed actions, so that demonstrations show how to come back from a deviation.
+
+    Noise of this kind belongs on what the robot executes, not on the recorded actions: those stay the demonstrator's,
+    which lead back (DART, Laskey et al. 2017, arXiv:1703.09327). It is an Ornstein-Uhlenbeck process of 0.25 s, which
+    begins at 0; grippers, dimensions with `gripper` in their name, have none.
+
+    Returns:
+        (steps, A) with a standard deviation of 1 after the first half second.
+    """
+    kept = np.exp(-1 / (fps * _CORRELATION))
+    drawn = np.sqrt(1 - kept**2) * generator.standard_normal((steps, len(names)))
+    noise = np.zeros((steps, len(names)))
+    for step in range(1, steps):
+        noise[step] = kept * noise[step - 1] + drawn[step]
+    noise[:, ["gripper" in name.lower() for name in names]] = 0
+    return noise
