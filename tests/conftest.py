@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -58,6 +59,12 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "dataset", [9, 12, 7, 10])
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads datasets in this process, where each example of a test would start child processes: daemons may not."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
 
 
 def tiny_config(**changes: Any) -> Config:

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from guide_files import write_dataset
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bimact.check.dataset import check_dataset
-from bimact.check.findings import Finding, Findings
-from bimact.check.guide_files import inspect_guide_npy
+from bimact.check.findings import Finding
+from bimact.data.formats.guide_npy import read_guide_files
 from bimact.data.opening import open_dataset
 from bimact.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def sentences(findings: Sequence[Finding]) -> list[str]:
@@ -71,7 +73,7 @@ def test_converted_copies_do_not_count_as_size(dataset: Path) -> None:
     save_dictionaries(dataset, as_dictionaries(dataset))
     size = check_dataset(dataset).size
     open_dataset(dataset)
-    assert list(dataset.glob(".bimact_cache/*/observations.npy"))
+    assert list(dataset.glob(".bimact_cache/*/state.npy"))
     assert (
         check_dataset(dataset).size
         == size
@@ -154,7 +156,7 @@ ODDITIES: list[Callable[[dict[str, Any]], Any]] = [
 ]
 
 
-@settings(max_examples=150)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
     st.lists(st.tuples(st.sampled_from(range(len(ODDITIES))), st.sets(st.integers(0, 11))), max_size=3),
@@ -178,7 +180,7 @@ def test_what_training_refuses_is_never_called_valid(lengths: list[int], changes
             assert report.errors
             return
         assert report.errors == () and tuple(report.summary.cameras) == opened.cameras
-        inspected = inspect_guide_npy(folder, Findings(folder)).as_source(folder).opened
+        inspected = read_guide_files(folder).as_source().opened
         np.testing.assert_array_equal(inspected.state[:], opened.state[:])
         for camera, images in opened.images.items():
             found = inspected.images[camera]

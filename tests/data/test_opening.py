@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +60,29 @@ def test_a_part_of_the_guides_files(tmp_path: Path) -> None:
     assert part.actions.shape == (5, 7) and len(part.images["right"]) == 5
     frames = list(Selection(fps=25).applied_to(open_source(path)).read_frames(1, "left", [0, 2]))
     assert np.array_equal(frames, whole.images["left"][[4, 8]])
+
+
+@pytest.mark.parametrize("form", ["dictionaries", "columns"])
+def test_pickled_observations_are_read_in_child_processes(tmp_path: Path, form: str) -> None:
+    path = write_dataset(tmp_path / "data", [4, 6])
+    mapped = open_dataset(write_dataset(tmp_path / "mapped", [4, 6]))
+    arrays = {name: np.load(path / "observations.npy")[name] for name in ("image_left", "image_right", "state")}
+    steps = [{name: array[row] for name, array in arrays.items()} for row in range(10)]
+    np.save(path / "observations.npy", np.array(arrays if form == "columns" else steps, dtype=object))
+    program = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from bimact.data import safe_pickle
+from bimact.data.opening import open_dataset
+safe_pickle._load = None  # nothing is unpickled in this process
+np.save({str(tmp_path / "state.npy")!r}, open_dataset({str(path)!r}).state[:])
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    assert np.array_equal(np.load(tmp_path / "state.npy"), mapped.state[:])
+    episodes = open_dataset(path)
+    for camera in mapped.cameras:
+        assert np.array_equal(episodes.images[camera][:], mapped.images[camera][:])
 
 
 def test_rows_of_episodes() -> None:

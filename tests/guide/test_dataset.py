@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bimact.check.dataset import check_dataset
@@ -339,7 +339,8 @@ def run_main(*arguments: str) -> tuple[Any, str]:
     return stop.value.code, out.getvalue()
 
 
-@settings(max_examples=60)
+@pytest.mark.usefixtures("in_this_process")
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(faulty_datasets())
 def test_faults_are_named_with_their_episode_and_step(case: tuple[list[int], dict[int, str]]) -> None:
     lengths, faults = case

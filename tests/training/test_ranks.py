@@ -205,7 +205,7 @@ def test_one_process_converts_and_the_others_wait(folder: Path) -> None:
     np.save(folder / "dataset" / "observations.npy", pickled, allow_pickle=True)
     output = train(folder, TORCHRUN, "run", "--num_steps", "2")
     assert "waiting for it" not in output  # they met no half-done conversion
-    assert len(list((folder / "dataset" / ".bimact_cache").glob("observations-*"))) == 1
+    assert len(list((folder / "dataset" / ".bimact_cache").glob("arrays-*"))) == 1
 
 
 @pytest.mark.parametrize(("scale", "factor"), [("none", 1), ("linear", 4), ("sqrt", 2)])

@@ -13,13 +13,13 @@ from bimact.check import cameras, episodes, motion, values
 from bimact.check import images as image_checks
 from bimact.check.facts import Facts, Vectors
 from bimact.check.findings import DatasetReport, Finding, Findings, Summary, in_order
-from bimact.check.guide_files import FILES_OF_PARTS, Parts, inspect_guide_npy
 from bimact.check.kinds import ERROR, KINDS, READING, WARNING
 from bimact.check.repair import repair_of
 from bimact.check.scan import NO_FILES, Files, scan
 from bimact.config import Config
 from bimact.data.cache import CACHE
-from bimact.data.formats.guide_npy import LENGTHS, is_guide_npy
+from bimact.data.formats.guide_npy import ACTIONS, LENGTHS, OBSERVATIONS, GuideFiles, is_guide_npy, read_guide_files
+from bimact.data.formats.guide_observations import INVALID
 from bimact.data.opening import open_source, unread_files
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
@@ -69,6 +69,7 @@ _OF_VECTORS: dict[Check, tuple[str, ...]] = {
 }
 
 
+_GUIDE_FILES = Files(lengths=LENGTHS, state=OBSERVATIONS, action=ACTIONS)
 _BLOCK_ROWS = 1 << 16
 _SKIPPED = ("unreadable", "nan")  # what --skip_unreadable skips an episode for
 
@@ -100,23 +101,19 @@ def check_dataset(
     """
     local = local_copy(str(path), None if cache_dir is None else Path(cache_dir)) or Path(path)
     local = local.absolute()
-    files = [local] if local.is_file() else (file for file in local.rglob("*") if file.is_file())
-    size = sum(file.stat().st_size for file in files if CACHE not in file.relative_to(local).parts)
+    local_files = [local] if local.is_file() else (file for file in local.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in local_files if CACHE not in file.relative_to(local).parts)
     findings = Findings(local)
     source: Source | None = None
-    names, apart = NO_FILES, True
+    names = NO_FILES
     if local.exists() and is_guide_npy(local):
-        names, apart = FILES_OF_PARTS, False
-        parts = inspect_guide_npy(local, findings)
+        names = _GUIDE_FILES
+        files = read_guide_files(local)
+        _find_file_faults(files, findings)
         if not findings.has_errors:
-            source = parts.as_source(local)
+            source = files.as_source()
             for note in unread_files(source)[1]:
                 findings.add("read-otherwise", "", note)
-        else:
-            for episode in np.flatnonzero(parts.lengths == 0).tolist() if parts.lengths is not None else ():
-                sentence = f"{LENGTHS}: episode {episode} has 0 steps; leave empty episodes out"
-                findings.add("unreadable", LENGTHS, sentence, episode=episode)
-            _find_nonfinite(parts, findings)
     else:
         try:
             source = open_source(local if local.exists() else path, cache_dir=cache_dir)
@@ -132,7 +129,8 @@ def check_dataset(
     if selected is None or not selected.episodes:
         return DatasetReport(local, in_order(findings.found), None, size, tuple(sorted(READING)))
 
-    found = findings.found + examine(selected, images=images, apart=apart, config=config, files=names)
+    is_mapped = selected.whole.mapped() is not None  # then no library decodes it, and no child process is needed
+    found = findings.found + examine(selected, images=images, apart=not is_mapped, config=config, files=names)
     if selected.selection.skip_unreadable:  # then an unusable episode is not an error
         found = [
             dataclasses.replace(finding, severity=WARNING)
@@ -208,15 +206,27 @@ def _find_unused(source: SelectedSource, findings: Findings) -> None:
         findings.add("read-otherwise", "", note)
 
 
-def _find_nonfinite(parts: Parts, findings: Findings) -> None:
-    """Name each episode with NaN or Inf in its state or action, in a dataset that cannot be opened."""
-    both = (
-        (Vectors("state", (), file=FILES_OF_PARTS.state), parts.state),
-        (Vectors("action", (), file=FILES_OF_PARTS.action), parts.actions),
-    )
-    sources = [(vectors, rows) for vectors, rows in both if rows is not None]
-    with progress_bar("looking for NaN", sum(len(rows) for _, rows in sources)) as progress:
-        for vectors, rows in sources:
+def _find_file_faults(files: GuideFiles, findings: Findings) -> None:
+    """The faults of the guide's files; where they prevent opening, also empty episodes and each NaN or Inf."""
+    if files.lengths is not None:
+        findings.lengths = np.maximum(files.lengths, 0)
+    for fault in files.faults:
+        findings.add(fault.kind, fault.file, without_folder(fault.sentence, files.path), episode=fault.episode)
+    for faults in files.step_faults:
+        if faults.fields:
+            findings.add_steps("wrong-format", OBSERVATIONS, faults.problems, heading=INVALID)
+        else:
+            findings.add_steps("ignored-field", OBSERVATIONS, faults.problems)
+    if not findings.has_errors:
+        return
+    for episode in np.flatnonzero(files.lengths == 0).tolist() if files.lengths is not None else ():
+        sentence = f"{LENGTHS}: episode {episode} has 0 steps; leave empty episodes out"
+        findings.add("unreadable", LENGTHS, sentence, episode=episode)
+    state = None if files.observations is None else files.observations.state
+    both = ((Vectors("state", (), file=OBSERVATIONS), state), (Vectors("action", (), file=ACTIONS), files.actions))
+    parts = [(vectors, rows) for vectors, rows in both if rows is not None]
+    with progress_bar("looking for NaN", sum(len(rows) for _, rows in parts)) as progress:
+        for vectors, rows in parts:
             problems: dict[int, str] = {}
             for begin in range(0, len(rows), _BLOCK_ROWS):
                 block = rows[begin : begin + _BLOCK_ROWS]

@@ -94,8 +94,7 @@ def scan(
                     add_unread(problem, episode, camera)
                 if note is not None:
                     name = source.episodes[episode].name
-                    off = "" if note.seconds is None else f" (up to {note.seconds:.2g} s apart)"
-                    sentence = f"{name}, camera '{camera}': {note.what}{off}"
+                    sentence = f"{name}, camera '{camera}': {note}"
                     problems.append(Finding("matched-frames", sentence, INFO, "", episode, name, camera=camera))
                 progress.advance(source.episodes[episode].length)
 

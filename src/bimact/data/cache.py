@@ -35,7 +35,7 @@ DESCRIPTION = "description.json"
 _LOCK, _KNOWN = "lock", "places.txt"
 _JOURNAL, _UNFINISHED = "done.txt", ".unfinished"
 _FETCHED = ".fetched.jsonl"  # in a downloaded dataset
-_FORMER = "source.json"  # in converted observations of former versions
+_FORMER, _FORMER_PREFIX = "source.json", "observations-"  # of converted observations of former versions
 _ABANDONED = 24 * 3600  # seconds after which, without locks, unfinished work is nobody's
 
 Arrays = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]  # file name → type and shape
@@ -307,7 +307,7 @@ def _remove_outdated(folder: ArrayFolder, is_alone: bool) -> None:
         found = read_description(other) or {}
         is_same = found.get("dataset") in (None, wanted["dataset"]) and found.get("origin") == wanted["origin"]
         is_damaged = other == folder.path
-        is_former = (other / _FORMER).is_file()
+        is_former = (other / _FORMER).is_file() or other.name.startswith(_FORMER_PREFIX)
         is_outdated = other.name.startswith(folder.prefix) and found.get("dataset") in (None, wanted["dataset"])
         # Without locks unfinished work may be another process's.
         is_nobodys = is_alone or _UNFINISHED not in other.name or time.time() - other.stat().st_mtime > _ABANDONED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,7 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bimact.errors import UserError
+from bimact.data.safe_pickle import read_npy_header
+from bimact.errors import UserError, in_words
 
 # Bytes from row to row from which on rows are read and not mapped: the system maps some pages at a time, which takes
 # longer than to copy them, and counts all pages that were ever touched as this process's memory.
@@ -72,7 +74,7 @@ class NpyRows:
         chosen = self.array[rows] if numbers is None else self._read(numbers)
         if self._dtype is None or chosen.dtype == self._dtype:
             return chosen
-        with np.errstate(over="ignore"):  # becomes inf, which `checks.find_nonfinite` finds
+        with np.errstate(over="ignore"):  # becomes inf, which `reading.find_nonfinite` finds
             return chosen.astype(self._dtype)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,6 +113,25 @@ class NpyRows:
             if count == 0:
                 raise UserError(f"{self.path} has become shorter since it was opened: restore it, and start again")
             left, position = left[count:], position + count
+
+
+def open_array(path: Path) -> np.ndarray:
+    """The memory map of a .npy file without Python objects, once it is known to be whole.
+
+    Raises:
+        UserError: if it cannot be read, is cut off, or holds Python objects.
+    """
+    header = read_npy_header(path)
+    if header.is_pickled:
+        raise UserError(f"{path} holds Python objects instead of numbers: save it as a plain array")
+    promised = header.offset + math.prod(header.shape) * header.dtype.itemsize
+    size = path.stat().st_size
+    if size < promised:
+        raise UserError(f"{path} is cut off: it has {size} of {promised} bytes; copy or record it again")
+    try:
+        return NpyRows(path).array
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {path}: {in_words(error)}") from None
 
 
 def _runs(rows: np.ndarray, joined: bool) -> Iterator[tuple[int, int]]:

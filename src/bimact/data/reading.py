@@ -60,8 +60,7 @@ def frames_lines(source: Source, notes: Iterable[tuple[int, str, FramesNote]]) -
         names = [source.episodes[position].name for position in dict.fromkeys(entry[0] for entry in entries)]
         where = ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" * (len(names) > _MOST_NAMED))
         seconds = max((note.seconds for _, _, note in entries if note.seconds is not None), default=None)
-        off = "" if seconds is None else f" (up to {seconds:.2g} s apart)"
-        lines.append(f"{what}{off}: camera {cameras} in {where}")
+        lines.append(f"{FramesNote(what, seconds)}: camera {cameras} in {where}")
     return lines
 
 

@@ -109,6 +109,9 @@ class FramesNote:
     what: str
     seconds: float | None = None
 
+    def __str__(self) -> str:
+        return self.what + ("" if self.seconds is None else f" (up to {self.seconds:.2g} s apart)")
+
 
 @dataclass(frozen=True)
 class LeftOut:

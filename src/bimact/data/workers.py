@@ -23,7 +23,7 @@ from pebble import ProcessExpired, ProcessPool
 from bimact.errors import UserError
 from bimact.machine import usable_cores
 
-_MEMORY = 8 << 30  # bytes of address space of a child: far above what an episode needs
+_MEMORY = 8 << 30  # bytes that a child may allocate: far above what an episode needs
 _PRELOADED = ["bimact.data.opening", "av", "h5py", "pyarrow.parquet", "PIL.Image"]
 _SECONDS_TO_LOOK_FOR_PARENT = 2.0
 
@@ -150,7 +150,8 @@ def _start_child(main_process: int) -> None:
     if sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        # What is allocated; files that are mapped to be read do not count, and may be larger.
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

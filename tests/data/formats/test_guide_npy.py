@@ -20,14 +20,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bimact.data import cache
+from bimact.data import cache, cached_copy
 from bimact.data.episodes import Episodes
-from bimact.data.formats import guide_observations as observations
-from bimact.data.formats.guide_npy import GuideSource, observation_dtype
+from bimact.data.formats.guide_npy import observation_dtype
 from bimact.data.npy_rows import NpyRows
 from bimact.data.opening import open_dataset, open_source
 from bimact.data.selection import Selection
 from bimact.errors import UserError
+
+# That pickled observations are read in child processes is tested in test_opening.py.
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 SIZES = {"left": (6, 8), "right": (5, 4)}
 STATE_DIM, ACTION_DIM = 7, 14
@@ -119,7 +121,7 @@ def test_episodes(tmp_path: Path, form: str) -> None:
     )
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8))
 def test_forms_give_the_same_episodes(tmp_path: Path, lengths: list[int]) -> None:
     shutil.rmtree(tmp_path)
@@ -127,13 +129,6 @@ def test_forms_give_the_same_episodes(tmp_path: Path, lengths: list[int]) -> Non
     assert structured.num_steps == sum(lengths)
     for other in others:
         assert_same(structured, other)
-
-
-def test_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observations, "_BLOCK_BYTES", 1000)
-    structured = open_dataset(write(tmp_path / "structured", [40, 17]))
-    for form in FORMS[1:]:
-        assert_same(structured, open_dataset(write(tmp_path / form, [40, 17], form)))
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -219,7 +214,7 @@ def test_camera_with_a_name_that_is_not_ascii(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_access_of_the_guide(tmp_path: Path, form: str) -> None:
-    """The guide's own lines, on each form and on the converted copy."""
+    """The guide's own lines, on each form."""
     lengths = [4, 3]
     folder = write(tmp_path / "d", lengths, form)
     open_dataset(folder)
@@ -235,9 +230,6 @@ def test_access_of_the_guide(tmp_path: Path, form: str) -> None:
         assert obs[3]["state"].shape == (STATE_DIM,) and obs[3]["state"].dtype == np.float32
     if form != "dictionaries":
         assert obs["image_left"].shape == (7, 6, 8, 3) and obs["state"].shape == (7, STATE_DIM)
-    for copy in folder.glob(".bimact_cache/*/observations.npy"):
-        copied = np.load(copy, allow_pickle=False)
-        np.testing.assert_array_equal(copied, make_observations(7))
 
 
 def test_rows_are_pickled_as_their_path(tmp_path: Path) -> None:
@@ -404,7 +396,7 @@ def test_faulty_layout(tmp_path: Path, form: str, observation: dict[Any, Any], s
         where = r".*observations\.npy: each observation"
     elif form == "dictionaries":
         content = np.array([observation] * 7)
-        where = r"step 0 \(episode 0, step 0\) of .*observations\.npy"
+        where = r".*observations\.npy: each observation"
     else:
         content = {name: np.stack([value] * 7) for name, value in observation.items()}
         where = r"the dictionary in .*observations\.npy"
@@ -447,15 +439,15 @@ def replace_by_list(dictionaries: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (drop_image, "has no 'image_left', which most observations have"),
+        (drop_image, "has no 'image_left', which other steps have"),
         (drop_state, "has no 'state'"),
         (
             turn_image,
-            "has 'image_left' of shape (8, 6, 3) and type uint8; most observations have shape (6, 8, 3)",
+            "has 'image_left' of shape (8, 6, 3) and type uint8, other steps of shape (6, 8, 3)",
         ),
-        (lose_image, "has 'image_left' of shape () and type object; most observations have"),
-        (scale_image, "has 'image_left' of shape (6, 8, 3) and type float64; most observations have"),
-        (shorten_state, "has 'state' of shape (3,) and type float32; most observations have shape (7,)"),
+        (lose_image, "has 'image_left' of shape () and type object, other steps of"),
+        (scale_image, "has 'image_left' of shape (6, 8, 3) and type float64, other steps of"),
+        (shorten_state, "has 'state' of shape (3,) and type float32, other steps of shape (7,)"),
         (raggedize_state, "has 'state' of shape () and type object"),
         (replace_by_list, "is no dictionary but list; save a dictionary for each step"),
     ],
@@ -466,7 +458,7 @@ def test_faulty_step(tmp_path: Path, spoil: Callable[[np.ndarray], None], senten
     save_observations(write(tmp_path, [4, 3]), dictionaries)
     found = refusal(tmp_path)
     assert "1 of 2 episodes cannot be used" in found and "--exclude_episodes 1," in found and sentence in found
-    assert "Invalid observation format: step 5 (episode 1, step 1) of " in found
+    assert "episode 1: " in found and "Invalid observation format: step 1 " in found
     left = open_dataset(tmp_path, selection=Selection(skip_unreadable=True))
     assert left.lengths.tolist() == [4]
     np.testing.assert_array_equal(left.state[:], make_observations(7)["state"][:4])
@@ -497,7 +489,7 @@ def test_an_episode_without_steps_is_skipped(tmp_path: Path, capsys: pytest.Capt
 
 def test_first_observation_is_no_dictionary(tmp_path: Path) -> None:
     save_observations(write(tmp_path, [4, 3]), np.array([None] * 7))
-    assert "step 0 (episode 0, step 0)" in refusal(tmp_path)
+    assert "observations.npy is no dictionary but NoneType" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -544,7 +536,7 @@ def test_a_damaged_image_is_a_fault_of_its_camera_alone(tmp_path: Path) -> None:
     steps = as_dictionaries(make_observations(7))
     del steps[5]["image_right"]
     save_observations(folder, steps)
-    with pytest.raises(UserError, match=r"episode 1: camera right is damaged: .*step 5 .* has no 'image_right'"):
+    with pytest.raises(UserError, match=r"episode 1: camera right is damaged: .*step 1 has no 'image_right'"):
         open_dataset(folder)
     chosen = open_dataset(folder, selection=Selection(cameras=("left",)))
     assert chosen.lengths.tolist() == [4, 3] and list(chosen.images) == ["left"]
@@ -606,13 +598,13 @@ def assert_no_copy(dataset: Path) -> None:
 def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that conversions have written to, in order."""
     written: list[Path] = []
-    original = observations.PickledObservations.write
+    original = cached_copy._make
 
-    def counted(self: observations.PickledObservations, folder: Path) -> None:
-        written.append(folder)
-        original(self, folder)
+    def counted(plan: Any, folder: Any) -> None:
+        written.append(folder.path)
+        original(plan, folder)
 
-    monkeypatch.setattr(observations.PickledObservations, "write", counted)
+    monkeypatch.setattr(cached_copy, "_make", counted)
     return written
 
 
@@ -626,10 +618,9 @@ def test_conversion_happens_once(tmp_path: Path, form: str, conversions: list[Pa
         assert not (folder / ".bimact_cache").exists()
     else:
         (copy,) = copies(folder)
-        assert sorted(path.name for path in copy.iterdir()) == ["description.json", "found.json", "observations.npy"]
-        status = (folder / "observations.npy").stat()
-        source = json.loads((copy / "description.json").read_text())
-        assert source["origin"][:2] == [status.st_size, status.st_mtime_ns]
+        assert sorted(path.name for path in copy.iterdir()) == [
+            *("action.npy", "camera_0.npy", "camera_1.npy", "description.json", "found.json", "state.npy")
+        ]
         assert oct(copy.stat().st_mode & 0o777) == oct(0o777 & ~current_umask())
 
 
@@ -725,59 +716,46 @@ def test_disk_that_becomes_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(cache.os, "posix_fallocate", fail)
     assert "cannot write the converted copy" in refusal(folder) and "No space left" in refusal(folder)
-    assert_no_copy(folder)
+    assert not copies(folder)
 
 
 def test_source_that_changes_during_the_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, [4, 3], "dictionaries")
-    original = observations.PickledObservations.write
+    original = cached_copy._make
 
-    def change(self: observations.PickledObservations, place: Path) -> None:
-        original(self, place)
+    def change(plan: Any, place: Any) -> None:
         os.utime(folder / "observations.npy", ns=(1, 1))
+        original(plan, place)
 
-    monkeypatch.setattr(observations.PickledObservations, "write", change)
-    assert "was changed while it was converted" in refusal(folder)
-    assert_no_copy(folder)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no"), ValueError])
-def test_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
-    folder = write(tmp_path, [4, 3], "dictionaries")
-
-    def fail(self: Any, step: int, name: str) -> None:
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(observations.PickledObservations, "_value", fail)
-        with pytest.raises(error if isinstance(error, type) else UserError):
-            open_dataset(folder)
-    assert_no_copy(folder)
-    assert open_dataset(folder).num_steps == 7
+    monkeypatch.setattr(cached_copy, "_make", change)
+    assert "was changed while it was read: try again" in refusal(folder)
+    assert not copies(folder)
 
 
 def die_in_conversion(folder: Path, stage: str) -> None:
     def die(*arguments: Any, **named: Any) -> None:
         os._exit(9)
 
-    if stage == "blocks":
-        observations.PickledObservations._value = die  # type: ignore[method-assign]
-    elif stage == "source":
-        observations.write_json = die
+    if stage == "source":
+        cached_copy.write_json = die
     else:
         cache.ArrayFolder.finish = die  # type: ignore[method-assign]
     open_dataset(folder)
 
 
-@pytest.mark.parametrize("stage", ["blocks", "source", "name"])
-def test_process_that_dies_in_mid_conversion(tmp_path: Path, stage: str, conversions: list[Path]) -> None:
+@pytest.mark.parametrize("stage", ["source", "name"])
+def test_process_that_dies_in_mid_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, conversions: list[Path]
+) -> None:
     folder = write(tmp_path, [4, 3], "dictionaries")
-    process = multiprocessing.get_context("fork").Process(target=die_in_conversion, args=(folder, stage))
-    process.start()
+    process = multiprocessing.get_context("fork").Process(target=die_in_conversion, args=(folder, stage), daemon=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(multiprocessing.current_process()._config, "daemon", False)  # type: ignore[attr-defined]
+        process.start()
     process.join()
     assert process.exitcode == 9
     (left,) = folder.glob(".bimact_cache/*.unfinished")
-    assert (left / "observations.npy").exists()
+    assert (left / "state.npy").exists()
     assert_same(open_dataset(folder), open_dataset(write(tmp_path / "plain", [4, 3])))
     assert len(conversions) == 1 and not left.exists() and len(copies(folder)) == 1
 
@@ -806,9 +784,12 @@ def test_processes_that_convert_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     folder = write(tmp_path, [40, 30], "dictionaries")
     context = multiprocessing.get_context("fork")
     begin, results = context.Event(), context.Queue()
-    processes = [context.Process(target=convert_in_process, args=(folder, begin, results)) for _ in range(4)]
-    for process in processes:
-        process.start()
+    arguments = (folder, begin, results)
+    processes = [context.Process(target=convert_in_process, args=arguments, daemon=True) for _ in range(4)]
+    with monkeypatch.context() as patch:
+        patch.setitem(multiprocessing.current_process()._config, "daemon", False)  # type: ignore[attr-defined]
+        for process in processes:
+            process.start()
     begin.set()
     sums = [results.get(timeout=30) for _ in processes]
     for process in processes:
@@ -840,9 +821,9 @@ def test_second_process_waits_and_uses_the_copy(
 def test_without_locks_the_work_of_others_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "fcntl", None)
     folder = write(tmp_path, [4, 3], "dictionaries")
-    recent, old = (folder / f".bimact_cache/observations-{name}.unfinished-{name}" for name in "12")
+    recent, old = (folder / f".bimact_cache/arrays-{name}.unfinished-{name}" for name in "12")
     for path in (recent, old):
         path.mkdir(parents=True)
     os.utime(old, (1, 1))
-    GuideSource.open(folder, None)
+    open_dataset(folder)
     assert recent.exists() and not old.exists()

@@ -205,7 +205,7 @@ def test_metadata_that_contradict_the_files_are_refused(tmp_path: Path, text: st
         (np.array([4.0, 6.0]), "has to be (episodes,) integers"),
         (np.array([-4, 14]), "lengths that no dataset has"),
         (np.array([], np.uint16), "lists no episode with a step"),
-        (np.array([{"a": 1}]), "has to be (episodes,) integers"),
+        (np.array([{"a": 1}]), "holds Python objects instead of numbers"),
     ],
 )
 def test_lengths_that_cannot_be_are_refused(tmp_path: Path, lengths: np.ndarray, sentence: str) -> None:

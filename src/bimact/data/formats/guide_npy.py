@@ -2,43 +2,37 @@
 
 `observations.npy` comes in three forms: a structured array (the one that bimact writes: it needs no pickle
 and maps into memory), a pickled object array of dictionaries, and a pickled dictionary of arrays. The pickled
-forms are converted into the first one once. Fields are `image_<camera>` (H, W, 3) uint8 and `state` (S,)
+forms are decoded once for training, as other formats are. Fields are `image_<camera>` (H, W, 3) uint8 and `state` (S,)
 float32; others are left out, with the reason. `metadata.json` beside them is optional.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from bimact.data.cache import ArrayFolder, build_once, check_space, size_of
 from bimact.data.episodes import Episodes
 from bimact.data.formats.guide_observations import (
     IMAGE_PREFIX,
+    INVALID,
     LENGTHS,
     OBSERVATIONS,
     STATE,
-    Found,
-    Layout,
-    PickledObservations,
-    RgbRows,
-    camera_forms,
-    check_total,
+    Observations,
+    StepFaults,
     observation_dtype,
+    read_observations,
     rgb_notes,
-    structured_fields,
 )
 from bimact.data.formats.raw_memmap import is_raw_memmap
-from bimact.data.npy_rows import NpyRows
-from bimact.data.safe_pickle import read_npy_header
+from bimact.data.npy_rows import NpyRows, open_array
 from bimact.data.source import Camera, Column, Fault, Format, Source, SourceEpisode, Unusable
 from bimact.errors import UserError, in_words
 from bimact.files import refuse_pointer
@@ -57,7 +51,6 @@ __all__ = [
 ACTIONS, METADATA = "actions.npy", "metadata.json"
 ACTION = "action"  # the column of a source
 FILES = (OBSERVATIONS, ACTIONS, LENGTHS)
-_VERSION = 5  # of converted observations: another number makes them anew
 JOURNAL = "recording.json"  # of a recording that is under way
 
 
@@ -66,110 +59,84 @@ def is_guide_npy(path: Path) -> bool:
     return any((path / name).is_file() for name in (*FILES, JOURNAL)) and not is_raw_memmap(path)
 
 
-def _converted(observations: Path, lengths: np.ndarray, cache_dir: Path | None) -> Path:
-    """The folder with a structured array of pickled observations, and what was found in them."""
-
-    def origin() -> list[Any]:
-        status = observations.stat()
-        return [status.st_size, status.st_mtime_ns, hashlib.sha256(lengths.tobytes()).hexdigest()[:12]]
-
-    def make(folder: ArrayFolder) -> None:
-        pickled = PickledObservations(observations, lengths)
-        check_space(observations, folder.path.parent, size_of(pickled.arrays))
-        try:
-            folder.reserve(pickled.arrays)
-            pickled.write(folder.unfinished)
-            if origin() != before:
-                raise UserError(f"{observations} was changed while it was converted: try again when it is written")
-            folder.finish()
-        finally:
-            folder.discard()  # a conversion is not resumed
-
-    before = origin()
-    description = {
-        "version": _VERSION,
-        "dataset": str(observations.parent.resolve()),
-        "file": observations.name,
-        "origin": before,
-    }
-    return build_once(observations, cache_dir, "observations-", description, make)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuideSource(Source):
-    """The guide's dataset as a source: its arrays, cut into episodes.
+@dataclass(frozen=True)
+class FileFault:
+    """A fault of a file as a whole, or of an episode in it.
 
     Attributes:
-        opened: its arrays, without episodes that have no steps.
+        kind: "unreadable"; "length-mismatch": it has another number of steps than the episodes; "wrong-format": its
+            observations have no usable layout; "dtype": training converts its numbers to float32.
+        file: its name.
+        sentence: names the file by its path.
     """
 
-    opened: Episodes
+    kind: Literal["unreadable", "length-mismatch", "wrong-format", "dtype"]
+    file: str
+    sentence: str
+    episode: int | None = None
 
-    @classmethod
-    def open(cls, path: Path, cache_dir: Path | None) -> GuideSource:
-        """Open the guide's dataset; the pickled forms are converted first.
 
-        Args:
-            path: the dataset's folder.
-            cache_dir: folder for converted copies; None: beside the dataset, or the user's cache folder.
+@dataclass(frozen=True)
+class GuideFiles:
+    """All faults of the guide's files, and what can be read in spite of them.
+
+    Attributes:
+        path: the folder.
+        faults: in the order in which the files are read.
+        lengths: (E,) int64 as in the file; None: it cannot be read.
+        observations: None: nothing of them can be read.
+        actions: (N, A) float32.
+        metadata: as `Episodes` takes it.
+    """
+
+    path: Path
+    faults: tuple[FileFault, ...]
+    lengths: np.ndarray | None
+    observations: Observations | None
+    actions: NpyRows | None
+    metadata: Mapping[str, Any]
+
+    @property
+    def step_faults(self) -> tuple[StepFaults, ...]:
+        """Steps with a faulty observation."""
+        return () if self.observations is None else self.observations.step_faults
+
+    def as_source(self) -> GuideSource:
+        """The dataset.
 
         Raises:
-            UserError: if files are missing or damaged, contradict each other or have another format; the sentence
-                names the file and, where there is one, the step. Values are not looked at (see `bimact check`).
+            UserError: the first fault that leaves it without lengths, states or actions that fit together.
         """
-        path = path.absolute()
-        refuse_unfinished(path)
-        for name in FILES:
-            refuse_missing(path / name)
-        lengths = open_lengths(path / LENGTHS)
-        for problem in negative_lengths(lengths).values():
-            raise UserError(f"{path / LENGTHS}: {problem}")
-        actions = open_actions(path / ACTIONS)
-        check_total(lengths, len(actions), path / ACTIONS)
-        observations = path / OBSERVATIONS
-        found: Found | None = None
-        if read_npy_header(observations).is_pickled:
-            # What is wrong with its observations is told by episode.
-            copy = _converted(observations, lengths, cache_dir)
-            observations = copy / OBSERVATIONS
-            found = Found.read(copy)
-        records = open_records(observations)
-        check_total(lengths, len(records), path / OBSERVATIONS)  # they may have changed since a copy was made
-        fields = structured_fields(records.dtype, path / OBSERVATIONS)
-        if found is None:  # else it was looked at when it was converted
-            layout = Layout.of_fields(fields, f"{path / OBSERVATIONS}: each observation")
-            found = Found(left_out=layout.left_out, state_dtype=str(fields[STATE][0]))
-        forms, _ = camera_forms(fields)
-        state = NpyRows(observations, STATE, np.float32)
-        opened = Episodes(
-            path=path,
-            lengths=lengths,
-            images={
-                camera: RgbRows.of(NpyRows(observations, IMAGE_PREFIX + camera), form) for camera, form in forms.items()
-            },
-            state=state,
-            actions=actions,
-            **read_metadata(path / METADATA, actions.shape[1], state.shape[1]),
-        )
-        dtypes = {STATE: found.state_dtype, ACTION: str(actions.array.dtype)}
-        return dataclasses.replace(cls.of(opened, found), read_as_float32=dtypes)
-
-    @classmethod
-    def of(cls, opened: Episodes, found: Found) -> GuideSource:
-        """Arrays that are open already, and what else was found in the observations."""
-        numbers = np.flatnonzero(opened.lengths > 0).tolist()
-
-        def faults_of(field: str) -> dict[int, Fault]:
-            reasons = {place: found.faults.get(number, {}).get(field) for place, number in enumerate(numbers)}
-            return {place: Fault(reason, "damaged") for place, reason in reasons.items() if reason is not None}
-
-        empty = [number for number, length in enumerate(opened.lengths.tolist()) if not length]
-        unusable = [Unusable(number, f"episode {number}", "it has no steps", is_missing=True) for number in empty]
-        return cls(
-            path=opened.path,
+        for fault in self.faults:
+            if fault.kind != "dtype":
+                raise UserError(fault.sentence)
+        lengths, observations, actions = self.lengths, self.observations, self.actions
+        assert lengths is not None and observations is not None and actions is not None
+        if observations.state is None:  # not one step is a dictionary
+            row, problem = next(iter(self.step_faults[0].problems.items()))
+            raise UserError(f"{INVALID}step {row} of {self.path / OBSERVATIONS} {problem}")
+        opened = Episodes(self.path, lengths, observations.images, observations.state, actions, **self.metadata)
+        numbers = np.flatnonzero(lengths > 0).tolist()
+        place_of = {number: place for place, number in enumerate(numbers)}
+        ends = np.cumsum(lengths)
+        column_forms: dict[int, Fault] = {}
+        camera_forms: dict[str, dict[int, Fault]] = {camera: {} for camera in observations.images}
+        for faults in observations.step_faults:
+            for row in sorted(faults.problems):
+                episode = int(np.searchsorted(ends, row, side="right"))
+                step = row - int(ends[episode] - lengths[episode])
+                reason = f"is damaged: {INVALID}step {step} {faults.problems[row]}"
+                fault_here = Fault(reason, "damaged")
+                for field in faults.fields:
+                    of_episodes = column_forms if field == STATE else camera_forms.get(field.removeprefix(IMAGE_PREFIX))
+                    if of_episodes is not None:
+                        of_episodes.setdefault(place_of[episode], fault_here)
+        empty = [number for number, length in enumerate(lengths.tolist()) if not length]
+        return GuideSource(
+            path=self.path,
             format=FORMAT.name,
             episodes=tuple(
-                SourceEpisode(f"episode {number}", int(opened.lengths[number]), FILES, opened.task, number)
+                SourceEpisode(f"episode {number}", int(lengths[number]), FILES, opened.task, number)
                 for number in numbers
             ),
             cameras={name: Camera(*rows.shape[1:3]) for name, rows in opened.images.items()},
@@ -179,16 +146,119 @@ class GuideSource(Source):
             },
             state_keys=(STATE,),
             action_keys=(ACTION,),
+            read_as_float32={STATE: observations.state_dtype or "float32", ACTION: str(actions.array.dtype)},
             fps=opened.fps,
-            files=tuple(name for name in (*FILES, METADATA) if (opened.path / name).exists()),
-            unusable=tuple(unusable),
-            left_out=found.left_out,
-            camera_forms={name: faults_of(IMAGE_PREFIX + name) for name in opened.images},
-            column_forms={STATE: faults_of(STATE)},
-            notes=(*found.notes, *rgb_notes(opened.images)),
+            files=tuple(name for name in (*FILES, METADATA) if (self.path / name).exists()),
+            unusable=tuple(Unusable(n, f"episode {n}", "it has no steps", is_missing=True) for n in empty),
+            left_out=observations.left_out,
+            camera_forms=camera_forms,
+            column_forms={STATE: column_forms},
+            notes=rgb_notes(opened.images),
             metadata=opened.metadata,
-            opened=dataclasses.replace(opened, lengths=opened.lengths[opened.lengths > 0]),
+            opened=dataclasses.replace(opened, lengths=lengths[lengths > 0]),
+            is_pickled=observations.is_pickled,
         )
+
+
+def read_guide_files(path: Path) -> GuideFiles:
+    """Read the guide's files as far as they can be read; the values of states, actions and images are not looked at.
+
+    Args:
+        path: the dataset's folder, absolute.
+    """
+    faults: list[FileFault] = []
+
+    @contextmanager
+    def catching(kind: Literal["unreadable", "length-mismatch"], file: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            faults.append(FileFault(kind, file, str(error)))
+
+    def compare_total(steps: int, file: str) -> None:
+        total = None if lengths is None else int(lengths.sum())
+        if total is not None and total != steps:
+            sentence = (
+                f"Rollout length mismatch: {LENGTHS} adds up to {total} steps, {file} has {steps} "
+                f"(in {path}); write all files from the same recording"
+            )
+            faults.append(FileFault("length-mismatch", file, sentence))
+
+    def note_conversion(file: str, what: str, dtype: str) -> None:
+        if dtype != "float32":
+            sentence = (
+                f"{path / file} holds {what} of type {dtype}: training converts them to float32, so save them as that"
+            )
+            faults.append(FileFault("dtype", file, sentence))
+
+    with catching("unreadable", JOURNAL):
+        refuse_unfinished(path)
+    is_unfinished = bool(faults)  # then it has not all of its files yet
+    present: list[str] = []
+    for name in FILES:
+        with catching("unreadable", name):
+            refuse_pointer(path / name)
+            if (path / name).is_file():
+                present.append(name)
+            elif not is_unfinished:
+                raise UserError(f"{path} has no {name}: a dataset has {OBSERVATIONS}, {ACTIONS} and {LENGTHS}")
+
+    lengths: np.ndarray | None = None
+    actions: NpyRows | None = None
+    observations: Observations | None = None
+    if LENGTHS in present:
+        with catching("unreadable", LENGTHS):
+            lengths = open_lengths(path / LENGTHS)
+            for episode in np.flatnonzero(lengths < 0).tolist():
+                problem = (
+                    f"episode {episode} has {lengths[episode]} steps; leave empty episodes out, or copy the file again"
+                )
+                faults.append(FileFault("unreadable", LENGTHS, f"{path / LENGTHS}: {problem}", episode))
+    if ACTIONS in present:
+        with catching("unreadable", ACTIONS):
+            actions = open_actions(path / ACTIONS)
+            note_conversion(ACTIONS, "values", str(actions.array.dtype))
+            compare_total(len(actions), ACTIONS)
+    if OBSERVATIONS in present:
+        with catching("unreadable", OBSERVATIONS):
+            observations = read_observations(path / OBSERVATIONS)
+            faults += [FileFault("wrong-format", OBSERVATIONS, sentence) for sentence in observations.faults]
+            if observations.state_dtype is not None:
+                note_conversion(OBSERVATIONS, "states", observations.state_dtype)
+            compare_total(observations.steps, OBSERVATIONS)
+    metadata: Mapping[str, Any] = {}
+    with catching("unreadable", METADATA):
+        state = None if observations is None else observations.state
+        sizes = [None if rows is None else rows.shape[1] for rows in (actions, state)]
+        metadata = read_metadata(path / METADATA, *sizes)
+    return GuideFiles(path, tuple(faults), lengths, observations, actions, metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideSource(Source):
+    """The guide's dataset as a source: its arrays, cut into episodes.
+
+    Attributes:
+        opened: its arrays, without episodes that have no steps.
+        is_pickled: observations have to be decoded: they cannot be mapped into memory.
+    """
+
+    opened: Episodes
+    is_pickled: bool
+
+    @classmethod
+    def open(cls, path: Path, cache_dir: Path | None) -> GuideSource:
+        """Open the guide's dataset. Values are not looked at (see `bimact check`).
+
+        Args:
+            path: the dataset's folder.
+            cache_dir: not used: no file is converted here.
+
+        Raises:
+            UserError: if files are missing or damaged, contradict each other or have another format; the sentence
+                names the file and, where there is one, the step.
+        """
+        return read_guide_files(path.absolute()).as_source()
 
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         columns = {STATE: self.opened.state, ACTION: self.opened.actions}
@@ -199,8 +269,8 @@ class GuideSource(Source):
         rows = self.opened.images[camera]
         return (np.asarray(rows[start + step]) for step in steps)
 
-    def mapped(self) -> Episodes:
-        return self.opened
+    def mapped(self) -> Episodes | None:
+        return None if self.is_pickled else self.opened
 
 
 FORMAT = Format(
@@ -212,13 +282,6 @@ FORMAT = Format(
 
 
 # The files -----------------------------------------------------------------------------------------
-
-
-def refuse_missing(path: Path) -> None:
-    """See that one of the dataset's files is there."""
-    refuse_pointer(path)
-    if not path.is_file():
-        raise UserError(f"{path.parent} has no {path.name}: a dataset has {OBSERVATIONS}, {ACTIONS} and {LENGTHS}")
 
 
 def refuse_unfinished(path: Path) -> None:
@@ -234,21 +297,6 @@ def refuse_unfinished(path: Path) -> None:
     raise UserError(
         f"{path} holds an unfinished recording{progress}; run the same `bimact record` command again to finish it"
     )
-
-
-def open_array(path: Path) -> np.ndarray:
-    """The memory map of a .npy file without Python objects, once it is known to be whole."""
-    header = read_npy_header(path)
-    if header.is_pickled:
-        raise UserError(f"{path} holds Python objects instead of numbers: save it as a plain array")
-    promised = header.offset + math.prod(header.shape) * header.dtype.itemsize
-    size = path.stat().st_size
-    if size < promised:
-        raise UserError(f"{path} is cut off: it has {size} of {promised} bytes; copy or record it again")
-    try:
-        return NpyRows(path).array
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {path}: {in_words(error)}") from None
 
 
 def open_lengths(path: Path) -> np.ndarray:
@@ -272,16 +320,6 @@ def open_lengths(path: Path) -> np.ndarray:
     return np.array(lengths, dtype=np.int64)
 
 
-def negative_lengths(lengths: np.ndarray) -> dict[int, str]:
-    """Episodes with fewer than no steps → what is wrong with each."""
-    return {
-        int(
-            episode
-        ): f"episode {episode} has {lengths[episode]} steps; leave empty episodes out, or copy the file again"
-        for episode in np.flatnonzero(lengths < 0)
-    }
-
-
 def open_actions(path: Path) -> NpyRows:
     """(N, A) actions, read as float32.
 
@@ -294,21 +332,6 @@ def open_actions(path: Path) -> NpyRows:
     if actions.dtype.kind not in "fiu":
         raise UserError(f"{path} holds {actions.dtype}: actions have to be numbers, save them as float32")
     return NpyRows(path, dtype=np.float32)
-
-
-def open_records(path: Path) -> NpyRows:
-    """(N,) observations in a file without Python objects.
-
-    Raises:
-        UserError: if the file is damaged, or has another shape.
-    """
-    observations = open_array(path)
-    if observations.ndim != 1:
-        raise UserError(
-            f"Invalid observation format: {path} has shape {observations.shape}; "
-            "save a structured array (steps,), an array of dictionaries or a dictionary of arrays"
-        )
-    return NpyRows(path)
 
 
 def read_metadata(path: Path, action_dim: int | None, state_dim: int | None = None) -> dict[str, Any]:

@@ -1,21 +1,20 @@
-"""What the guide's `observations.npy` holds: its layout, and the pickled forms made into the structured one.
+"""Reads the guide's `observations.npy` in each of its three forms, and names every step that is faulty.
 
-The pickled forms are an object array of dictionaries, one a step, and a dictionary of arrays over all steps.
+The forms are a structured array, which is mapped into memory; and two pickled ones, an object array of dictionaries
+(one per step) and a dictionary of arrays over all steps, which are read in child processes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bimact.data.cache import Arrays, RowWriter
 from bimact.data.episodes import Rows, identity_of
 from bimact.data.formats.images import (
     ImageForm,
@@ -26,20 +25,20 @@ from bimact.data.formats.images import (
     not_by_name,
     white_of,
 )
-from bimact.data.safe_pickle import load_pickled_npy
+from bimact.data.npy_rows import NpyRows, open_array
+from bimact.data.safe_pickle import load_pickled_npy, read_npy_header
 from bimact.data.source import LeftOut
+from bimact.data.workers import run_apart
 from bimact.errors import UserError
-from bimact.files import write_json
-from bimact.progress import progress_bar
 
 OBSERVATIONS, LENGTHS = "observations.npy", "rollout_length.npy"
-FOUND = "found.json"  # beside converted observations
-_IMAGES_FOR_WHITE = 8
 IMAGE_PREFIX, STATE = "image_", "state"
 INVALID = "Invalid observation format: "
-_BLOCK_BYTES = 32 << 20
+_IMAGES_FOR_WHITE = 8
+_TIMEOUT = 900.0  # seconds for reading pickled observations
 
-Fields = Mapping[Any, tuple[np.dtype[Any], tuple[int, ...]]]  # name → type and shape in one observation
+Form = tuple[np.dtype[Any], tuple[int, ...]]  # dtype and shape of a field in one observation
+Fields = Mapping[Any, Form]
 
 
 def observation_dtype(image_sizes: Mapping[str, tuple[int, int]], state_dim: int) -> np.dtype[Any]:
@@ -49,35 +48,206 @@ def observation_dtype(image_sizes: Mapping[str, tuple[int, int]], state_dim: int
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What each observation holds.
+class StepFaults:
+    """Steps with the same kind of fault.
 
     Attributes:
-        forms: camera → how its images are held.
-        state_dim: size of the state.
-        left_out: other fields.
+        fields: those that cannot be used at these steps; none: the steps can be used.
+        problems: row of the dataset → the predicate of a sentence whose subject is the step.
     """
 
-    forms: Mapping[str, ImageForm]
-    state_dim: int
+    fields: tuple[str, ...]
+    problems: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What can be read of the observations.
+
+    Attributes:
+        steps: number of them.
+        state: (N, S) float32, zeros at faulty steps; None: there is none.
+        state_dtype: in the file.
+        images: camera → (N, H, W, 3) uint8, black at faulty steps.
+        left_out: other fields.
+        faults: of all observations: whole sentences.
+        step_faults: steps that differ from most others.
+        is_pickled: they cannot be mapped into memory.
+    """
+
+    steps: int
+    state: Rows | None
+    state_dtype: str | None
+    images: Mapping[str, Rows]
     left_out: tuple[LeftOut, ...]
+    faults: tuple[str, ...]
+    step_faults: tuple[StepFaults, ...] = ()
+    is_pickled: bool = False
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return observation_dtype({name: (form.height, form.width) for name, form in self.forms.items()}, self.state_dim)
 
-    @classmethod
-    def of_fields(cls, fields: Fields, where: str) -> Layout:
-        """The layout of one observation.
+def read_observations(path: Path) -> Observations:
+    """Read `observations.npy` in any of its forms; the values of states and images are not looked at.
 
-        Raises:
-            UserError: if there is no state or no image, or the state has a wrong type or shape. `where` names the
-                observation.
-        """
-        for problem in layout_problems(fields):
-            raise invalid(where, problem)
-        forms, left_out = camera_forms(fields)
-        return cls(forms, fields[STATE][1][0], left_out)
+    Raises:
+        UserError: if nothing in the file can be read, or the child that reads it crashes or runs out of memory.
+    """
+    if read_npy_header(path).is_pickled:
+        pickled: Observations = run_apart(_read_pickled, path, what=str(path), timeout=_TIMEOUT)
+        return pickled
+    records = open_array(path)
+    if records.ndim != 1:
+        raise UserError(
+            f"{INVALID}{path} has shape {records.shape}; "
+            "save a structured array (steps,), an array of dictionaries or a dictionary of arrays"
+        )
+    if records.dtype.fields is None:
+        raise UserError(
+            f"{INVALID}{path} holds {records.dtype} without names; "
+            "save a structured array, an array of dictionaries or a dictionary of arrays"
+        )
+    of_name = records.dtype.fields
+    fields = {name: (of_name[name][0].base, of_name[name][0].shape) for name in records.dtype.names or ()}
+    forms, left_out = camera_forms(fields)
+    return Observations(
+        len(records),
+        NpyRows(path, STATE, np.float32) if _has_state(fields) else None,
+        str(fields[STATE][0]) if _has_state(fields) else None,
+        {camera: RgbRows.of(NpyRows(path, IMAGE_PREFIX + camera), form) for camera, form in forms.items()},
+        left_out,
+        tuple(_layout_faults(fields, f"{path}: each observation")),
+    )
+
+
+def _read_pickled(path: Path) -> Observations:
+    """In a child: observations that are Python objects."""
+    content = _loaded(path, _state_of(path))
+    if isinstance(content, dict):
+        return _read_columns(path, content)
+    return _read_dictionaries(path, content)
+
+
+def _read_columns(path: Path, content: dict[Any, np.ndarray]) -> Observations:
+    """A dictionary of arrays over all steps."""
+    columns = {name: column for name, column in content.items() if column.ndim}
+    fields: Fields = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
+    forms, others = camera_forms(fields)
+    no_rows = [name for name, column in content.items() if not column.ndim]
+    left_out = [
+        *others,
+        *(LeftOut("column", str(name), "is not an array with a row for each step") for name in no_rows),
+    ]
+    images = {camera: columns[IMAGE_PREFIX + camera] for camera in forms}
+    steps = len(columns[STATE]) if STATE in columns else len(next(iter(images.values()), ()))
+    if STATE in columns:
+        for camera, column in list(images.items()):
+            if len(column) != steps:
+                reason = f"has {len(column)} steps, the state {steps}; save as many of both"
+                left_out.append(LeftOut("image", camera, reason))
+                del images[camera]
+
+    def rows(name: str, dtype: np.dtype[Any]) -> PickledRows:
+        return PickledRows(path, _state_of(path), name, (len(columns[name]), *columns[name].shape[1:]), dtype)
+
+    return Observations(
+        steps,
+        rows(STATE, np.dtype(np.float32)) if _has_state(fields) else None,
+        str(fields[STATE][0]) if _has_state(fields) else None,
+        {name: RgbRows.of(rows(IMAGE_PREFIX + name, column.dtype), forms[name]) for name, column in images.items()},
+        tuple(left_out),
+        tuple(_layout_faults(fields, f"the dictionary in {path}")),
+        is_pickled=True,
+    )
+
+
+def _read_dictionaries(path: Path, observations: np.ndarray) -> Observations:
+    """An array of dictionaries: those that differ from most of them are faulty."""
+    # What one step holds (of state and images: name, dtype and shape; of other fields: the name; the name of its type
+    # if it is not a dictionary) → its rows: one entry if there is no fault.
+    rows_of: dict[tuple[tuple[Any, Form | None], ...] | str, list[int]] = defaultdict(list)
+    for row, observation in enumerate(observations):
+        content: tuple[tuple[Any, Form | None], ...] | str = type(observation).__name__
+        if isinstance(observation, dict):
+            arrays = {name: as_array(value) for name, value in observation.items() if _is_needed(name)}
+            content = tuple(
+                (name, (arrays[name].dtype, arrays[name].shape) if name in arrays else None) for name in observation
+            )
+        rows_of[content].append(row)
+
+    counts: dict[Any, Counter[Form | None]] = defaultdict(Counter)  # field → dtype and shape → steps
+    total = 0
+    for content, rows in rows_of.items():
+        if not isinstance(content, str):
+            total += len(rows)
+            for name, form in content:
+                counts[name][form] += len(rows)
+    usual_forms = {name: of.most_common(1)[0][0] for name, of in counts.items() if 2 * of.total() >= total}
+    usual: dict[Any, Form] = {name: form or (np.dtype(object), ()) for name, form in usual_forms.items()}
+    forms, others = camera_forms(usual)
+    odd = [LeftOut("column", str(name), "is not in most observations") for name in counts if name not in usual]
+    faults: list[str] = []
+    if total:
+        of = "each" if len(rows_of) == 1 else "the usual"
+        faults += _layout_faults(usual, f"{path}: {of} observation")
+
+    needed = {name: form for name, form in usual.items() if _is_needed(name)}
+    by_kind: dict[str, tuple[tuple[str, ...], dict[int, str]]] = {}
+    for content, rows in rows_of.items():
+        if isinstance(content, str):
+            problem = f"is no dictionary but {content}; save a dictionary for each step"
+            by_kind.setdefault("type", (tuple(needed) or (STATE,), {}))[1].update(dict.fromkeys(rows, problem))
+            continue
+        fields = dict(content)
+        for name, normal in needed.items():
+            found = fields.get(name)
+            if found is None:
+                kind = f"no {name}"
+                problem = f"has no '{name}', which other steps have; save the same fields at each step"
+            elif not _is_alike(name, found, normal):
+                kind = f"form of {name}"
+                problem = (
+                    f"has '{name}' of {described(*found)}, other steps of {described(*normal)}; "
+                    "fix or remove the episode"
+                )
+            else:
+                continue
+            by_kind.setdefault(kind, ((name,), {}))[1].update(dict.fromkeys(rows, problem))
+        for name in fields:
+            if _is_needed(name) and name not in usual:
+                problem = f"has '{name}', which most steps lack: it will be ignored"
+                by_kind.setdefault(f"odd {name}", ((), {}))[1].update(dict.fromkeys(rows, problem))
+
+    def rows_with(name: str, dtype: np.dtype[Any]) -> PickledRows:
+        gaps = {row for names, problems in by_kind.values() if name in names for row in problems}
+        shape = (len(observations), *usual[name][1])
+        return PickledRows(path, _state_of(path), name, shape, dtype, frozenset(gaps))
+
+    return Observations(
+        len(observations),
+        rows_with(STATE, np.dtype(np.float32)) if _has_state(usual) else None,
+        str(usual[STATE][0]) if _has_state(usual) else None,
+        {
+            camera: RgbRows.of(rows_with(IMAGE_PREFIX + camera, usual[IMAGE_PREFIX + camera][0]), form)
+            for camera, form in forms.items()
+        },
+        (*others, *odd),
+        tuple(faults),
+        tuple(StepFaults(names, problems) for names, problems in by_kind.values()),
+        is_pickled=True,
+    )
+
+
+def _is_needed(name: Any) -> bool:
+    return is_image(name) or (isinstance(name, str) and name == STATE)
+
+
+def _is_alike(name: str, form: Form, normal: Form) -> bool:
+    """Whether a field is as usual. If the usual one is faulty, that is reported once and not for each step."""
+    if name == STATE:
+        return not _is_good_state(*normal) or (_is_good_state(*form) and form[1] == normal[1])
+    return not isinstance(image_form(normal[1], normal[0], is_camera=True), ImageForm) or form == normal
+
+
+# The layout of one observation ---------------------------------------------------------------------
 
 
 def camera_forms(fields: Fields) -> tuple[dict[str, ImageForm], tuple[LeftOut, ...]]:
@@ -102,6 +272,108 @@ def camera_forms(fields: Fields) -> tuple[dict[str, ImageForm], tuple[LeftOut, .
     return forms, tuple(left_out)
 
 
+def _layout_faults(fields: Fields, where: str) -> Iterator[str]:
+    """What is wrong with an observation of these fields: sentences that begin with its place."""
+    listed = ", ".join(ascii(name)[:40] for name in list(fields)[:8]) or "nothing"
+    if STATE not in fields:
+        yield f"{INVALID}{where} has no '{STATE}', but {listed}; save the robot's state so"
+    if not any(is_image(name) for name in fields):
+        yield f"{INVALID}{where} has no image, but {listed}; call them '{IMAGE_PREFIX}<camera>'"
+    if STATE in fields and not _is_good_state(*fields[STATE]):
+        yield f"{INVALID}{where} has a '{STATE}' of {described(*fields[STATE])}; it has to be (S,) float32"
+
+
+def is_image(name: Any) -> bool:
+    """Whether a field of this name is a camera's image."""
+    return isinstance(name, str) and name.startswith(IMAGE_PREFIX) and name != IMAGE_PREFIX
+
+
+def _has_state(fields: Fields) -> bool:
+    return STATE in fields and _is_good_state(*fields[STATE])
+
+
+def _is_good_state(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    return dtype.kind in "fiu" and len(shape) == 1 and shape[0] > 0
+
+
+def described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    return f"shape {shape} and type {dtype}"
+
+
+# Rows ----------------------------------------------------------------------------------------------
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path, state: tuple[int, int]) -> np.ndarray | dict[Any, np.ndarray]:
+    """The content of a pickled observations.npy: an array (N,) of objects, or a dictionary of arrays.
+
+    Loading takes 0.1 ms per step, so that each process keeps the last file.
+
+    Raises:
+        UserError: if it is neither, is damaged or holds anything but plain values.
+    """
+    content = load_pickled_npy(path)
+    if content.ndim == 1:
+        return content
+    if content.ndim == 0 and isinstance(content.item(), dict):
+        return {name: as_array(column) for name, column in content.item().items()}
+    found = f"an array of shape {content.shape}" if content.ndim else type(content.item()).__name__
+    raise UserError(
+        f"{INVALID}{path} holds {found}; save an array of dictionaries, one for each step, or a dictionary of arrays"
+    )
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A value of an observation; a list of numbers becomes an array."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError):  # a ragged list
+        return np.empty((), dtype=object)
+
+
+@dataclass(frozen=True)
+class PickledRows:
+    """One field (N, …) of pickled observations, which each process loads for itself.
+
+    Attributes:
+        state: size and modification time that the file must still have.
+        shape: (N, …).
+        dtype: that values are converted to.
+        gaps: rows without such a value, which read as zeros.
+    """
+
+    path: Path
+    state: tuple[int, int]
+    field: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    gaps: frozenset[int] = frozenset()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if _state_of(self.path) != self.state:
+            raise UserError(f"{self.path} was changed while it was read: try again when it is written")
+        content = _loaded(self.path, self.state)
+        with np.errstate(over="ignore"):  # becomes Inf, which is found
+            if isinstance(content, dict):
+                return content[self.field][rows].astype(self.dtype, copy=False)
+            numbers = np.arange(len(self))[rows]
+            values = np.zeros((*numbers.shape, *self.shape[1:]), self.dtype)
+            for place, number in np.ndenumerate(numbers):
+                if number not in self.gaps:
+                    values[place] = as_array(content[number][self.field])
+        return values
+
+
 class RgbRows:
     """Images (N, H, W, 3) uint8 RGB of rows that hold them in another form.
 
@@ -123,8 +395,11 @@ class RgbRows:
         """The rows themselves if they are such images."""
         if not form.is_float and form.channels == 3 and form.channel_axis == 2:
             return whole
-        places = np.linspace(0, max(0, len(whole) - 1), _IMAGES_FOR_WHITE).astype(int)
-        some = [whole[place] for place in places] if form.is_float and len(whole) else []
+        some: list[np.ndarray] = []
+        if form.is_float and len(whole):
+            gaps = whole.gaps if isinstance(whole, PickledRows) else ()
+            places = np.linspace(0, len(whole) - 1, _IMAGES_FOR_WHITE).astype(int).tolist()
+            some = [whole[place] for place in places if place not in gaps]
         return cls(whole, form, white_of(some), has_two_whites(some))
 
     @property
@@ -158,289 +433,3 @@ def two_whites_notes(cameras: Iterable[str]) -> Iterator[str]:
             f"camera {camera}: some of its images seem to be floats from 0 to 1, others to 255, and all are taken for "
             "0 to 255: save them alike"
         )
-
-
-def structured_fields(dtype: np.dtype[Any], path: Path) -> Fields:
-    """The fields of a structured array of observations, in the order in which they are stored.
-
-    Raises:
-        UserError: if the type has no fields.
-    """
-    if dtype.fields is None:
-        raise UserError(
-            f"Invalid observation format: {path} holds {dtype} without names; "
-            "save a structured array, an array of dictionaries or a dictionary of arrays"
-        )
-    fields = {name: (field[0].base, field[0].shape) for name, field in dtype.fields.items()}
-    return {name: fields[name] for name in dtype.names or ()}
-
-
-def layout_problems(fields: Fields) -> Iterator[str]:
-    """What is wrong with an observation of these fields, each as the end of a sentence that begins with its place."""
-    if STATE not in fields:
-        yield f"has no '{STATE}', but {_listed(fields)}; save the robot's state so"
-    images = [name for name in fields if is_image(name)]
-    if not images:
-        yield f"has no image, but {_listed(fields)}; call them '{IMAGE_PREFIX}<camera>'"
-    if STATE in fields and not is_good_state(*fields[STATE]):
-        yield f"has a '{STATE}' of {described(*fields[STATE])}; it has to be (S,) float32"
-
-
-def is_image(name: Any) -> bool:
-    """Whether a field of this name is a camera's image."""
-    return isinstance(name, str) and name.startswith(IMAGE_PREFIX) and name != IMAGE_PREFIX
-
-
-def is_good_image(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
-    return isinstance(image_form(shape, dtype, is_camera=True), ImageForm)
-
-
-def is_good_state(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
-    return dtype.kind in "fiu" and len(shape) == 1 and shape[0] > 0
-
-
-def invalid(where: str, problem: str) -> UserError:
-    return UserError(f"{INVALID}{where} {problem}")
-
-
-def described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
-    return f"shape {shape} and type {dtype}"
-
-
-def _listed(names: Iterable[Any]) -> str:
-    listed = ", ".join(ascii(name)[:40] for name in list(names)[:8])
-    return listed or "nothing"
-
-
-def episode_and_step(row: int, lengths: np.ndarray) -> tuple[int, int]:
-    """The episode that a row of the dataset belongs to, and which of its steps it is."""
-    ends = np.cumsum(lengths)
-    episode = int(np.searchsorted(ends, row, side="right"))
-    return episode, row - int(ends[episode] - lengths[episode])
-
-
-def check_total(lengths: np.ndarray, steps: int, path: Path) -> None:
-    """Refuse a file that does not have as many steps as the episodes together."""
-    total = int(lengths.sum())
-    if total != steps:
-        raise UserError(
-            f"Rollout length mismatch: {LENGTHS} adds up to {total} steps, {path.name} has {steps} "
-            f"(in {path.parent}); write all files from the same recording"
-        )
-
-
-class PickledObservations:
-    """Observations in one of the pickled forms, ready to be written as a structured array.
-
-    Args:
-        path: observations.npy.
-        lengths: (E,) steps of each episode.
-
-    Raises:
-        UserError: if the file is damaged, wants anything but plain values, does not fit to `lengths`, or most
-            observations have a wrong layout.
-    """
-
-    def __init__(self, path: Path, lengths: np.ndarray) -> None:
-        self._path = path
-        self._lengths = lengths
-        self._steps = int(lengths.sum())
-        content = load_observations(path)
-        self._columns: dict[str, np.ndarray] | None = None
-        if isinstance(content, dict):
-            arrays, no_arrays = column_arrays(content)
-            self._usual: Fields = column_fields(arrays)
-            layout = Layout.of_fields(self._usual, f"the dictionary in {path}")
-            check_total(lengths, len(arrays[STATE]), path)
-            even, uneven = even_cameras(layout.forms, arrays)
-            self.layout = replace(layout, forms=even, left_out=(*layout.left_out, *uneven, *no_arrays))
-            self._columns = {name: arrays[name] for name in self.layout.dtype.names or ()}
-        else:
-            check_total(lengths, len(content), path)
-            self._observations = content
-            self.layout = self._usual_layout()
-        some = {name: list(self._some(name)) for name, form in self.layout.forms.items() if form.is_float}
-        self._whites = {name: white_of(images) for name, images in some.items()}
-        self._mixed = [name for name, images in some.items() if has_two_whites(images)]
-
-    @property
-    def arrays(self) -> Arrays:
-        """The files that `write` fills."""
-        return {OBSERVATIONS: (self.layout.dtype, (self._steps,))}
-
-    def write(self, folder: Path) -> None:
-        """Fill the structured array `observations.npy`, and write as `found.json` what is wrong with some episodes.
-
-        These have zeros where a field of an observation is not as in most of them.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
-        dtype = self.layout.dtype
-        rows = max(1, _BLOCK_BYTES // dtype.itemsize)
-        faults: dict[int, dict[str, str]] = defaultdict(dict)  # episode → field → what is wrong
-        with (
-            RowWriter(folder / OBSERVATIONS) as writer,
-            progress_bar(f"converting {self._path.name} once", self._steps) as progress,
-        ):
-            for first in range(0, self._steps, rows):
-                block = np.zeros(min(rows, self._steps - first), dtype)
-                with np.errstate(over="ignore"):  # becomes inf, which `find_nonfinite` finds
-                    for number in range(len(block)):
-                        for name in dtype.names or ():
-                            try:
-                                block[name][number] = self._value(first + number, name)
-                            except UserError as error:
-                                episode, _ = episode_and_step(first + number, self._lengths)
-                                faults[episode].setdefault(name, f"is damaged: {error}")
-                writer.write(first, block)
-                progress.advance(len(block))
-        left_out = [[entry.kind, entry.name, entry.reason] for entry in self.layout.left_out]
-        notes = [*conversion_notes([self.layout.forms], self._whites), *two_whites_notes(self._mixed)]
-        found = {"faults": faults, "left_out": left_out, "notes": notes, "state_dtype": str(self._usual[STATE][0])}
-        write_json(folder / FOUND, found)
-
-    def _value(self, step: int, name: str) -> np.ndarray:
-        """A field of a step, as the structured array holds it.
-
-        Raises:
-            UserError: if it is not as in most observations.
-        """
-        value = self._recorded(step, name)
-        if name == STATE:
-            return value
-        camera = name.removeprefix(IMAGE_PREFIX)
-        where = f"{self._where(step)}: camera {camera}"
-        return self.layout.forms[camera].as_rgb(value, self._whites.get(camera, 1), where)
-
-    def _recorded(self, step: int, name: str) -> np.ndarray:
-        """A field of a step in the file's own form.
-
-        Raises:
-            UserError: if it is not as in most observations.
-        """
-        if self._columns is not None:
-            values: np.ndarray = self._columns[name][step]
-            return values
-        observation = self._observations[step]
-        if not isinstance(observation, dict):
-            kind = type(observation).__name__
-            raise invalid(self._where(step), f"is no dictionary but {kind}; save a dictionary for each step")
-        if name not in observation:
-            raise invalid(self._where(step), f"has no '{name}', which most observations have")
-        value = as_array(observation[name])
-        dtype, shape = self._usual[name]
-        is_alike = value.dtype.kind in "fiu" if name == STATE else value.dtype == dtype
-        if value.shape != shape or not is_alike:
-            found, normal = described(value.dtype, value.shape), described(dtype, shape)
-            raise invalid(self._where(step), f"has '{name}' of {found}; most observations have {normal}")
-        return value
-
-    def _usual_layout(self) -> Layout:
-        """What most observations hold: each field that at least half of them have, in its most frequent form."""
-        forms: dict[Any, Counter[tuple[np.dtype[Any], tuple[int, ...]]]] = defaultdict(Counter)
-        steps = [step for step, observation in enumerate(self._observations) if isinstance(observation, dict)]
-        if not steps:
-            kind = type(self._observations[0]).__name__
-            raise invalid(self._where(0), f"is no dictionary but {kind}; save a dictionary for each step")
-        for step in steps:
-            for name, value in self._observations[step].items():
-                array = as_array(value)
-                forms[name][array.dtype, array.shape] += 1
-        self._usual = {name: of.most_common(1)[0][0] for name, of in forms.items() if 2 * of.total() >= len(steps)}
-        layout = Layout.of_fields(self._usual, self._where(steps[0]))
-        odd = [LeftOut("column", str(name), "is not in most observations") for name in forms if name not in self._usual]
-        return replace(layout, left_out=(*layout.left_out, *odd))
-
-    def _some(self, camera: str) -> Iterator[np.ndarray]:
-        """Some of a camera's images, to tell the number that stands for white."""
-        for step in np.linspace(0, self._steps - 1, _IMAGES_FOR_WHITE).astype(int).tolist():
-            with contextlib.suppress(UserError):
-                yield self._recorded(step, IMAGE_PREFIX + camera)
-
-    def _where(self, step: int) -> str:
-        episode, step_in_it = episode_and_step(step, self._lengths)
-        return f"step {step} (episode {episode}, step {step_in_it}) of {self._path}"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found in observations beside images and states.
-
-    Attributes:
-        faults: episode → field → what is wrong with it.
-        left_out: other fields.
-        notes: how images were converted: whole sentences.
-        state_dtype: of the states before they were converted.
-    """
-
-    faults: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
-    left_out: tuple[LeftOut, ...] = ()
-    notes: tuple[str, ...] = ()
-    state_dtype: str = "float32"
-
-    @classmethod
-    def read(cls, folder: Path) -> Found:
-        """What `PickledObservations.write` has written beside the observations."""
-        content = json.loads((folder / FOUND).read_text())
-        faults = {int(episode): of_fields for episode, of_fields in content["faults"].items()}
-        left_out = tuple(LeftOut(*entry) for entry in content["left_out"])
-        return cls(faults, left_out, tuple(content["notes"]), content["state_dtype"])
-
-
-def load_observations(path: Path) -> np.ndarray | dict[Any, Any]:
-    """The content of a pickled observations.npy: an array (N,) of objects, or one dictionary.
-
-    Raises:
-        UserError: if it is neither, is damaged, or wants anything but plain values.
-    """
-    content = load_pickled_npy(path)
-    if content.ndim == 1:
-        return content
-    if content.ndim == 0 and isinstance(content.item(), dict):
-        return dict(content.item())
-    found = f"an array of shape {content.shape}" if content.ndim else type(content.item()).__name__
-    raise UserError(
-        f"Invalid observation format: {path} holds {found}; "
-        "save an array of dictionaries, one for each step, or a dictionary of arrays"
-    )
-
-
-def as_array(value: Any) -> np.ndarray:
-    """A value of an observation; what is no array becomes one if it is numbers."""
-    if isinstance(value, np.ndarray):
-        return value
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError, OverflowError):  # a ragged list
-        return np.empty((), dtype=object)
-
-
-def column_arrays(columns: Mapping[Any, Any]) -> tuple[dict[Any, np.ndarray], tuple[LeftOut, ...]]:
-    """The arrays over all steps in a dictionary, and what it holds besides."""
-    arrays = {name: as_array(column) for name, column in columns.items()}
-    left_out = [
-        LeftOut("column", str(name), "is not an array with a row for each step")
-        for name in arrays
-        if not arrays[name].ndim
-    ]
-    return {name: array for name, array in arrays.items() if array.ndim}, tuple(left_out)
-
-
-def column_fields(arrays: Mapping[Any, np.ndarray]) -> Fields:
-    """What one step of arrays over all steps holds."""
-    return {name: (value.dtype, value.shape[1:]) for name, value in arrays.items()}
-
-
-def even_cameras(
-    forms: Mapping[str, ImageForm], arrays: Mapping[Any, np.ndarray]
-) -> tuple[dict[str, ImageForm], tuple[LeftOut, ...]]:
-    """Of the cameras in a dictionary of arrays, those with as many steps as the state; and the others."""
-    steps = len(arrays[STATE])
-    counts = {camera: len(arrays[IMAGE_PREFIX + camera]) for camera in forms}
-    uneven = tuple(
-        LeftOut("image", camera, f"has {count} steps, the state {steps}; save as many of both")
-        for camera, count in counts.items()
-        if count != steps
-    )
-    return {camera: form for camera, form in forms.items() if counts[camera] == steps}, uneven

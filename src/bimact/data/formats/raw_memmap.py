@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bimact.data.safe_pickle import read_npy_header
+from bimact.data.npy_rows import open_array
 from bimact.data.source import Camera, Column, Format, Source, SourceEpisode, Unusable
 from bimact.errors import UserError
 from bimact.files import real_file
@@ -223,16 +223,12 @@ def _read_metadata(path: Path) -> dict[str, int]:
 
 def _read_lengths(path: Path) -> list[int]:
     real = _required(path, LENGTHS)
-    header = read_npy_header(real)
-    if len(header.shape) != 1 or header.dtype.kind not in "iu":
+    array = open_array(real)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
         raise UserError(
-            f"{path / LENGTHS} holds {header.dtype} of shape {header.shape}: it has to be (episodes,) integers"
+            f"{path / LENGTHS} holds {array.dtype} of shape {array.shape}: it has to be (episodes,) integers"
         )
-    size = real.stat().st_size
-    promised = header.offset + header.shape[0] * header.dtype.itemsize
-    if size < promised:
-        raise UserError(f"{path / LENGTHS} is cut off: it has {size} of {promised} bytes; copy it again")
-    lengths: list[int] = np.load(real, allow_pickle=False).tolist()
+    lengths: list[int] = array.tolist()
     if min(lengths, default=0) < 0 or sum(lengths) > np.iinfo(np.int64).max:
         raise UserError(f"{path / LENGTHS} holds lengths that no dataset has: it is damaged, copy it again")
     return lengths
