@@ -186,11 +186,13 @@ class Evaluation:
         path: of `evaluation.json`.
         offline: the error on demonstrations; None if it was not asked for.
         rollouts: successes in the simulation; None if they were not asked for.
+        robustness: successes under perturbations of the simulation; None if they were not asked for.
     """
 
     path: Path
     offline: dict[str, Any] | None
     rollouts: dict[str, Any] | None
+    robustness: dict[str, Any] | None = None
 
     @property
     def success_rate(self) -> float:
@@ -215,6 +217,8 @@ def evaluate(
     videos: int = 0,
     image_size: tuple[int, int] | None = None,
     parallel: int | None = None,
+    perturb: Mapping[str, float | str] | None = None,
+    suite: str | None = None,
     dataset_dir: str | Path | None = None,
     episodes: Sequence[str] | None = None,
     exclude_episodes: Sequence[str] | None = None,
@@ -237,6 +241,9 @@ def evaluate(
         videos: how many of the first rollouts are filmed.
         image_size: height and width of the simulated cameras' images; None: as in training.
         parallel: number of environments that step together; None: from the number of CPU cores.
+        perturb: perturbations of the simulation, name → magnitude (`bimact.sim.perturbations.PERTURBATIONS`); the
+            result is `robustness` then, and that without them stays.
+        suite: `robustness`: the simulation as it is, then each perturbation at several magnitudes.
         dataset_dir: demonstrations to compare with.
         episodes: numbers and names of those to use.
         exclude_episodes: those to leave out.
@@ -254,6 +261,12 @@ def evaluate(
     from bimact.files import check_writable
     from bimact.policy.loading import load_run
 
+    if suite not in (None, "robustness"):
+        raise UserError(f"suite is '{suite}', it has to be robustness")
+    if suite and perturb:
+        raise UserError("a suite has its own perturbations: give perturb or suite")
+    if (suite or perturb) and task is None:
+        raise UserError("perturbations are of the simulation: give a task")
     directory = run if isinstance(run, Run) else Run.existing(run)
     check_writable(directory.path)
     loaded = load_run(directory.path, checkpoint, device)
@@ -268,12 +281,20 @@ def evaluate(
             exclude_episodes=exclude_episodes,
             skip_unreadable=skip_unreadable,
         )
+    robustness = None
     if task is not None:
         from bimact.evaluation.rollout import RolloutSettings, evaluate_rollouts
 
         rollout_settings = RolloutSettings(
             task, rollouts, seed, execute_steps, temporal_ensemble, videos, image_size, parallel
         )
-        results["rollouts"] = {task: evaluate_rollouts(loaded, rollout_settings)}
+        if suite or perturb:
+            from bimact.evaluation.rollout import evaluate_robustness
+            from bimact.sim.perturbations import suite_of
+
+            conditions = [perturb] if perturb else suite_of(loaded.config.cameras or ())
+            robustness = evaluate_robustness(loaded, rollout_settings, conditions)
+        else:
+            results["rollouts"] = {task: evaluate_rollouts(loaded, rollout_settings)}
     path = add_results(directory.path, results)
-    return Evaluation(path, results.get("offline"), None if task is None else results["rollouts"][task])
+    return Evaluation(path, results.get("offline"), results.get("rollouts", {}).get(task), robustness)

@@ -14,6 +14,7 @@ from bimact import __version__
 from bimact.cli import (
     cache,
     check,
+    compare,
     completion,
     convert,
     convert_checkpoint,
@@ -39,7 +40,7 @@ from bimact.errors import UserError, printable
 # In the order of `bimact --help`. A command imports what it needs when it runs: `--help` is fast, and recording needs
 # no PyTorch.
 _COMMANDS = (
-    *(demo, record, check, view, edit, convert, estimate, train, sweep, evaluate, report),
+    *(demo, record, check, view, edit, convert, estimate, train, sweep, evaluate, compare, report),
     *(serve, sim_robot, export, latency, convert_checkpoint, cache, doctor, guide_files, completion),
 )
 

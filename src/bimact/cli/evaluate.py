@@ -7,6 +7,7 @@ import contextlib
 import json
 import shlex
 import sys
+from typing import Any
 
 from bimact.cli.arguments import Commands, add_episodes, image_size
 from bimact.files import expand_home
@@ -34,6 +35,20 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--parallel", type=int, help="number of environments that step together (default: by CPU cores)"
     )
+    changes = parser.add_mutually_exclusive_group()
+    changes.add_argument(
+        "--perturb",
+        metavar="NAME=MAGNITUDE,...",
+        help="change the simulation, such as camera_shift=0.02,delay=2 (names: bimact evaluate --list_perturbations)",
+    )
+    changes.add_argument(
+        "--suite",
+        choices=("robustness",),
+        help="robustness: roll out as it is, then under each perturbation at several magnitudes (resumable; hours)",
+    )
+    parser.add_argument(
+        "--list_perturbations", action=_ListPerturbations, help="print all perturbations with their magnitudes"
+    )
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu or auto")
     parser.add_argument("--json", action="store_true", help="print the results as JSON, and progress on stderr")
     execution = parser.add_mutually_exclusive_group()
@@ -43,10 +58,31 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     return parser
 
 
+class _ListPerturbations(argparse.Action):
+    """Prints and exits, as `--help` does."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from bimact.sim.perturbations import PERTURBATIONS
+
+        for name, perturbation in PERTURBATIONS.items():
+            suite = ", ".join(f"{value:g}" for value in perturbation.suite) or "each camera, all"
+            limits = f"{perturbation.low:g} to {perturbation.high:g}" if perturbation.neutral is not None else "a name"
+            print(f"{name:16} {perturbation.meaning} ({limits}; in the suite: {suite})")
+        parser.exit()
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     import bimact
     from bimact.config import list_of_text
 
+    perturb = None
+    if options.perturb is not None:
+        from bimact.sim.perturbations import parse_perturbations
+
+        perturb = parse_perturbations(options.perturb)
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         result = bimact.evaluate(
             options.run_dir,
@@ -58,6 +94,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             videos=options.video,
             image_size=image_size(options.image_size) if options.image_size else None,
             parallel=options.parallel,
+            perturb=perturb,
+            suite=options.suite,
             dataset_dir=options.dataset_dir,
             episodes=None if options.episodes is None else list_of_text(options.episodes),
             exclude_episodes=None if options.exclude_episodes is None else list_of_text(options.exclude_episodes),
@@ -66,7 +104,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             device=options.device,
         )
     if options.json:
-        print(json.dumps({"offline": result.offline, "rollouts": result.rollouts}, indent=2))
+        found = {"offline": result.offline, "rollouts": result.rollouts, "robustness": result.robustness}
+        print(json.dumps(found, indent=2))
         return
     if result.offline is not None:
         baselines = ", ".join(f"{name} {of['mae']:.4f}" for name, of in result.offline["baselines"].items())
@@ -78,5 +117,11 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"{result.success_rate:.1%} (95% interval {low:.1%} to {high:.1%}), "
             f"{result.rollouts['seconds_a_rollout']:.2f} s per rollout"
         )
+    if result.robustness is not None:
+        from rich.console import Console
+
+        from bimact.evaluation.robustness import robustness_table
+
+        Console(width=None if sys.stdout.isatty() else 120).print(robustness_table(result.robustness))
     print(f"Results: {result.path}")
     print(f"Next: bimact report --run {shlex.quote(options.run_dir)}")

@@ -45,7 +45,15 @@ bimact sweep configs/sweep.yaml --dataset_dir data/cups --output_dir sweeps/cups
     "evaluate": """
 bimact evaluate --run runs/cups                                        # error on held-out demonstrations
 bimact evaluate --run runs/cube --task transfer_cube --rollouts 100 --video 5
+bimact evaluate --run runs/cube --task transfer_cube --perturb camera_shift=0.02,delay=2
+bimact evaluate --run runs/cube --task transfer_cube --rollouts 100 --suite robustness
 bimact evaluate --run runs/cube --json | jq .offline.mae
+""",
+    "compare": """
+bimact compare runs/a runs/b --task transfer_cube --rollouts 200       # the same scenes for both
+bimact compare runs/a runs/b --task transfer_cube --sequential         # stops as soon as one is better
+bimact compare runs/a runs/a --checkpoint best,last --task insertion
+bimact compare runs/a runs/b --protocol trials.json --trials 20        # blind trials on a robot
 """,
     "report": """
 bimact report --run runs/cube

@@ -107,6 +107,40 @@ def _small_curve(name: str, title: str, x: np.ndarray, y: np.ndarray) -> Markup:
     return svg_plot(name, f"{title}: last value {y[-1]:.3g}", 1.3, draw, left=0.6)
 
 
+def robustness_plots(curves: Mapping[str, Sequence[tuple[float | str, float, float, float]]]) -> dict[str, Markup]:
+    """A panel for each perturbation: success rate over its magnitude, with Wilson's 95% intervals.
+
+    Args:
+        curves: perturbation → (magnitude, rate, low, high), as `bimact.evaluation.robustness.curves` returns it.
+    """
+
+    def panel(name: str, points: Sequence[tuple[float | str, float, float, float]]) -> Markup:
+        magnitudes, rates = [point[0] for point in points], np.array([point[1:] for point in points])
+        named = any(isinstance(value, str) for value in magnitudes)
+
+        def draw(axes: Axes) -> None:
+            x = np.arange(len(points)) if named else np.array(magnitudes, dtype=float)
+            rate, low, high = 100 * rates.T
+            axes.errorbar(
+                x, rate, (rate - low, high - rate), color=COLORS["val"], marker="o", ms=4, lw=0 if named else 1.2,
+                elinewidth=1.0, capsize=2,
+            )  # fmt: skip
+            axes.set_ylim(-3, 103)
+            axes.margins(x=0.08)
+            axes.set_yticks([0, 50, 100])
+            if named:
+                axes.set_xticks(x, [shorten(str(value)) for value in magnitudes])
+                axes.set_xlim(-0.5, len(points) - 0.5)
+            else:
+                axes.set_xticks(x, [plain(value) for value in x])
+            axes.set_title(name.replace("_", " "))
+
+        values = ", ".join(f"{rate:.0%} at {value}" for value, rate in zip(magnitudes, rates[:, 0]))
+        return svg_plot(f"robustness-{name}", f"Success rate under {name}: {values}", 1.45, draw, width=3.05, left=0.48)
+
+    return {name: panel(name, points) for name, points in curves.items()}
+
+
 def error_plots(offline: Record) -> dict[str, Any]:
     """What evaluation on demonstrations has found.
 

@@ -24,7 +24,8 @@ from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.evaluation import plots
 from bimact.evaluation.page import page_environment
-from bimact.evaluation.results import read_results
+from bimact.evaluation.results import read_results, stage_name
+from bimact.evaluation.robustness import curves, differences
 from bimact.files import check_writable, write_text
 from bimact.policy.loading import load_weights
 from bimact.run_directory import CHECKPOINTS, Run, read_dataset_record
@@ -32,10 +33,6 @@ from bimact.training.demonstrations import open_demonstrations
 
 REPORT, VIDEOS, TEMPLATE = "report.html", "videos", "report_template.html"
 
-STAGES = {
-    "transfer_cube": ("cube touched", "cube lifted", "handed over (touched by left)", "held by left"),
-    "insertion": ("both touched", "both lifted", "peg meets socket", "inserted"),
-}
 # ACT (Zhao et al. 2023, arXiv:2304.13705), Table I, scripted demonstrations: 3 training seeds × 50 rollouts.
 PAPER_RATES = {"transfer_cube": 0.86, "insertion": 0.32}
 
@@ -193,6 +190,7 @@ def _content(run: _Run) -> dict[str, Any]:
         "written": f"{datetime.now():%d %B %Y, %H:%M}",
         "too_few": _too_few(run),
         "rollouts": [_rollouts(run, task, result) for task, result in run.rollouts.items()],
+        "robustness": [_robustness(task, groups[-1]) for task, groups in run.results.get("robustness", {}).items()],
         "paper_rate": PAPER_RATES.get(run.task or ""),
         "planned_execution": _execution(run.config),
         "encoder": _encoder(run.config.encoder),
@@ -234,14 +232,20 @@ def _rollouts(run: _Run, task: str, result: Mapping[str, Any]) -> dict[str, Any]
         "first_seed": min(seeds),
         "last_seed": max(seeds),
         "demonstrated": None if demonstrated is None else len(demonstrated.intersection(seeds)),
-        "stages": [(reward, _stage(task, reward), count) for reward, count in reached],
-        "failures": [{**failure, "stage": _stage(task, failure["highest_reward"])} for failure in failures],
+        "stages": [(reward, stage_name(task, reward), count) for reward, count in reached],
+        "failures": [{**failure, "stage": stage_name(task, failure["highest_reward"])} for failure in failures],
     }
 
 
-def _stage(task: str, reward: float) -> str:
-    names = ("none", *STAGES.get(task, ()))
-    return names[int(reward)] if reward < len(names) else f"stage {reward:g}"
+def _robustness(task: str, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Success under perturbations: the newest results of a task."""
+    return {
+        **group,
+        "task": task,
+        "rows": differences(group),
+        "panels": plots.robustness_plots(curves(group)),
+        "meanings": {name: group["perturbations"][name]["meaning"] for name in curves(group)},
+    }
 
 
 def _execution(config: Config, result: Mapping[str, Any] | None = None) -> str:
@@ -267,7 +271,7 @@ def _videos(run: _Run) -> tuple[list[dict[str, Any]], int]:
         Path(rollout["video"]).name: {
             **rollout,
             "task": task,
-            "stage": _stage(task, rollout["highest_reward"]),
+            "stage": stage_name(task, rollout["highest_reward"]),
             "highest_stage": len(result["reward_reached"]),
         }
         for task, result in run.rollouts.items()

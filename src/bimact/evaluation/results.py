@@ -10,6 +10,10 @@ from bimact.errors import UserError
 from bimact.files import write_json
 
 EVALUATION = "evaluation.json"
+STAGES = {
+    "transfer_cube": ("cube touched", "cube lifted", "handed over (touched by left)", "held by left"),
+    "insertion": ("both touched", "both lifted", "peg meets socket", "inserted"),
+}
 
 
 def read_results(run: str | Path) -> dict[str, Any]:
@@ -34,3 +38,9 @@ def add_results(run: str | Path, results: dict[str, Any]) -> Path:
     rollouts = {**kept.get("rollouts", {}), **results.get("rollouts", {})}
     write_json(path, {**kept, **results, **({"rollouts": rollouts} if rollouts else {})})
     return path
+
+
+def stage_name(task: str, reward: float) -> str:
+    """What a reward of a simulated task stands for."""
+    names = ("none", *STAGES.get(task, ()))
+    return names[int(reward)] if reward < len(names) else f"stage {reward:g}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,14 +17,18 @@ from bimact.data.fork_server import without_main_program
 from bimact.device import choose_precision, precision_dtype
 from bimact.errors import UserError
 from bimact.evaluation.intervals import wilson_interval
+from bimact.evaluation.results import add_results, read_results
+from bimact.evaluation.robustness import NONE
+from bimact.files import sha256_of
 from bimact.machine import usable_cores
 from bimact.policy.inference import Policy
 from bimact.policy.loading import LoadedPolicy
 from bimact.policy.metadata import Execution
-from bimact.progress import progress_bar
+from bimact.progress import ProgressBar, progress_bar
 from bimact.run_directory import BEST_SUCCESS
 from bimact.sim.base import MAX_REWARD
-from bimact.sim.tasks import find_task
+from bimact.sim.perturbations import PERTURBATIONS, Magnitude, check_perturbations, in_text
+from bimact.sim.tasks import Task, find_task
 
 _MAX_PARALLEL = 8
 
@@ -41,6 +47,7 @@ class RolloutSettings:
         videos: how many of the first rollouts are filmed.
         image_size: height and width of the camera images; None: as in the training data.
         parallel: number of environments that step together; None: from the number of CPU cores.
+        perturb: name → magnitude of each perturbation of the simulation (`bimact.sim.perturbations`).
     """
 
     task: str
@@ -51,6 +58,7 @@ class RolloutSettings:
     videos: int = 0
     image_size: tuple[int, int] | None = None
     parallel: int | None = None
+    perturb: Mapping[str, Magnitude] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,8 +86,44 @@ def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[s
     Raises:
         UserError: if the policy is not for the simulated robot and its cameras, or a setting is wrong.
     """
+    execution = Execution.of(loaded.config, settings.execute_steps, settings.temporal_ensemble)
+    rollouts: list[Rollout] = []
+    began = time.perf_counter()
+    with closing(roll_out(loaded, settings)) as waves, _progress(settings) as progress:
+        for wave in waves:
+            rollouts += wave
+            progress.advance(len(wave), f"{sum(r.success for r in rollouts)} of {len(rollouts)} succeeded")
+    successes = sum(rollout.success for rollout in rollouts)
+    reached = [sum(r.highest_reward >= reward for r in rollouts) for reward in range(1, MAX_REWARD + 1)]
+    return {
+        "checkpoint": loaded.checkpoint.name,
+        "settings": {**asdict(settings), "temporal_ensemble": execution.temporal_ensemble},
+        "execute_steps": execution.execute_steps,
+        "rollouts": len(rollouts),
+        "successes": successes,
+        "success_rate": successes / len(rollouts),
+        "interval_95": wilson_interval(successes, len(rollouts)),
+        "successes_at_the_end": sum(rollout.final_reward == MAX_REWARD for rollout in rollouts),
+        "reward_reached": {str(reward): count for reward, count in enumerate(reached, start=1)},
+        "steps": find_task(settings.task).episode_steps,
+        "seconds_a_rollout": (time.perf_counter() - began) / len(rollouts),
+        "each": [asdict(rollout) for rollout in rollouts],
+    }
+
+
+def _progress(settings: RolloutSettings) -> AbstractContextManager[ProgressBar]:
+    changed = f" under {in_text(settings.perturb)}" if settings.perturb else ""
+    return progress_bar(f"rollouts of {settings.task}{changed}", settings.rollouts)
+
+
+def roll_out(loaded: LoadedPolicy, settings: RolloutSettings) -> Generator[list[Rollout], None, None]:
+    """Rollouts in the order of their seeds, as many at a time as environments step together.
+
+    Raises:
+        UserError: as `evaluate_rollouts`.
+    """
     config = loaded.config
-    check_robot(config, settings.task)
+    check_robot(config, settings.task, settings.perturb)
     if settings.rollouts < 1:
         raise UserError(f"--rollouts is {settings.rollouts}, it has to be at least 1")
     selected = range(config.eval_seed, config.eval_seed + config.eval_rollouts)
@@ -111,6 +155,7 @@ def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[s
         task=settings.task,
         cameras=cameras,
         image_size=(size[0], size[1]),
+        **({"perturb": dict(settings.perturb)} if settings.perturb else {}),
     )
     with without_main_program():
         environments = AsyncVectorEnv(
@@ -118,59 +163,105 @@ def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[s
         )
     # Gymnasium warns with the traceback of a worker's error, which is then raised here as well.
     warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
-    rollouts: list[Rollout] = []
-    began = time.perf_counter()
     try:
-        with progress_bar(f"rollouts of {settings.task}", settings.rollouts) as progress:
-            while len(rollouts) < settings.rollouts:
-                # One rollout per environment; those beyond the last one that is wanted only fill the batch up.
-                first = settings.seed + len(rollouts)
-                wave = [Rollout(seed) for seed in range(first, first + parallel)]
-                wanted = wave[: settings.rollouts - len(rollouts)]
-                for rollout in wanted:
-                    if rollout.seed - settings.seed < settings.videos:
-                        rollout.video = f"videos/{settings.task}-seed-{rollout.seed}.mp4"
-                videos = {r.seed: str(loaded.run.path / r.video) for r in wave if r.video}
-                policy.reset()
-                observation, _ = environments.reset(seed=[r.seed for r in wave], options={"videos": videos})
-                finished = False
-                while not finished:
-                    actions = policy.next_actions(observation)
-                    observation, rewards, _, truncated, info = environments.step(actions)
-                    for rollout, reward, final in zip(wave, rewards, info["final_reward"]):
-                        rollout.highest_reward = max(rollout.highest_reward, float(reward))
-                        rollout.final_reward = float(final)
-                    finished = bool(truncated.all())
-                rollouts += wanted
-                progress.advance(len(wanted), f"{sum(r.success for r in rollouts)} of {len(rollouts)} succeeded")
+        for first in range(settings.seed, settings.seed + settings.rollouts, parallel):
+            # One rollout per environment; those beyond the last one that is wanted only fill the batch up.
+            wave = [Rollout(seed) for seed in range(first, first + parallel)]
+            wanted = wave[: settings.seed + settings.rollouts - first]
+            for rollout in wanted:
+                if rollout.seed - settings.seed < settings.videos:
+                    changed = f"-{in_text(settings.perturb).replace(',', '-')}" if settings.perturb else ""
+                    rollout.video = f"videos/{settings.task}-seed-{rollout.seed}{changed}.mp4"
+            videos = {r.seed: str(loaded.run.path / r.video) for r in wave if r.video}
+            policy.reset()
+            observation, _ = environments.reset(seed=[r.seed for r in wave], options={"videos": videos})
+            finished = False
+            while not finished:
+                actions = policy.next_actions(observation)
+                observation, rewards, _, truncated, info = environments.step(actions)
+                for rollout, reward, final in zip(wave, rewards, info["final_reward"]):
+                    rollout.highest_reward = max(rollout.highest_reward, float(reward))
+                    rollout.final_reward = float(final)
+                finished = bool(truncated.all())
+            yield wanted
     finally:
         environments.close(terminate=True)
 
-    successes = sum(rollout.success for rollout in rollouts)
-    reached = [sum(r.highest_reward >= reward for r in rollouts) for reward in range(1, MAX_REWARD + 1)]
-    return {
-        "checkpoint": loaded.checkpoint.name,
-        "settings": {**asdict(settings), "temporal_ensemble": execution.temporal_ensemble},
-        "execute_steps": execution.execute_steps,
-        "rollouts": len(rollouts),
-        "successes": successes,
-        "success_rate": successes / len(rollouts),
-        "interval_95": wilson_interval(successes, len(rollouts)),
-        "successes_at_the_end": sum(rollout.final_reward == MAX_REWARD for rollout in rollouts),
-        "reward_reached": {str(reward): count for reward, count in enumerate(reached, start=1)},
-        "steps": find_task(settings.task).episode_steps,
-        "seconds_a_rollout": (time.perf_counter() - began) / len(rollouts),
-        "each": [asdict(rollout) for rollout in rollouts],
-    }
 
+def evaluate_robustness(
+    loaded: LoadedPolicy, settings: RolloutSettings, conditions: Sequence[Mapping[str, Magnitude]]
+) -> dict[str, Any]:
+    """Roll the policy out under each condition, from the same scenes; those with results in `evaluation.json` are kept.
 
-def check_robot(config: Config, task: str) -> None:
-    """Whether a policy can be rolled out in a simulated task.
+    Args:
+        loaded: the policy.
+        settings: of the rollouts; `perturb` is that of the conditions.
+        conditions: magnitudes by name; an empty one is the simulation as it is.
+
+    Returns:
+        the group of results in `evaluation.json`, of the same weights, scenes and execution: `conditions` maps each
+        condition's text to its successes, interval and stages.
 
     Raises:
-        UserError: if there is no such task, or the policy is not for the simulated robot and its cameras.
+        UserError: as `evaluate_rollouts`, or for a perturbation that is not possible, before the first rollout.
+    """
+    for condition in conditions:
+        check_robot(loaded.config, settings.task, condition)
+    execution = Execution.of(loaded.config, settings.execute_steps, settings.temporal_ensemble)
+    same = {
+        "checkpoint": loaded.checkpoint.name,
+        "weights_sha256": sha256_of(loaded.checkpoint),
+        "rollouts": settings.rollouts,
+        "seed": settings.seed,
+        "execution": asdict(execution),
+        "image_size": None if settings.image_size is None else list(settings.image_size),
+    }
+    everything: dict[str, Any] = read_results(loaded.run.path).get("robustness", {})
+    groups: list[dict[str, Any]] = everything.setdefault(settings.task, [])
+    group = next((group for group in groups if group.items() >= same.items()), None)
+    if group is None:
+        about = {name: {"meaning": of.meaning, "neutral": of.neutral} for name, of in PERTURBATIONS.items()}
+        group = {**same, "perturbations": about, "conditions": {}}
+    else:
+        groups.remove(group)
+    groups.append(group)  # the newest is the last
+    missing = [condition for condition in conditions if (in_text(condition) or NONE) not in group["conditions"]]
+    known = len(conditions) - len(missing)
+    print(
+        f"{len(conditions)} conditions of {settings.rollouts} rollouts each"
+        + (f"; {known} have results already in {loaded.run.path}" if known else "")
+    )
+    began = time.perf_counter()
+    for number, condition in enumerate(missing):
+        result = evaluate_rollouts(loaded, replace(settings, perturb=condition))
+        group["conditions"][in_text(condition) or NONE] = {
+            "perturb": dict(condition),
+            **{name: result[name] for name in ("rollouts", "successes", "success_rate", "interval_95")},
+            "reward_reached": result["reward_reached"],
+            "highest_rewards": [int(rollout["highest_reward"]) for rollout in result["each"]],
+        }
+        add_results(loaded.run.path, {"robustness": everything})
+        left = (time.perf_counter() - began) / (number + 1) * (len(missing) - number - 1)
+        low, high = result["interval_95"]
+        print(
+            f"{in_text(condition) or 'no perturbation'}: {result['successes']} of {result['rollouts']} succeeded "
+            f"({low:.0%} to {high:.0%})" + (f"; about {left / 60:.0f} min left" if left else ""),
+            flush=True,
+        )
+    return group
+
+
+def check_robot(config: Config, task: str, perturb: Mapping[str, Magnitude] | None = None) -> None:
+    """Whether a policy can be rolled out in a simulated task, under perturbations.
+
+    Raises:
+        UserError: if there is no such task or perturbation, or the policy is not for the simulated robot and its
+            cameras.
     """
     found = find_task(task)
+    if perturb and not isinstance(found, Task):
+        raise UserError(f"the simulation of {task} is of another package: perturbations are of bimact's own tasks")
+    check_perturbations(perturb or {}, config.cameras or ())
     for camera in config.cameras or ():
         if camera not in found.cameras:
             raise UserError(

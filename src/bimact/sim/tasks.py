@@ -192,10 +192,13 @@ def assets_folder() -> Path:
     return Path(spec.origin).parent / "assets"
 
 
-def load_model(task: Task, *, mocap: bool = False) -> mujoco.MjModel:
+def load_model(
+    task: Task, *, mocap: bool = False, edit: Callable[[mujoco.MjSpec], None] | None = None
+) -> mujoco.MjModel:
     """Compile a task's model, with the physics settings that its demonstrations need on MuJoCo ≥ 3.
 
-    With `mocap`, the variant whose grippers are welded to mocap bodies. The two settings:
+    With `mocap`, the variant whose grippers are welded to mocap bodies. `edit` changes what is compiled. The two
+    settings:
 
     - No multi-point convex collision (MuJoCo ≥ 3.8 has it on): with it, half of the good insertions fail.
     - The weld's pull on a gripper's orientation is scaled by the body's rotational inverse weight, which
@@ -203,7 +206,13 @@ def load_model(task: Task, *, mocap: bool = False) -> mujoco.MjModel:
       weight brings the error back below 1°, as on MuJoCo 2.3.7, for which the demonstrators were made.
     """
     file = task.mocap_model_file if mocap else task.model_file
-    model = mujoco.MjModel.from_xml_path(str(assets_folder() / file))
+    path = str(assets_folder() / file)
+    if edit is None:
+        model = mujoco.MjModel.from_xml_path(path)
+    else:
+        spec = mujoco.MjSpec.from_file(path)
+        edit(spec)
+        model = spec.compile()
     multiccd = getattr(mujoco.mjtDisableBit, "mjDSBL_MULTICCD", None)
     if multiccd is not None:
         model.opt.disableflags |= multiccd
@@ -221,9 +230,9 @@ class Scene:
     bit-identical to gym-aloha's, in a fraction of the time.
     """
 
-    def __init__(self, task: Task, *, mocap: bool = False) -> None:
+    def __init__(self, task: Task, *, mocap: bool = False, edit: Callable[[mujoco.MjSpec], None] | None = None) -> None:
         self.task = task
-        self.model = load_model(task, mocap=mocap)
+        self.model = load_model(task, mocap=mocap, edit=edit)
         self.data = mujoco.MjData(self.model)
         self._geom_names = [self.model.geom(index).name for index in range(self.model.ngeom)]
 
