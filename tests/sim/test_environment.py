@@ -105,7 +105,7 @@ def test_unknown_names() -> None:
 
 @pytest.mark.parametrize(("execute_steps", "history"), [(1, 1), (1, 3), (5, 1), (5, 3), (2, 3)])
 def test_chunked_steps_are_the_single_ones(execute_steps: int, history: int) -> None:
-    chunked = ChunkedEnv(execute_steps, history, task="transfer_cube", **SMALL, episode_steps=11)
+    chunked = ChunkedEnv(execute_steps, history, task="transfer_cube", cameras=("top",), **SMALL, episode_steps=11)
     single = AlohaEnv("transfer_cube", **SMALL, episode_steps=11)
     actions = demonstrate(single.task, 2)[60:72].astype(np.float32)
     frames = [single.reset(seed=2)[0]]
