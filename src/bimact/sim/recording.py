@@ -134,6 +134,7 @@ def record(settings: RecordingSettings, output_dir: str | Path, workers: int | N
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(settings, folder)
     )
+    others = multiprocessing.active_children()
     with progress_bar(f"recording {settings.task}", settings.episodes, len(done)) as progress:
         try:
             for result in as_completed([pool.submit(_record_episode, number) for number in missing]):
@@ -141,6 +142,10 @@ def record(settings: RecordingSettings, output_dir: str | Path, workers: int | N
                 done[episode.number] = episode
                 _write_journal(folder, settings, done)
                 progress.advance()
+        except BaseException:
+            for worker in set(multiprocessing.active_children()).difference(others):
+                worker.kill()  # its episode is not in the journal, and is recorded anew
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     _complete(folder, settings, done)
