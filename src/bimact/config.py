@@ -354,6 +354,13 @@ class Config:
         "false if the features do not fit on the disk",
         changes="nothing",
     )
+    feature_views: int = key(
+        0,
+        "with augment and a frozen encoder: encode this many augmented views of each image once, of which each sample "
+        "takes one; 0: augment and encode at each step",
+        "4 to 16 where encoding takes most of a step; the features need as many times the disk",
+        low=0,
+    )
 
     # policy
     chunk_size: int = key(

@@ -142,3 +142,23 @@ def test_weights_hold_over_epochs_and_from_any_step() -> None:
     whole = [window for windows in order for window in windows]
     order.done = 2
     assert [window for windows in order for window in windows] == whole[2:]
+
+
+def test_views_depend_on_seed_epoch_and_sample_alone() -> None:
+    """Not on the processes, nor on where a run was resumed; the windows are those without views."""
+    index = index_of([7, 20, 4])
+    plain = TrainingOrder(index, 4, 3)
+    whole = TrainingOrder(index, 4, 3, views=5)
+    plain.epoch = whole.epoch = 2
+    coded = np.concatenate([step.parts[0].windows for step in whole.steps()])
+    assert np.array_equal(coded % 31, np.concatenate([step.parts[0].windows for step in plain.steps()]))
+    assert set((coded // 31).tolist()) == {1, 2, 3, 4, 5}
+    ranks = [TrainingOrder(index, 2, 3, rank=rank, ranks=2, views=5) for rank in (0, 1)]
+    for order in ranks:
+        order.epoch, order.done = 2, 8
+    of_ranks = [[part.windows for step in order.steps() for part in step.parts] for order in ranks]
+    joined = [window for pair in zip(*of_ranks) for windows in pair for window in windows]
+    assert sorted(joined) == sorted(coded[8:].tolist())
+    whole.epoch = 3
+    again = np.concatenate([step.parts[0].windows for step in whole.steps()])
+    assert sorted(again.tolist()) != sorted(coded.tolist())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import pytest
 import torch
 from guide_files import write_dataset
 
-from bimact.config import EncoderConfig
+from bimact.config import AugmentationConfig, EncoderConfig
 from bimact.data.episodes import Episodes, SelectedRows
 from bimact.data.opening import open_dataset
 from bimact.data.selection import Selection
+from bimact.data.windows import WindowDataset, WindowIndex
 from bimact.encoder.base import ImageEncoder
 from bimact.errors import UserError
 from bimact.training import feature_cache
+from bimact.training.augmentation import NUMBERS, augment_images
 from bimact.training.feature_cache import FeatureCache, Workers
 
 
@@ -174,3 +178,79 @@ def test_a_full_disk_is_told_before(episodes: Episodes, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="GB free"):
         fill(Pixels(), episodes)
     assert not list((episodes.path / ".bimact_cache").glob("features-*"))
+
+
+# Augmented views -----------------------------------------------------------------------------------------
+
+
+class Thumbnails(Pixels):
+    """The images themselves, in large pixels: two changes of an image differ."""
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images)
+        return torch.nn.functional.adaptive_avg_pool2d(images, (4, 6)).flatten(2).transpose(1, 2)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return 4, 6
+
+
+STRONG = AugmentationConfig(translate=0.2, brightness=[0.5, 1.5], hue=[-0.3, 0.3], max_num_transforms=3)
+
+
+def test_views_are_changes_that_depend_on_view_and_frame_alone(episodes: Episodes) -> None:
+    encoded = fill(Thumbnails(), episodes, views=2, augmentation=STRONG)
+    assert len(encoded.views) == 2
+    clean, one, two = (its["left"][np.arange(28)] for its in (encoded.features, *encoded.views))
+    assert np.array_equal(clean, fill(Thumbnails(), episodes).features["left"][np.arange(28)])
+    for view in (one, two):
+        assert (np.abs(view - clean).max(axis=(1, 2, 3)) > 0.01).mean() > 0.9
+    assert (np.abs(one - two).max(axis=(1, 2, 3)) > 0.01).mean() > 0.9
+    # One by one, with the numbers of its piece of ten frames.
+    images = np.array(episodes.images["left"][np.arange(28)])
+    for number in (0, 9, 10, 27):
+        first = number // 10 * 10
+        drawn = np.random.default_rng([1, zlib.crc32(b"left"), first]).random(
+            (min(10, 28 - first), NUMBERS), np.float32
+        )
+        image = torch.from_numpy(images[number : number + 1].copy()).permute(0, 3, 1, 2)
+        augment_images(image, torch.from_numpy(drawn[number - first : number - first + 1]), STRONG)
+        expected_tokens = Thumbnails().trunk(image)[0].detach().numpy()
+        np.testing.assert_allclose(one[number], expected_tokens, atol=1e-5)
+
+
+def test_an_episode_has_one_change_where_the_history_has(episodes: Episodes) -> None:
+    settings = AugmentationConfig(translate=0, brightness=[0.2, 0.6], contrast=None, saturation=None, hue=None)
+    settings = dataclasses.replace(settings, sharpness=None, same_cameras=True)
+    encoded = fill(Thumbnails(), episodes, views=1, augmentation=settings, by_episode=True)
+    black = float(Thumbnails().trunk(torch.zeros(1, 3, 16, 24, dtype=torch.uint8)).mean())
+    factors = {}
+    for camera in ("left", "right"):
+        clean, view = (its[camera][np.arange(28)].mean(axis=(1, 2, 3)) for its in (encoded.features, encoded.views[0]))
+        factors[camera] = (view - black) / (clean - black)
+    assert np.allclose(factors["left"], factors["right"], atol=0.02)
+    parts = np.split(factors["left"], np.cumsum(episodes.lengths)[:-1])
+    assert all(np.ptp(part) < 0.02 for part in parts)
+    assert np.ptp([part.mean() for part in parts]) > 0.05
+
+
+def test_more_views_encode_only_the_new_ones(episodes: Episodes) -> None:
+    fill(Thumbnails(), episodes, views=1, augmentation=STRONG)
+    encoder = Thumbnails()
+    fill(encoder, episodes, views=3, augmentation=STRONG)
+    assert encoder.seen == 2 * 2 * 28
+    other = Thumbnails()
+    fill(other, episodes, views=1, augmentation=dataclasses.replace(STRONG, erasing=0.5))
+    assert other.seen == 2 * 28
+
+
+def test_a_sample_has_the_tokens_of_its_view(episodes: Episodes) -> None:
+    encoded = fill(Thumbnails(), episodes, views=2, augmentation=STRONG)
+    dataset = WindowDataset(encoded, WindowIndex.over(encoded, np.arange(3), 2, 4))
+    windows, views = [3, 3, 3, 11, 0], [0, 2, 1, 2, 0]
+    obs, actions = dataset.__getitems__([window + view * 28 for window, view in zip(windows, views)])
+    plain, same_actions = dataset.__getitems__(windows)
+    assert torch.equal(actions, same_actions) and torch.equal(obs["state"], plain["state"])
+    for number, (window, view) in enumerate(zip(windows, views)):
+        source = (encoded.features, *encoded.views)[view]["right"]
+        rows = dataset.index.observations(np.array([window]))[0]
+        assert np.array_equal(obs["features_right"][number].numpy(), source[rows])

@@ -108,3 +108,42 @@ def test_an_encoder_that_learns_cannot_be_cached(tmp_path: Path) -> None:
 def test_the_largest_batch_is_found_with_tokens(dataset: Path, tmp_path: Path, seen: list[int]) -> None:
     trainer = ActTrainer(prepare_run(config_of(dataset, tmp_path / "run", auto_batch_size=True)))
     assert sum(seen) == 2 * 38 and trainer.config.batch_size >= 4
+
+
+# Augmented views -----------------------------------------------------------------------------------------
+
+
+def test_augmented_views_are_encoded_once_and_a_run_resumes_exactly(
+    dataset: Path, tmp_path: Path, seen: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three epochs at once, and one epoch followed by two in a run that is resumed: the same losses."""
+    changes: dict[str, Any] = {"augment": True, "feature_views": 2, "feature_cache": True, "num_epochs": 3}
+    train_run(prepare_run(config_of(dataset, tmp_path / "whole", **changes)))
+    assert sum(seen) == 2 * 38 * 3  # both cameras, each image and two views of it
+    assert "2 augmented views of each image are encoded once" in capsys.readouterr().out
+    train_run(prepare_run(config_of(dataset, tmp_path / "parts", **{**changes, "num_epochs": 1})))
+    resumed = config_of(dataset, tmp_path / "parts", **changes)
+    train_run(prepare_run(resumed, resume_from=tmp_path / "parts"))
+    assert sum(seen) == 2 * 38 * 3
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    train_run(prepare_run(config_of(dataset, tmp_path / "plain", num_epochs=3)))
+    assert losses(tmp_path / "plain") != losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"augment": True}, "at each step instead of once: augmented images differ each time; --feature_views 4"),
+        ({"augment": True, "feature_views": 64}, "fewer images than 64 views of each have to be encoded"),
+        ({"feature_views": 2}, "feature_views: 2 does nothing without augment: true"),
+        ({"augment": True, "feature_views": 2, "encoder": {"freeze": False}}, "the encoder is trained"),
+    ],
+)
+def test_a_line_says_why_images_are_encoded_at_each_step(
+    changes: dict[str, Any], line: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(
+        **{"dataset_dir": str(dataset), "output_dir": str(tmp_path / "run"), "encoder": FROZEN} | changes
+    )
+    prepare_run(config)
+    assert line in capsys.readouterr().out

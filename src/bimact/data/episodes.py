@@ -54,6 +54,7 @@ class Episodes:
     # camera → (N, rows, columns, E): the tokens that a frozen encoder makes of its images, in float32, float16 or,
     # as uint16, the bits of bfloat16. Windows have them in the images' stead.
     features: Mapping[str, Rows] = field(default_factory=dict)
+    views: tuple[Mapping[str, Rows], ...] = ()  # the same of augmented images, for training alone
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -84,8 +85,8 @@ class Episodes:
         """(E,) int64: the row of each episode's first step."""
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
 
-    def with_features(self, features: Mapping[str, Rows]) -> Episodes:
-        return replace(self, features=features)
+    def with_features(self, features: Mapping[str, Rows], views: Sequence[Mapping[str, Rows]] = ()) -> Episodes:
+        return replace(self, features=features, views=tuple(views))
 
     def only(self, numbers: Sequence[int]) -> Episodes:
         """Some of the episodes, in their order; nothing is copied."""

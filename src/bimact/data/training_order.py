@@ -20,7 +20,7 @@ class Part:
     means are multiplied by these weights, which make the average over processes and the sum over parts exact.
     """
 
-    windows: np.ndarray  # (B,)
+    windows: np.ndarray  # (B,); of view v those from v · W on
     samples: slice  # where they stand among all windows of the step
     action_weight: float  # processes x real action steps of the part / of the step
     window_weight: float  # processes x windows of the part / of the step
@@ -53,6 +53,7 @@ class TrainingOrder(Sampler[list[int]]):
         rank: this process's number.
         ranks: R.
         weights: (W,) how often each window is drawn, relative to their mean; None: equally often.
+        views: of each window's cached features; a sample has one of them, by seed, epoch and its place in the epoch.
 
     Attributes:
         epoch: whose order the next iteration gives.
@@ -69,7 +70,9 @@ class TrainingOrder(Sampler[list[int]]):
         rank: int = 0,
         ranks: int = 1,
         weights: np.ndarray | None = None,
+        views: int = 0,
     ) -> None:
+        self._views = views
         self._real_steps = index.real_steps()
         is_equal = weights is None or len(weights) == 0 or bool((weights == weights[0]).all())
         self._share = None if is_equal or weights is None else weights / weights.sum()
@@ -131,30 +134,32 @@ class TrainingOrder(Sampler[list[int]]):
             yield self._divide(order[first : first + self.windows_per_step])
 
     def _order(self) -> np.ndarray:
-        """(W,) the epoch's windows.
+        """(W,) the epoch's windows; of view v those from v · W on.
 
         With weights, by systematic sampling: along the windows in a random order, each takes its part of a line of
         length W, and the points u, u + 1, u + 2, … on it are drawn.
         """
         draw = np.random.default_rng((self._seed, self.epoch))
         order = draw.permutation(self.num_windows)
-        if self._share is None:
-            return order
-        ends = np.cumsum(self._share[order])
-        points = (np.arange(self.num_windows) + draw.random()) / self.num_windows
-        return draw.permutation(order[np.searchsorted(ends / ends[-1], points, side="right")])
+        if self._share is not None:
+            ends = np.cumsum(self._share[order])
+            points = (np.arange(self.num_windows) + draw.random()) / self.num_windows
+            order = draw.permutation(order[np.searchsorted(ends / ends[-1], points, side="right")])
+        if self._views:
+            order = order + self.num_windows * draw.integers(1, self._views + 1, size=self.num_windows)
+        return order
 
     def _divide(self, windows: np.ndarray) -> Step:
         count = len(windows)
         first, last = (count * rank // self._ranks for rank in (self._rank, self._rank + 1))
-        real_steps = self._real_steps[windows].sum()
+        real_steps = self._real_steps[windows % self.num_windows].sum()
         if first == last:
             return Step(count, (Part(windows[:1], slice(0, 1), 0.0, 0.0),))
         parts = []
         for begin in range(first, last, self._batch_size):
             samples = slice(begin, min(begin + self._batch_size, last))
             own = windows[samples]
-            action_weight = self._ranks * self._real_steps[own].sum() / real_steps
+            action_weight = self._ranks * self._real_steps[own % self.num_windows].sum() / real_steps
             parts.append(Part(own, samples, float(action_weight), self._ranks * len(own) / count))
         return Step(count, tuple(parts))
 

@@ -94,7 +94,8 @@ class WindowDataset(Dataset[Batch]):
     `action_is_pad` (B, C) bool; actions (B, C, A) float32. Images are gathered from the memory map in one
     indexing operation a camera; their memory is laid out (B, T, H, W, 3), which is what convolutions on
     channels-last tensors read fastest. Where the episodes have an encoder's tokens, these take the place of the
-    images: `features_<camera>` (B, T, rows, columns, E).
+    images: `features_<camera>` (B, T, rows, columns, E). Where they have tokens of augmented images too, in `views`,
+    window w + v · W (W windows) has those of view v, counted from 1.
     """
 
     def __init__(self, episodes: Episodes, index: WindowIndex, cameras: Sequence[str] | None = None) -> None:
@@ -115,20 +116,25 @@ class WindowDataset(Dataset[Batch]):
         return {name: value[0] for name, value in obs.items()}, actions[0]
 
     def __getitems__(self, windows: Sequence[int]) -> Batch:
-        chosen = np.asarray(windows)
+        view, chosen = np.divmod(np.asarray(windows), len(self.index))
         observation_rows = self.index.observations(chosen)
         action_rows, is_pad = self.index.actions(chosen)
-        obs = dict(self._seen(camera, observation_rows) for camera in self.cameras)
+        obs = dict(self._seen(camera, observation_rows, view) for camera in self.cameras)
         state = _gather(self.episodes.state, observation_rows)
         obs["state"] = torch.from_numpy(np.ascontiguousarray(state, dtype=np.float32))
         obs["action_is_pad"] = torch.from_numpy(is_pad)
         actions = _gather(self.episodes.actions, action_rows)
         return obs, torch.from_numpy(np.ascontiguousarray(actions, dtype=np.float32))
 
-    def _seen(self, camera: str, rows: np.ndarray) -> tuple[str, Tensor]:
-        """A camera's entry of the observation at rows (B, T)."""
+    def _seen(self, camera: str, rows: np.ndarray, view: np.ndarray) -> tuple[str, Tensor]:
+        """A camera's entry of the observation at rows (B, T), each sample with its view (B,)."""
         if camera in self.episodes.features:
-            features = torch.from_numpy(_gather(self.episodes.features[camera], rows))
+            views = (self.episodes.features, *self.episodes.views)
+            source = views[view[0]][camera]
+            gathered = _gather(source, rows)
+            for other in np.unique(view[view != view[0]]):
+                gathered[view == other] = _gather(views[other][camera], rows[view == other])
+            features = torch.from_numpy(gathered)
             return f"features_{camera}", features.view(torch.bfloat16) if features.dtype == torch.uint16 else features
         return f"image_{camera}", torch.from_numpy(_gather(self.episodes.images[camera], rows)).permute(0, 1, 4, 2, 3)
 

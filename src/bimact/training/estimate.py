@@ -154,9 +154,11 @@ def estimate(
     optimizer_steps = config.num_steps or config.num_epochs * per_epoch
     epochs = -(-optimizer_steps // per_epoch) if per_epoch else 0
     num_steps = int(lengths.sum())
-    encodes_once = (
-        bool(cameras) and config.encoder.freeze and not config.augment and config.feature_cache is not False
-    ) and (source is None or bool(config.feature_cache) or frames_seen(config, num_steps, 1) >= num_steps)
+    encoded = num_steps * (1 + (config.feature_views if config.augment else 0))  # frames, augmented views included
+    can_encode_once = bool(cameras) and config.encoder.freeze and config.feature_cache is not False
+    encodes_once = (can_encode_once and not (config.augment and not config.feature_views)) and (
+        source is None or bool(config.feature_cache) or frames_seen(config, num_steps, 1) >= encoded
+    )
 
     # The policy, and its steps
     policy = ActPolicy(recorded(config)).to(device).train()
@@ -212,9 +214,9 @@ def estimate(
         feature_cache, encoding = 0, 0.0
         if encodes_once:
             shapes = [policy.image_encoder.trunk_shape(*camera) for camera in cameras.values()]
-            feature_cache = sum(num_steps * int(np.prod(shape)) for shape in shapes) * dtype.itemsize
+            feature_cache = sum(encoded * int(np.prod(shape)) for shape in shapes) * dtype.itemsize
             with accelerator.autocast():
-                encoding = sum(num_steps * _encoding_seconds(policy, camera) for camera in cameras.values())
+                encoding = sum(encoded * _encoding_seconds(policy, camera) for camera in cameras.values())
         assert nearest.seconds is not None
         per_batch = nearest.seconds * config.batch_size / nearest.batch_size
         forward = _forward_seconds(policy, nearest.batch_size, cameras, encodes_once, dtype, accelerator.autocast)

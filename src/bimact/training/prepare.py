@@ -30,7 +30,7 @@ from bimact.training.demonstrations import (
     select_demonstrations,
 )
 from bimact.training.device import make_accelerator
-from bimact.training.feature_cache import uses_features, with_features
+from bimact.training.feature_cache import line_on_views, uses_features, with_features
 from bimact.training.memory import with_largest_batch
 from bimact.training.ranks import Ranks
 
@@ -230,8 +230,9 @@ def _prepared(
         names = episodes.joint_names
         kept = [str(place) if names is None else names[place] for place, to in enumerate(config.relative_to) if to < 0]
         log(f"Actions are relative to the state at the chunk's beginning, but for: {', '.join(kept) or 'none'}")
-    if config.augment and config.encoder.freeze and config.cameras:
-        log("augment: true, so images are encoded at each step instead of once")
+    on_views = line_on_views(config)
+    if on_views is not None:
+        log(on_views)
     if config.camera_dropout and len(config.cameras or ()) < 2:
         raise UserError(f"camera_dropout ({config.camera_dropout:g}) needs at least two cameras: set it to 0")
 
@@ -267,6 +268,7 @@ def _prepared(
         rank=ranks.rank,
         ranks=ranks.count,
         weights=None if episodes.weights is None else episodes.weights[data.training.index.rows],
+        views=len(episodes.views),
     )
     step = 0
     if checkpoint is not None and checkpoint.state is not None:
