@@ -34,7 +34,10 @@ from bimact.sweep.sweep_file import read_sweep
 
 # Commands that cannot be run here, by how they begin, and why. They have to be valid bash.
 NOT_RUN = {
-    r"make ": "sets a whole environment up, or trains for minutes; tests/test_cli.py runs `make demo QUICK=1`",
+    r"make ": "sets a whole environment up, or trains for minutes",
+    r"bimact demo": "trains for minutes; tests/test_wheel.py runs `bimact demo --quick`",
+    r"uvx? ": "makes an environment",
+    r"(docker|apptainer) ": "needs a container engine; tests/test_container.py builds the image where Docker works",
     r"mamba ": "makes an environment",
     r"pip install ": "changes the environment that the tests run in",
     r"source \.venv/bin/activate": "the tests run in an environment already",
