@@ -65,6 +65,10 @@ def test_errors_against_loops(run_dir: Path) -> None:
     assert result["baselines"]["mean action"]["mae"] == pytest.approx(mean, rel=1e-4)
     np.testing.assert_allclose(result["mae_by_joint"], by_joint, rtol=1e-4)
     assert len(result["mae_by_horizon_step"]) == run.config.chunk_size
+    assert result["mae_at_gripper_changes"] is None  # joints without names
+    assert result["mae_of_the_same_windows"] == pytest.approx(policy, rel=1e-4)  # few windows: all of them
+    assert result["mae_perturbed"] != pytest.approx(policy, rel=1e-4)
+    assert result == evaluate_offline(run)
     assert len(result["trajectory"]["predicted"]) == len(result["trajectory"]["demonstrated"])
 
 

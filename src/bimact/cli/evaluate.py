@@ -77,6 +77,7 @@ class _ListPerturbations(argparse.Action):
 def _evaluate(options: argparse.Namespace) -> None:
     import bimact
     from bimact.config import list_of_text
+    from bimact.evaluation.predictors import predictors_line
 
     perturb = None
     if options.perturb is not None:
@@ -110,6 +111,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if result.offline is not None:
         baselines = ", ".join(f"{name} {of['mae']:.4f}" for name, of in result.offline["baselines"].items())
         print(f"Mean Absolute Error: {result.offline['mae']:.4f} ({baselines})")
+        print(predictors_line(result.offline))
     if result.rollouts is not None:
         low, high = result.rollouts["interval_95"]
         print(

@@ -11,14 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bimact.config import AugmentationConfig
 from bimact.data.episodes import Episodes
 from bimact.data.loader import Loader
 from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_episodes
 from bimact.errors import UserError
+from bimact.evaluation.predictors import ChunkMetrics
 from bimact.policy.loading import LoadedPolicy
+from bimact.policy.metadata import Execution
 from bimact.progress import progress_bar
+from bimact.training.augmentation import Augmentation
 from bimact.training.demonstrations import open_demonstrations
 
+_PERTURBED_WINDOWS = 512  # at most
 BASELINES = ("hold the last position", "mean action")
 
 
@@ -103,12 +108,37 @@ def evaluate_offline(
     )
     sums = {name: _ErrorSums(config.chunk_size, demonstrations.actions.shape[1]) for name in ("policy", *BASELINES)}
     mean_action = loaded.network.action_normalizer.mean
-    row = 0
+    names = list(demonstrations.joint_names or [f"joint {j}" for j in range(demonstrations.actions.shape[1])])
+    grippers = [column for column, name in enumerate(names) if "gripper" in name.lower()]
+    if not grippers:
+        print("No action has 'gripper' in its name, so there is no error at gripper changes")
+    all_actions = [np.asarray(demonstrations.actions[demonstrations.rows_of(int(place))]) for place in chosen]
+    metrics = ChunkMetrics(
+        Execution.of(loaded.config),
+        loaded.network.action_normalizer.std.cpu().numpy(),
+        grippers,
+        np.stack([np.concatenate(all_actions).min(axis=0), np.concatenate(all_actions).max(axis=0)], axis=1),
+        demonstrations.fps,
+    )
+    pending: list[np.ndarray] = []  # predicted chunks (B, C, A) of windows whose episode is not complete
+    ends = set((np.flatnonzero(np.diff(index.first)) + 1).tolist()) | {len(index)}  # windows before which one ends
+    row = done = 0
     with progress_bar("evaluating on demonstrations", len(index)) as progress, torch.inference_mode():
         for obs, actions in loader:
             obs = {name: value.to(loaded.device) for name, value in obs.items()}
             actions, is_pad = actions.to(loaded.device), obs["action_is_pad"]
-            sums["policy"].add(loaded.network(obs)[0], actions, is_pad)
+            predicted = loaded.network(obs)[0]
+            sums["policy"].add(predicted, actions, is_pad)
+            pending.append(predicted.float().cpu().numpy())
+            for end in sorted(end for end in ends if row < end <= row + len(actions)):
+                chunks = np.concatenate(pending)
+                first, last = int(index.first[done]), int(index.last[done])
+                metrics.add(
+                    chunks[: end - done],
+                    index.rows[done:end] - first,
+                    np.asarray(demonstrations.actions[first : last + 1], dtype=np.float32),
+                )
+                pending, done = [chunks[end - done :]], end
             held = _last_position(demonstrations, index, row, obs["state"][:, -1], actions)
             sums[BASELINES[0]].add(held[:, None], actions, is_pad)
             sums[BASELINES[1]].add(mean_action, actions, is_pad)
@@ -120,11 +150,11 @@ def evaluate_offline(
         "episodes": which,
         "episode_numbers": [source.number_of(place) for place in chosen.tolist()],
         "windows": len(index),
-        "joint_names": list(
-            demonstrations.joint_names or [f"joint {j}" for j in range(demonstrations.actions.shape[1])]
-        ),
+        "joint_names": names,
         "fps": demonstrations.fps,
         **sums["policy"].summary(),
+        **metrics.summary(),
+        **_perturbed(loaded, demonstrations, index),
         "baselines": {name: sums[name].summary() for name in BASELINES},
         "trajectory": _trajectory(loaded, demonstrations, int(chosen[0])),
     }
@@ -145,6 +175,36 @@ def _last_position(episodes: Episodes, index: WindowIndex, row: int, state: Tens
     windows = np.arange(row, row + len(actions))
     previous = np.maximum(index.rows[windows] - 1, index.first[windows])
     return torch.as_tensor(np.asarray(episodes.actions[previous], dtype=np.float32), device=actions.device)
+
+
+@torch.inference_mode()
+def _perturbed(loaded: LoadedPolicy, episodes: Episodes, index: WindowIndex) -> dict[str, Any]:
+    """Error where observations are other than demonstrated and the demonstrated actions are still right.
+
+    Images are shifted by up to 4%, their brightness and contrast changed by up to 20%, and the state has noise of 5% of
+    its standard deviation, at windows that are evenly spaced; each is a function of the run's seed and the window.
+    """
+    config = dataclasses.replace(
+        loaded.config,
+        augment=True,
+        augmentation=AugmentationConfig(translate=0.04, saturation=None, hue=None, sharpness=None),
+        state_noise=0.05,
+        state_dropout=0.0,
+        camera_dropout=0.0,
+    )
+    change = Augmentation(config, loaded.network)
+    chosen = np.linspace(0, len(index) - 1, min(len(index), _PERTURBED_WINDOWS)).round().astype(int).tolist()
+    sums = [_ErrorSums(config.chunk_size, episodes.actions.shape[1]) for _ in range(2)]
+    dataset = WindowDataset(episodes, index, config.cameras)
+    for number, windows in enumerate(in_batches(chosen, 32)):
+        obs, actions = dataset.__getitems__(windows)
+        obs = {name: value.to(loaded.device) for name, value in obs.items()}
+        actions = actions.to(loaded.device)
+        sums[0].add(loaded.network(obs)[0], actions, obs["action_is_pad"])
+        changed = change(obs, number, len(windows), slice(None))
+        sums[1].add(loaded.network(changed)[0], actions, obs["action_is_pad"])
+    plain, perturbed = (of.summary()["mae"] for of in sums)
+    return {"mae_perturbed": perturbed, "mae_of_the_same_windows": plain, "perturbed_windows": len(chosen)}
 
 
 @torch.inference_mode()
