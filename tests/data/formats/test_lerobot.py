@@ -106,7 +106,7 @@ def test_samples_are_what_their_files_hold(name: str) -> None:
     for key in (STATE, ACTION):
         np.testing.assert_array_equal(read[key], np.array(table[key].to_pylist(), dtype=np.float32))
     (camera,) = source.cameras
-    video = place.videos[source.features[camera]]
+    video = place.videos[source.features[camera].key]
     first = round(video.start * source.fps)
     steps = [0, 1, 2, 50, length - 1]
     wanted = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,10 +56,11 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
             if image.mode not in _MODES:
                 raise UserError(f"{where}: an image is depth or of another type than colour ({image.mode})")
             return np.asarray(image.convert("RGB"))
+    except UserError:
+        raise
     except UnidentifiedImageError:
         raise UserError(f"{where}: an image is no PNG, JPEG or WebP file") from None
-    # Pillow's plugins raise all of these for damaged files.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, MemoryError) as error:
+    except Exception as error:  # Pillow's plugins raise nearly any type for damaged files
         raise UserError(f"{where}: an image is damaged ({' '.join(str(error).split())})") from None
 
 
@@ -72,21 +72,31 @@ def encoded_form(content: bytes, where: str) -> ImageForm:
     """
     height, width = decode_image(content, where).shape[:2]
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        channels = {"L": 1, "1": 1, "LA": 1, "RGBA": 4}.get(image.mode, _COLOR)
         try:
             is_turned = image.getexif().get(_ORIENTATION, 1) != 1
-        except (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error):
+        except Exception:  # damaged EXIF data are no reason to refuse the image
             is_turned = False
-    return ImageForm(height, width, channels, 2, is_float=False, is_turned=is_turned)
+    return ImageForm(height, width, channels_of(content) or _COLOR, 2, is_float=False, is_turned=is_turned)
 
 
 def is_depth(content: bytes) -> bool:
     """Whether an encoded image has more than 8 bits a pixel and channel, which depth has and colour has not."""
+    return (_mode(content) or "").startswith(("I", "F"))
+
+
+def channels_of(content: bytes) -> int | None:
+    """1 (grey), 3 or 4 channels of an encoded image, by its header; None: it is damaged."""
+    mode = _mode(content)
+    return None if mode is None else {"L": 1, "1": 1, "LA": 1, "RGBA": 4}.get(mode, _COLOR)
+
+
+def _mode(content: bytes) -> str | None:
+    """Pillow's name of the pixels of an encoded image, by its header; None: it is damaged."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            return image.mode.startswith(("I", "F"))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, MemoryError):
-        return False
+            return image.mode
+    except Exception:
+        return None
 
 
 def is_encoded(content: bytes) -> bool:
@@ -120,6 +130,12 @@ class ImageForm:
     channel_axis: int | None
     is_float: bool
     is_turned: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an array."""
+        sides = (self.height, self.width)
+        return {None: sides, 0: (self.channels, *sides), 2: (*sides, self.channels)}[self.channel_axis]
 
     def as_rgb(self, image: np.ndarray, white: float, where: str) -> np.ndarray:
         """An array → (H, W, 3) uint8 RGB.

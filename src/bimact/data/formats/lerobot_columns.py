@@ -6,6 +6,7 @@ lists of lists are laid out flat, the last index fastest.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bimact.data.source import Column
-from bimact.errors import UserError
+from bimact.errors import UserError, first_line
 
 _MAX_ROWS_PER_BYTE = 8  # of the whole file: a row takes a bit at least
 _MAX_SIZE = 1 << 22  # numbers in a row
@@ -65,124 +66,138 @@ def read_rows(path: Path, start: int, stop: int, keys: Sequence[str]) -> dict[st
     keys = tuple(dict.fromkeys(keys))
     parts: dict[str, list[np.ndarray]] = {key: [] for key in keys}
     with _parquet_errors(path):
-        for number, first, last in _row_groups(path, start, stop):
-            arrays = _read_group(path, _stamp(path), number, keys)
-            for key in keys:
-                parts[key].append(arrays[key][first:last])
-    return {key: np.concatenate(chunks) for key, chunks in parts.items()}
+        stamp = _stamp(path)
+        metadata = _read_metadata(path, stamp)
+        first = 0  # row of a row group
+        for number in range(metadata.num_row_groups):
+            rows = metadata.row_group(number).num_rows
+            if start < first + rows and stop > first:
+                for key, array in _read_group(path, stamp, number, keys).items():
+                    parts[key].append(array[max(0, start - first) : stop - first])
+            first += rows
+        return {key: np.concatenate(chunks) for key, chunks in parts.items()}
 
 
-def read_cells(path: Path, rows: Sequence[int], key: str) -> Iterator[Any]:
-    """A column's cells in some rows, as Python objects; few of them are in memory at once.
-
-    Args:
-        rows: ascending; a row may occur several times.
-
-    Raises:
-        UserError: if they cannot be read.
-    """
-    with _parquet_errors(path):
-        offset = given = 0
-        for number in range(_metadata(path).num_row_groups):
-            count = _metadata(path).row_group(number).num_rows
-            wanted = [row - offset for row in rows if offset <= row < offset + count]
-            if wanted:
-                yield from _cells_of_group(path, number, wanted, key)
-            given += len(wanted)
-            offset += count
-    if given < len(rows):
-        raise UserError(f"{path} has {offset} rows, row {rows[-1]} is wanted: copy or record it again")
-
-
-def read_arrays(path: Path, rows: Sequence[int], key: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """A column of nested lists in some rows, each as an array of a shape; few of them are in memory at once.
+def read_cells(path: Path, rows: Sequence[int], key: str, shape: tuple[int, ...] | None = None) -> Iterator[Any]:
+    """A column's cells in some rows, one after the other; few of them are in memory at once.
 
     Args:
         rows: ascending; a row may occur several times.
+        shape: of the arrays that nested lists of numbers become; None: cells are Python objects.
 
     Raises:
         UserError: if they cannot be read, or have another size.
     """
-    size = int(np.prod(shape))
-    with _parquet_errors(path):
-        offset = given = 0
-        with _open(path) as file:
-            for batch in file.iter_batches(_CELLS, columns=[key], use_threads=False):
-                wanted: list[int] = []
-                while given + len(wanted) < len(rows) and rows[given + len(wanted)] < offset + len(batch):
-                    wanted.append(rows[given + len(wanted)] - offset)
-                if wanted:
-                    column = pa.chunked_array([batch.column(key)])
-                    arrays = _numbers(column, len(batch), size, f"{path}: column {key}")
-                    yield from (arrays[row].reshape(shape) for row in wanted)
-                given += len(wanted)
-                offset += len(batch)
-                if given == len(rows):
-                    return
-    raise UserError(f"{path} has {offset} rows, row {rows[-1]} is wanted: copy or record it again")
+    with _parquet_errors(path), _open(path) as file:
+        first = given = 0
+        for number in range(file.metadata.num_row_groups):
+            row, end = first, first + file.metadata.row_group(number).num_rows
+            if given < len(rows) and rows[given] < end:
+                for batch in file.iter_batches(_CELLS, row_groups=[number], columns=[key], use_threads=False):
+                    after = bisect_left(rows, row + len(batch), given)
+                    wanted = [at - row for at in rows[given:after]]
+                    column = batch.column(key)
+                    if shape is None:
+                        yield from (column[at].as_py() for at in wanted)
+                    elif wanted:
+                        size = int(np.prod(shape))
+                        arrays = _numbers(pa.chunked_array([column]), len(batch), size, f"{path}: column {key}")
+                        yield from (arrays[at].reshape(shape) for at in wanted)
+                    given, row = after, row + len(batch)
+                    if given == len(rows):
+                        return
+                if rows[given] < end:
+                    raise UserError(f"{path} has fewer rows than it says: copy or record it again")
+            first = end
+    if given < len(rows):
+        raise UserError(f"{path} has {first} rows, row {rows[-1]} is wanted: copy or record it again")
 
 
-def read_table(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a table of metadata, with those of the columns that it has.
+def read_table(path: Path, besides: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a table of metadata.
+
+    Args:
+        besides: what names of columns begin with that are not read.
 
     Raises:
         UserError: if it cannot be read.
     """
-    with _parquet_errors(path):
-        with _open(path) as file:
-            names = file.schema_arrow.names
-            table = file.read(columns=[key for key in keys if key in names], use_threads=False)
-        rows: list[dict[str, Any]] = table.to_pylist()
+    with _parquet_errors(path), _open(path) as file:
+        names = [name for name in file.schema_arrow.names if besides is None or not name.startswith(besides)]
+        rows: list[dict[str, Any]] = file.read(columns=names, use_threads=False).to_pylist()
         return rows
 
 
-def column_names(path: Path) -> list[str]:
-    """Names of all columns of a file.
+# Files ---------------------------------------------------------------------------------------------
 
-    Raises:
-        UserError: if it cannot be read.
-    """
-    with _parquet_errors(path):
-        names: list[str] = _metadata(path).schema.to_arrow_schema().names
-        return names
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow raises nearly any type on damaged files
+        reason = "it asks for too much memory" if isinstance(error, MemoryError) else first_line(error)
+        raise UserError(f"{path} cannot be read as Parquet ({reason}): copy or record it again") from None
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What tells a file that was written anew: its size and time."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, metadata=_read_metadata(path, _stamp(path)), buffer_size=_BUFFER, pre_buffer=False)
+
+
+@lru_cache(maxsize=4)
+def _read_metadata(path: Path, stamp: tuple[int, int]) -> pq.FileMetaData:
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
+        raise UserError(f"{path} contradicts itself on the number of its rows: copy or record it again")
+    if metadata.num_rows > _MAX_ROWS_PER_BYTE * stamp[0]:
+        raise UserError(f"{path} claims {metadata.num_rows} rows in {stamp[0]} bytes: copy or record it again")
+    return metadata
 
 
 @lru_cache(maxsize=4)
 def _describe(path: Path, stamp: tuple[int, int]) -> TableFile:
     metadata = _read_metadata(path, stamp)
     schema = metadata.schema.to_arrow_schema()
-    dtypes = {field.name: _number_type(field.type) for field in schema}
-    if len(dtypes) != len(schema):
+    types = {field.name: _numbers_in(field.type) for field in schema}
+    if len(types) != len(schema):
         raise UserError(f"{path} has several columns of one name: write it again")
-    sizes = {field.name: _fixed_size(field.type) for field in schema if dtypes[field.name] is not None}
-    sizes.update(_sizes_of_first_row(path, [name for name, size in sizes.items() if size is None]))
-    columns = {
-        name: Column(size, dtype=dtype.name)
-        for name, dtype in dtypes.items()
-        if dtype is not None and 0 < (size := sizes[name] or 0) <= _MAX_SIZE
-    }
-    others = {field.name: _told_type(field.type) for field in schema if field.name not in columns}
+    first_row: dict[str, Any] = {}
+    open_sizes = [name for name, (dtype, size) in types.items() if dtype is not None and size is None]
+    if open_sizes:
+        # The footer counts them too, but pyarrow 26 ends the process when it is asked for that of a damaged file.
+        with _open(path) as file:
+            for batch in file.iter_batches(1, columns=open_sizes, use_threads=False):
+                first_row = {name: batch.column(name)[0].as_py() for name in open_sizes}
+                break
+    columns: dict[str, Column] = {}
+    for name, (dtype, size) in types.items():
+        size = _count(first_row.get(name)) if size is None else size
+        if dtype is not None and 0 < size <= _MAX_SIZE:
+            columns[name] = Column(size, dtype=dtype.name)
+    others: dict[str, str] = {}
+    for field in schema:
+        if field.name not in columns:
+            # Encoded images are bytes, or structs that hold them.
+            kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+            holds = [part.type for part in kind] if pa.types.is_struct(kind) else [kind]
+            is_bytes = any(pa.types.is_binary(its) or pa.types.is_large_binary(its) for its in holds)
+            others[field.name] = "images" if is_bytes else str(kind)[:60]
     return TableFile(metadata.num_rows, columns, others)
-
-
-# Row groups ----------------------------------------------------------------------------------------
-
-
-def _row_groups(path: Path, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """(row group, its first wanted row, the end of them) of rows from `start` up to `stop`."""
-    metadata = _metadata(path)
-    offset = 0
-    for number in range(metadata.num_row_groups):
-        rows = metadata.row_group(number).num_rows
-        if start < offset + rows and stop > offset:
-            yield number, max(0, start - offset), min(rows, stop - offset)
-        offset += rows
 
 
 @lru_cache(maxsize=2)
 def _read_group(path: Path, stamp: tuple[int, int], number: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Columns of a row group: key → (rows, size), not writable."""
-    rows = _metadata(path).row_group(number).num_rows
+    rows = _read_metadata(path, stamp).row_group(number).num_rows
     known = _describe(path, stamp).columns
     for key in keys:
         if key not in known:
@@ -197,107 +212,30 @@ def _read_group(path: Path, stamp: tuple[int, int], number: int, keys: tuple[str
     return arrays
 
 
-def _cells_of_group(path: Path, number: int, rows: Sequence[int], key: str) -> Iterator[Any]:
-    offset = given = 0
-    with _open(path) as file:
-        for batch in file.iter_batches(_CELLS, row_groups=[number], columns=[key], use_threads=False):
-            cells = batch.column(key)
-            while given < len(rows) and rows[given] < offset + len(cells):
-                yield cells[rows[given] - offset].as_py()
-                given += 1
-            if given == len(rows):
-                return
-            offset += len(cells)
-    raise UserError(f"{path} has fewer rows than it says: copy or record it again")
+# Numbers -------------------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, metadata=_metadata(path), buffer_size=_BUFFER, pre_buffer=False)
+def _numbers_in(kind: pa.DataType) -> tuple[np.dtype[Any] | None, int | None]:
+    """The dtype of the numbers in a column of numbers or of nested lists of them, and how many a row has.
 
-
-def _metadata(path: Path) -> pq.FileMetaData:
-    return _read_metadata(path, _stamp(path))
-
-
-@lru_cache(maxsize=4)
-def _read_metadata(path: Path, stamp: tuple[int, int]) -> pq.FileMetaData:
-    metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
-        raise UserError(f"{path} contradicts itself on the number of its rows: copy or record it again")
-    if metadata.num_rows > _MAX_ROWS_PER_BYTE * stamp[0]:
-        raise UserError(f"{path} claims {metadata.num_rows} rows in {stamp[0]} bytes: copy or record it again")
-    return metadata
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """What tells a file that was written anew: its size and time."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    # ArrowException covers most; a damaged file also makes names that are no UTF-8 and numbers out of range.
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        reason = str(error).strip().partition("\n")[0][:200] or "it asks for too much memory"
-        raise UserError(f"{path} cannot be read as Parquet ({reason}): copy or record it again") from None
-
-
-# Types and values ----------------------------------------------------------------------------------
-
-
-def _number_type(kind: pa.DataType) -> np.dtype[Any] | None:
-    """The type of the numbers in a column of numbers or of nested lists of them; None: it holds something else."""
-    while (inner := _inner(kind)) is not None:
-        kind = inner
+    Returns:
+        dtype, None: it holds something else; size, None: the type leaves it open.
+    """
+    size: int | None = 1
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif _is_list(kind):
+            is_fixed = size is not None and pa.types.is_fixed_size_list(kind)
+            size, kind = size * kind.list_size if is_fixed else None, kind.value_type
+        else:
+            break
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    return np.dtype(kind.to_pandas_dtype()) if is_number else None
-
-
-def _told_type(kind: pa.DataType) -> str:
-    """What cells are that are not numbers: encoded images are bytes, or structs that hold them."""
-    if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-    holds = [field.type for field in kind] if pa.types.is_struct(kind) else [kind]
-    is_bytes = any(pa.types.is_binary(its) or pa.types.is_large_binary(its) for its in holds)
-    return "images" if is_bytes else str(kind)[:60]
-
-
-def _inner(kind: pa.DataType) -> pa.DataType | None:
-    """What a list or an extension type is made of."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return kind.storage_type
-    return kind.value_type if _is_list(kind) else None
+    return np.dtype(kind.to_pandas_dtype()) if is_number else None, size
 
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _fixed_size(kind: pa.DataType) -> int | None:
-    """Numbers in a row of a column of numbers; None: the type leaves it open."""
-    size = 1
-    while (inner := _inner(kind)) is not None:
-        if _is_list(kind):
-            if not pa.types.is_fixed_size_list(kind):
-                return None
-            size *= kind.list_size
-        kind = inner
-    return size
-
-
-def _sizes_of_first_row(path: Path, keys: Sequence[str]) -> dict[str, int]:
-    """Numbers in the first row of columns of numbers."""
-    # The footer counts them too, but pyarrow 26 ends the process when it is asked for that of a damaged file.
-    if not keys:
-        return {}
-    with _open(path) as file:
-        for batch in file.iter_batches(1, columns=list(keys), use_threads=False):
-            return {key: _count(batch.column(key)[0].as_py()) for key in keys}
-    return dict.fromkeys(keys, 0)
 
 
 def _count(cell: Any) -> int:
@@ -308,24 +246,21 @@ def _count(cell: Any) -> int:
 def _numbers(column: pa.ChunkedArray, rows: int, size: int, where: str) -> np.ndarray:
     """A column of numbers or nested lists of them → (rows, size)."""
     array = column.combine_chunks()
-    while (is_extension := isinstance(array, pa.ExtensionArray)) or _is_list(array.type):
-        if is_extension:
+    while True:
+        if isinstance(array, pa.ExtensionArray):
             array = array.storage
-            continue
-        _check_lengths(array, rows, where)
-        array = array.flatten()
+        elif _is_list(array.type):
+            lengths = pc.list_value_length(array).fill_null(-1).to_numpy(zero_copy_only=False)
+            odd = np.flatnonzero((lengths != lengths[:1]) | (lengths < 0))
+            if len(odd):
+                row = odd[0] * rows // len(lengths)
+                raise UserError(f"{where} has another number of values in row {row}: record it again")
+            array = array.flatten()
+        else:
+            break
     if array.null_count:
         step = array.is_null().to_numpy(zero_copy_only=False).argmax() // max(1, size)
         raise UserError(f"{where} has no value in row {step}: record it again")
     if len(array) != rows * size:
         raise UserError(f"{where} has {len(array)} values instead of {rows} × {size}: copy or record it again")
     return array.to_numpy(zero_copy_only=False).reshape(rows, size)
-
-
-def _check_lengths(array: pa.Array, rows: int, where: str) -> None:
-    """See that all lists are there and equally long."""
-    lengths = pc.list_value_length(array).fill_null(-1).to_numpy(zero_copy_only=False)
-    odd = np.flatnonzero((lengths != lengths[:1]) | (lengths < 0))
-    if len(odd):
-        row = odd[0] * rows // len(lengths)
-        raise UserError(f"{where} has another number of values in row {row}: record it again")

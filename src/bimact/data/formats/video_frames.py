@@ -1,4 +1,11 @@
-"""Frames of a video file at given times, decoded once from front to back."""
+"""Frames of a video file: which belongs to which step of an episode, and decoding them once from front to back.
+
+Where there are as many frames as steps, they belong together in their order, whatever the times say: robots whose clock
+drops ticks, or runs at another rate than the camera is said to, are recorded so. Else a frame belongs to a step if it
+is the nearest to the step's time and not more than half a frame away; the last steps may be up to one frame beyond the
+last frame. Times that go back tell that the steps are in another order than the frames, unless something else says that
+they are in their order.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +24,13 @@ from av.video.format import VideoFormat as AvFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from bimact.errors import UserError
+from bimact.data.source import FramesNote
+from bimact.errors import UserError, in_words
 
 # Both hold the time of each frame; and neither can name other files to read, as playlists can.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 _MAX_PIXELS = 1 << 25  # of a frame: far above any camera's, far below what fills the memory
-_EXACT = 1e-3  # seconds: a frame so near to the wanted time needs no comparison with the next one
+_EXACT = 1e-3  # seconds: times are stored as float32, or in units of a millisecond
 _LONGEST = 1e6  # seconds of a video
 _FEWEST_GROUPS = 2  # groups of pictures that are worth a jump over them
 # Matrices by their number in ISO/IEC 23091-2 → swscale's number, which older PyAV does not name:
@@ -55,9 +63,9 @@ def frames_at(
     """
     with libav_errors(path, "opened"), open_video(path) as container:
         playback = _Playback(container)
+        reformatter = VideoReformatter()  # keeps its tables from frame to frame
         shown: _TimedFrame | None = None
         image = np.empty(0, np.uint8)
-        to_rgb = _ToRgb()
         for number, time in enumerate(times):
             with libav_errors(path, f"decoded at {time:.2f} s ({describe(number)})"):
                 found = playback.nearest(time)
@@ -68,7 +76,7 @@ def frames_at(
                 if found.frame.is_corrupt:
                     raise UserError(f"{path} is damaged at {time:.2f} s ({describe(number)}): copy or record it again")
                 if found is not shown:
-                    shown, image = found, to_rgb(found.frame)
+                    shown, image = found, _as_rgb(found.frame, reformatter)
             yield image
 
 
@@ -212,6 +220,11 @@ class _Playback:
 
 
 def open_video(path: Path) -> InputContainer:
+    """Open a video file, which has at least one video.
+
+    Raises:
+        UserError: if it is no MP4 or Matroska file, or holds no video that libav decodes.
+    """
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
         container = av.open(str(path), options=options, metadata_errors="replace")
@@ -230,33 +243,146 @@ def open_video(path: Path) -> InputContainer:
 
 @contextmanager
 def libav_errors(path: Path, what: str) -> Iterator[None]:
+    """Turn what libav raises on a damaged file into a `UserError`: "PATH cannot be WHAT"."""
     try:
         yield
-    except (av.error.FFmpegError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or "it asks for too much memory"
+    except UserError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or in_words(error) or "it asks for too much memory"
         raise UserError(f"{path} cannot be {what}: {reason}; copy or record it again") from None
 
 
-class _ToRgb:
-    """Makes frames (H, W, 3) uint8.
+def _as_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    """(H, W, 3) uint8.
 
     The colour matrix and range are named, since older PyAV, such as 15, takes all video for BT.601 of limited range.
     """
+    if frame.format.is_rgb:
+        return frame.to_ndarray(format="rgb24")
+    is_full_range = int(frame.color_range) == ColorRange.JPEG
+    return reformatter.reformat(
+        frame,
+        format="rgb24",
+        src_colorspace=_MATRICES.get(int(frame.colorspace), _BT601),
+        dst_colorspace=_BT601,
+        src_color_range=ColorRange.JPEG if is_full_range else ColorRange.MPEG,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=Interpolation.BICUBIC,
+        **_ONE_THREAD,
+    ).to_ndarray()
 
-    def __init__(self) -> None:
-        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
 
-    def __call__(self, frame: VideoFrame) -> np.ndarray:
-        if frame.format.is_rgb:
-            return frame.to_ndarray(format="rgb24")
-        is_full_range = int(frame.color_range) == ColorRange.JPEG
-        return self._reformatter.reformat(
-            frame,
-            format="rgb24",
-            src_colorspace=_MATRICES.get(int(frame.colorspace), _BT601),
-            dst_colorspace=_BT601,
-            src_color_range=ColorRange.JPEG if is_full_range else ColorRange.MPEG,
-            dst_color_range=ColorRange.JPEG,
-            interpolation=Interpolation.BICUBIC,
-            **_ONE_THREAD,
-        ).to_ndarray()
+# Matching --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The frames of an episode.
+
+    Attributes:
+        times: (T,) seconds in the file at which the frame of each step is shown.
+        note: what is not as the times say; None: all is.
+    """
+
+    times: np.ndarray
+    note: FramesNote | None
+
+
+def match_frames(
+    frames: np.ndarray,
+    begin: float,
+    end: float,
+    steps: np.ndarray,
+    fps: float,
+    describe: Callable[[int], str],
+    *,
+    is_ordered: bool = False,
+) -> Matching:
+    """Find the frame of each step.
+
+    Args:
+        frames: (N,) when the frames of the file are shown, ascending, in seconds.
+        begin: second of the file at which the episode begins.
+        end: second at which it ends; may be infinite.
+        steps: (T,) times of the steps as recorded, in seconds; since the episode's beginning or any other time.
+        fps: the frames' usual rate.
+        describe: number of a step → what messages call it.
+        is_ordered: something else than the times says that the steps are in their order.
+
+    Raises:
+        UserError: naming the first step that has no frame, or whose time goes back.
+    """
+    half = 0.5 / fps
+    own = frames[(frames >= begin - half) & (frames < end - half)]
+    if len(own) == 0:
+        raise UserError(f"has no frame from {begin:.2f} s on ({describe(0)})")
+    if not np.isfinite(steps).all():
+        step = int(np.argmin(np.isfinite(steps)))
+        if len(own) != len(steps):
+            raise UserError(f"has {len(own)} frames for {len(steps)} steps, and {describe(step)} has no time")
+        what = "some timestamps are NaN or infinite: frames and steps are matched in their order"
+        return Matching(own, FramesNote(what))
+
+    since_first = steps - steps[0]
+    if len(own) == len(steps):
+        by_time = _nearest(own, own[0] + since_first)
+        if np.array_equal(by_time, np.arange(len(own))):
+            return Matching(own, None)
+        if not is_ordered:
+            _refuse_going_back(since_first, len(own), describe)
+        what = "timestamps and frames disagree, and are as many: they are matched in their order"
+        return Matching(own, FramesNote(what, float(np.abs(own - own[0] - since_first).max())))
+
+    # As the times say: since the episode's beginning, or else since their own.
+    told: list[str] = []
+    if len(own) > len(steps):
+        told.append("there are more frames than steps: the times tell which are shown")
+    wanted = begin + steps
+    found = _nearest(own, wanted)
+    if steps[0] != 0 and not _all_near(own[found], wanted, half):
+        wanted = begin + since_first
+        found = _nearest(own, wanted)
+        told.append("timestamps do not begin at 0: the first one is subtracted")
+    is_beyond = wanted > own[-1] + half + _EXACT
+    if (
+        is_beyond.any()
+        and _all_near(own[found], np.minimum(wanted, own[-1]), half)
+        and wanted.max() <= own[-1] + 2 * (half + _EXACT)
+    ):
+        told.append("the last step is up to a frame beyond the last frame, and shows that")
+        wanted = np.minimum(wanted, own[-1])
+    if not _all_near(own[found], wanted, half):
+        step = int(np.argmax(np.abs(own[found] - wanted) > half + _EXACT))
+        raise UserError(
+            f"has no frame at {wanted[step]:.2f} s ({describe(step)}); it has {len(own)} frames for {len(steps)} steps"
+        )
+    _refuse_going_back(found, len(own), describe)
+    if ((np.diff(found) == 0) & ~is_beyond[1:]).any() and len(own) < len(steps):
+        told.append("there are fewer frames than steps: a frame is shown for several steps")
+    return Matching(own[found], FramesNote("; ".join(told)) if told else None)
+
+
+def _refuse_going_back(steps: np.ndarray, frames: int, describe: Callable[[int], str]) -> None:
+    """See that times, or the frames found by them, do not go back."""
+    back = np.diff(steps) < 0
+    if back.any():
+        step = int(back.argmax()) + 1
+        raise UserError(
+            f"has {frames} frames for {len(steps)} steps, whose timestamps go back ({describe(step)}): nothing tells "
+            "which belong together"
+        )
+
+
+def _nearest(frames: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(T,) the number of the frame that is nearest to each time; the earlier one of two."""
+    after = np.clip(np.searchsorted(frames, wanted), 1, max(1, len(frames) - 1))
+    before = after - 1
+    after = np.minimum(after, len(frames) - 1)
+    is_before = np.abs(wanted - frames[before]) <= np.abs(frames[after] - wanted)
+    nearest: np.ndarray = np.where(is_before, before, after)
+    return nearest
+
+
+def _all_near(found: np.ndarray, wanted: np.ndarray, half: float) -> bool:
+    return bool((np.abs(found - wanted) <= half + _EXACT).all())
