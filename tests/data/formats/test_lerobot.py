@@ -38,6 +38,7 @@ from lerobot_files import (
     write_lerobot,
 )
 
+from bimact.data.formats import lerobot
 from bimact.data.formats.lerobot import FORMAT, open_lerobot
 from bimact.errors import UserError
 
@@ -74,6 +75,29 @@ def test_every_variant_is_read_as_it_was_written(tmp_path: Path, name: str) -> N
 def test_a_source_is_read_in_another_process(tmp_path: Path, variant: Variant) -> None:
     source = pickle.loads(pickle.dumps(open_lerobot(write_lerobot(tmp_path / "set", LENGTHS, variant))))
     assert_as_written(source)
+
+
+@pytest.mark.parametrize("variant", [V2, V3])
+def test_frames_are_matched_once_for_their_note_and_their_images(
+    tmp_path: Path, variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_lerobot(write_lerobot(tmp_path / "set", variant=variant))
+    matched = []
+    match = lerobot.match_frames
+    monkeypatch.setattr(lerobot, "match_frames", lambda *args, **named: matched.append(args) or match(*args, **named))
+    for _ in range(2):
+        assert source.frames_note(1, "top") is None
+        first, last = source.read_frames(1, "top", [0, 3])
+        assert shows(first, 0, 1, 0) and shows(last, 0, 1, 3)
+    assert len(matched) == 1
+
+
+def test_images_of_an_episode_that_lacks_the_camera_are_told(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set", variant=V2_IMAGES)
+    change_table(folder / "data/chunk-000/episode_000001.parquet", lambda table: table.drop_columns([TOP]))
+    source = open_lerobot(folder)
+    with pytest.raises(UserError, match=r"episode_000001\.parquet cannot be read .*observation\.images\.top"):
+        next(source.read_frames(1, "top", [0]))
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
