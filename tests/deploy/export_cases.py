@@ -229,6 +229,34 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert table["observations"] == "recorded observations" and table["rows"][0]["predictions"] == 3
 
 
+@pytest.mark.gl
+@pytest.mark.slow
+def test_a_model_of_less_precision_is_compared_in_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bimact.cli import main
+
+    dataset = write_dataset(tmp_path / "dataset", [9, 12], size=(24, 32), cameras=("top",))
+    (dataset / "metadata.json").write_text(json.dumps({"fps": 50, "task": "transfer_cube"}))
+    config = tiny_config(dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), num_epochs=1, chunk_size=100)
+    train_run(prepare_run(config))
+    for arguments, compared in (
+        (["--to", "onnx"], False),
+        (["--to", "onnx", "--precision", "int8", "--rollouts", "2"], True),
+        (["--to", "onnx", "--precision", "int8", "--rollouts", "0"], False),
+        (["--to", "openvino", "--task", "transfer_cube", "--rollouts", "1"], True),
+    ):
+        output = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["export", "--run", str(tmp_path / "run"), "--output", str(output), *arguments])
+        assert ended.value.code == 0
+        out, content = capsys.readouterr().out, json.loads((output / "policy.json").read_text())
+        assert ("success" in content) == ("Success in transfer_cube, A: the policy, B: the exported" in out) == compared
+        if compared:
+            assert content["success"]["scenes"] == int(arguments[-1]) and content["success"]["settings"]["seed"] == 1000
+            assert "Not decided after" in out
+        ExportedPolicy.load(output)
+
+
 def test_recorded_histories(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [4, 5], size=(16, 24))
     found = sample_histories(tiny_config(cameras=["left"], temporal_context=3), dataset, count=9)

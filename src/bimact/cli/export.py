@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,13 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset_dir", type=expand_home, help="observations to compare with (default: those of the training)"
     )
+    parser.add_argument(
+        "--task",
+        help="simulated task in which the exported model is compared with the policy on the same scenes (default: "
+        "that of the training, if --precision is below float32)",
+    )
+    parser.add_argument("--rollouts", type=int, default=50, help="of that comparison; 0: none (default: 50)")
+    parser.add_argument("--seed", type=int, default=1000, help="of its first scene (default: 1000)")
     parser.add_argument("--image_size", help="of the cameras, height x width, where the run does not know it")
     parser.set_defaults(run=_export)
     return parser
@@ -104,5 +113,42 @@ def _export(options: argparse.Namespace) -> None:
     export(policy, options.to, options.output, observations_of(options, policy), precision=options.precision)
     size = sum(file.stat().st_size for file in options.output.iterdir()) / 1e6
     print(f"Exported to {options.output} ({size:.1f} MB)")
+    task = options.task
+    if task is None and options.precision != "float32" and is_simulated(policy.metadata.interface.task):
+        task = policy.metadata.interface.task
+    if task is not None and options.rollouts:
+        _compare_success(options, task)
     if options.to != "torch_export":
         print(f"Next: bimact serve --model {options.output}")
+
+
+def is_simulated(task: str | None) -> bool:
+    """Whether a task's description is the name of a simulated task."""
+    try:
+        from bimact.sim.tasks import find_task
+
+        return task is not None and find_task(task) is not None
+    except (UserError, ImportError):  # no such task, or no simulation
+        return False
+
+
+def _compare_success(options: argparse.Namespace, task: str) -> None:
+    """Roll policy and exported model out from the same scenes, and keep the comparison beside the model."""
+    from rich.console import Console
+
+    from bimact.deploy.exported import METADATA, ExportedPolicy
+    from bimact.evaluation.compare import compare_rollouts, comparison_table, verdict
+    from bimact.evaluation.rollout import RolloutSettings
+    from bimact.files import write_json
+    from bimact.policy.loading import load_run
+
+    loaded = load_run(options.run_dir, options.checkpoint or "best", "cpu")
+    settings = RolloutSettings(task, options.rollouts, options.seed)
+    model = ExportedPolicy.load(options.output)
+    result = compare_rollouts(loaded, loaded, settings, model_b=model)
+    path = options.output / METADATA
+    kept = {name: value for name, value in result.items() if name not in ("a", "b", "each")}
+    write_json(path, {**json.loads(path.read_text()), "success": kept})
+    print(f"Success in {task}, A: the policy, B: the exported model ({options.precision}, {model.runtime})")
+    Console(width=None if sys.stdout.isatty() else 120).print(comparison_table(result))
+    print(verdict(result))

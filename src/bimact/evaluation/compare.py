@@ -59,7 +59,7 @@ def comparison(
     return {"scenes": success.scenes, "stages": rows, **tested, "better": better}
 
 
-def compare_rollouts(a: Any, b: Any, settings: Any, *, sequential: bool = False) -> dict[str, Any]:
+def compare_rollouts(a: Any, b: Any, settings: Any, *, sequential: bool = False, model_b: Any = None) -> dict[str, Any]:
     """Roll two policies out from the same scenes and compare them.
 
     Args:
@@ -67,6 +67,7 @@ def compare_rollouts(a: Any, b: Any, settings: Any, *, sequential: bool = False)
         b: the second one.
         settings: a `bimact.evaluation.rollout.RolloutSettings`; None in its execution: as each run's config says.
         sequential: stop as soon as one of them is better; `settings.rollouts` is the largest number of scenes then.
+        model_b: what acts in place of B's network: an exported model of it, a `bimact.policy.acting.ActingPolicy`.
 
     Returns:
         `comparison` of them, with `a` and `b` (run, checkpoint, weights), `settings` and the stages of `each` scene.
@@ -84,7 +85,7 @@ def compare_rollouts(a: Any, b: Any, settings: Any, *, sequential: bool = False)
     stages: tuple[list[int], list[int]] = ([], [])
     with (
         closing(roll_out(a, settings)) as of_a,
-        closing(roll_out(b, settings)) as of_b,
+        closing(roll_out(b, settings, model_b)) as of_b,
         progress_bar(f"scenes of {settings.task}", settings.rollouts) as progress,
     ):
         for waves in zip(of_a, of_b):

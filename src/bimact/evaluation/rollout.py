@@ -21,6 +21,7 @@ from bimact.evaluation.results import add_results, read_results
 from bimact.evaluation.robustness import NONE
 from bimact.files import sha256_of
 from bimact.machine import usable_cores
+from bimact.policy.acting import ActingPolicy
 from bimact.policy.inference import Policy
 from bimact.policy.loading import LoadedPolicy
 from bimact.policy.metadata import Execution
@@ -116,8 +117,15 @@ def _progress(settings: RolloutSettings) -> AbstractContextManager[ProgressBar]:
     return progress_bar(f"rollouts of {settings.task}{changed}", settings.rollouts)
 
 
-def roll_out(loaded: LoadedPolicy, settings: RolloutSettings) -> Generator[list[Rollout], None, None]:
+def roll_out(
+    loaded: LoadedPolicy, settings: RolloutSettings, model: ActingPolicy | None = None
+) -> Generator[list[Rollout], None, None]:
     """Rollouts in the order of their seeds, as many at a time as environments step together.
+
+    Args:
+        loaded: the policy.
+        settings: of the rollouts.
+        model: what acts in place of the policy's network: an exported model of it, executed as its run says.
 
     Raises:
         UserError: as `evaluate_rollouts`.
@@ -146,7 +154,7 @@ def roll_out(loaded: LoadedPolicy, settings: RolloutSettings) -> Generator[list[
             f"{loaded.run.path} does not hold the size of its training images: pass --image_size, such as 240x320"
         )
     dtype = precision_dtype(choose_precision(config.mixed_precision, loaded.device))
-    policy = Policy(loaded.network, execution, loaded.interface, dtype=dtype)
+    policy = model or Policy(loaded.network, execution, loaded.interface, dtype=dtype)
     parallel = min(settings.rollouts, settings.parallel or min(_MAX_PARALLEL, 2 * usable_cores()))
     environment = partial(
         _make_environment,

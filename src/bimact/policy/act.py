@@ -184,7 +184,7 @@ class ActPolicy(nn.Module):
 
     def _given_tokens(self, obs: Observation) -> Tensor:
         """(B, P, D): the chunk's first actions, as far as they are given."""
-        batch, most = len(obs["state"]), self.config.max_delay
+        batch, most = obs["state"].shape[0], self.config.max_delay
         not_given = self.not_given.expand(batch, most, -1)
         if "given_steps" not in obs:
             return not_given
