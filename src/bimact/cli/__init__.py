@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser, commands = _parser()
     options, rest = parser.parse_known_args(list(arguments))
-    if rest and options.command not in ("train", "sweep", "estimate"):
+    if rest and options.command not in ("train", "sweep", "estimate", "view"):
         commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bimact.cli.arguments import Commands, add_selection, selection_of
+from bimact.cli.arguments import Commands, add_selection, given_settings, selection_of
 from bimact.errors import UserError
 from bimact.files import expand_home
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from bimact.check.findings import Finding
     from bimact.data.source import Source
 
+_FRAMES = 2  # of each camera, for --augment
 _VIEWER = ""  # value of `--rerun` without a file
 
 
@@ -52,6 +54,16 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         const=_VIEWER,
         help="open one episode in the Rerun viewer, or save it for the viewer",
     )
+    instead.add_argument(
+        "--augment",
+        metavar="FILE.png",
+        type=expand_home,
+        help="draw some frames of each camera as training with `augment: true` sees them; settings of --config, or "
+        "given as for training, such as --augmentation.translate 0.1",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=expand_home, help="--augment: YAML with settings of a training"
+    )
     parser.add_argument(
         "--export_width", metavar="PIXELS", type=int, default=640, help="maximum width of the videos (default: 640)"
     )
@@ -66,7 +78,9 @@ def _view(options: argparse.Namespace) -> None:
     from bimact.data.selection import Selection
     from bimact.data.summary import dataset_lines
 
-    for file in map(Path, filter(None, (options.export, options.rerun))):
+    if options.rest and options.augment is None:
+        raise UserError(f"unrecognized arguments: {' '.join(options.rest)}; settings of a training belong to --augment")
+    for file in map(Path, filter(None, (options.export, options.rerun, options.augment))):
         if file.exists():
             raise UserError(f"{file} exists already: choose another name, or remove it")
         if not file.absolute().parent.is_dir():
@@ -92,6 +106,8 @@ def _view(options: argparse.Namespace) -> None:
         path = Path(options.export)
         export_page(source, options.episode, path, options.export_width)
         print(f"{path}: {decimal(path.stat().st_size)}")
+    elif options.augment is not None:
+        _draw_augmentation(source, options)
     elif options.rerun == _VIEWER:
         from bimact.view.rerun_log import show_in_rerun
 
@@ -103,6 +119,29 @@ def _view(options: argparse.Namespace) -> None:
         print(f"{options.rerun}: open it by `rerun {shlex.quote(options.rerun)}`")
     else:
         _serve(source, options)
+
+
+def _draw_augmentation(source: Source, options: argparse.Namespace) -> None:
+    """Draw frames of two random steps of each camera, as recorded and as training sees them."""
+    from bimact.cli.train import settings_of
+    from bimact.config import load_config
+    from bimact.configs import find_config
+    from bimact.data.samples import sample_histories
+    from bimact.training.augmentation_figure import augmentation_figure, kinds_line
+
+    path = find_config(options.config) if options.config else None
+    config = load_config(path, [*given_settings(options), *settings_of(options.rest)])
+    if not source.cameras:
+        raise UserError(f"{source.path} has no camera, so there is nothing to augment")
+    config = dataclasses.replace(config, cameras=list(source.cameras), temporal_context=1)
+    found = sample_histories(config, options.dataset_dir, count=_FRAMES, seed=config.seed)
+    frames = {camera: found[f"image_{camera}"][:, 0] for camera in source.cameras}
+    figure = augmentation_figure(frames, config, config.seed)
+    figure.savefig(options.augment, format="png", dpi=110)
+    print(f"Augmentation: {kinds_line(config)}")
+    if not config.augment:
+        print("augment is false in these settings, so that training changes no image: set it to true for this")
+    print(options.augment)
 
 
 def _serve(source: Source, options: argparse.Namespace) -> None:

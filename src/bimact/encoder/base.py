@@ -148,16 +148,21 @@ class ImageEncoder(nn.Module):
 
     def crop_box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width in pixels of the part of an image that is used."""
-        if self.crop is None:
-            return 0, 0, height, width
-        top, cropped_height = _span(self.crop[0], self.crop[2], height)
-        left, cropped_width = _span(self.crop[1], self.crop[3], width)
-        return top, left, cropped_height, cropped_width
+        return crop_box(self.crop, height, width)
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the tokens of a dataset's image (H, W)."""
         _, _, height, width = self.crop_box(height, width)
         return self.grid(*(self.image_size or (height, width)))
+
+
+def crop_box(crop: Sequence[float] | None, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width in pixels of the part of an image that `encoder.crop` names."""
+    if crop is None:
+        return 0, 0, height, width
+    top, cropped_height = _span(crop[0], crop[2], height)
+    left, cropped_width = _span(crop[1], crop[3], width)
+    return top, left, cropped_height, cropped_width
 
 
 def _span(start: float, fraction: float, size: int) -> tuple[int, int]:
