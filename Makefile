@@ -7,7 +7,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-quick test-long lint typecheck bench docs clean
+.PHONY: setup demo proof test test-quick test-long lint typecheck bench docs clean
 
 setup: $(READY)
 
@@ -29,6 +29,10 @@ $(READY): pyproject.toml packages/bimact-client/pyproject.toml
 
 demo: $(READY)
 	@$(BIN)/bimact demo --task $(TASK) --seed $(SEED) $(if $(QUICK),--quick)
+
+# Hours: trains the recipes with five seeds each, and writes docs/results.md. It prints its cost first, and resumes.
+proof: $(READY)
+	@$(BIN)/bimact proof --page docs/results.md $(if $(QUICK),--quick --page runs/proof-quick/results.md)
 
 test: lint typecheck
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder

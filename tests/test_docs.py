@@ -51,6 +51,7 @@ NOT_RUN = {
     r"bimact serve ": "serves until it is stopped; tests/deploy has it",
     r"bimact evaluate .*--suite ": "takes hours; tests/evaluation/test_robustness.py has it",
     r"python scripts/offline_predictors.py ": "needs runs of measured success; tests/test_offline_predictors.py has it",
+    r"bimact proof": "takes hours; tests/evaluation/test_proof.py has it",
     r"bimact compare .*--protocol ": "asks for marks; tests/deploy/test_blind_trials.py has it",
     r"bimact sim-robot ": "runs in real time; tests/deploy has it",
     r"sbatch ": "needs SLURM; the script is run with stand-ins for SLURM's commands",

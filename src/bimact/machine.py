@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +24,15 @@ def usable_cores() -> int:
     else:
         cores = os.cpu_count() or 1
     return min([cores, *(max(1, math.ceil(quota)) for quota in _cpu_quotas(_CGROUPS, _OWN_CGROUPS))])
+
+
+def cpu_name() -> str:
+    """The CPU's own name, as the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _cpu_quotas(root: Path, own: Path) -> Iterator[float]:

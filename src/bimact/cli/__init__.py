@@ -26,6 +26,7 @@ from bimact.cli import (
     export,
     guide_files,
     latency,
+    proof,
     record,
     report,
     serve,
@@ -40,7 +41,7 @@ from bimact.errors import UserError, printable
 # In the order of `bimact --help`. A command imports what it needs when it runs: `--help` is fast, and recording needs
 # no PyTorch.
 _COMMANDS = (
-    *(demo, record, check, view, edit, convert, estimate, train, sweep, evaluate, compare, report),
+    *(demo, record, check, view, edit, convert, estimate, train, sweep, evaluate, compare, report, proof),
     *(serve, sim_robot, export, latency, convert_checkpoint, cache, doctor, guide_files, completion),
 )
 

@@ -8,6 +8,7 @@ import time
 
 from bimact.cli.arguments import Commands
 from bimact.files import expand_home
+from bimact.recipes import RECIPES, Recipe
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -34,9 +35,8 @@ def _demo(options: argparse.Namespace) -> None:
     from bimact.cli import parse
 
     began = time.monotonic()
-    task, episodes, rollouts, videos, settings = options.task, 50, 100, 5, []
-    if task == "insertion":
-        settings += ["--num_steps", "3000"]  # a few millimetres decide whether the peg goes in
+    recipe = RECIPES.get(options.task, Recipe(options.task))
+    task, episodes, rollouts, videos, settings = recipe.task, recipe.episodes, 100, 5, list(recipe.train)
     if options.quick:
         episodes, rollouts, videos = 2, 2, 1
         settings += ["--num_steps", "20", "--val_split", "0.5", "--warmup_steps", "5", "--log_frequency", "10"]
@@ -52,11 +52,11 @@ def _demo(options: argparse.Namespace) -> None:
 
     step(
         f"1 of 4: record {episodes} demonstrations of {task}",
-        *("record", "--task", task, "--episodes", str(episodes), "--output_dir", dataset),
+        *("record", "--task", task, "--episodes", str(episodes), "--output_dir", dataset, *recipe.record),
     )
     step(
         "2 of 4: train",
-        *("train", "--config", "demo", "--dataset_dir", dataset, "--output_dir", run, "--seed", str(options.seed)),
+        *("train", "--dataset_dir", dataset, "--output_dir", run, "--seed", str(options.seed)),
         *("--resume_from", "auto", *settings),
     )
     evaluation = ("evaluate", "--run", run, "--checkpoint", "last")

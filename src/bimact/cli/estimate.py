@@ -70,6 +70,10 @@ def _estimate(options: argparse.Namespace) -> None:
         facts["Training"] = (
             f"{found.optimizer_steps:,} optimizer steps, {found.epochs:,} epochs of {found.steps:,} windows"
         )
+        facts["Computation"] = (
+            f"{found.step_flop / 1e9:,.0f} GFLOP of matrix products in a step, "
+            f"{found.step_flop * (found.optimizer_steps or 0) / 1e12:,.1f} TFLOP in all"
+        )
         facts["Disk"] = (
             f"{_size(found.checkpoints)} for up to {found.checkpoints_kept} checkpoints, "
             f"{_size(found.decoded_copy)} decoded images, {_size(found.feature_cache)} cached features"

@@ -55,6 +55,11 @@ bimact compare runs/a runs/b --task transfer_cube --sequential         # stops a
 bimact compare runs/a runs/a --checkpoint best,last --task insertion
 bimact compare runs/a runs/b --protocol trials.json --trials 20        # blind trials on a robot
 """,
+    "proof": """
+bimact proof --dry_run                                                 # what it will cost here
+bimact proof                                                           # hours; the same command resumes
+bimact proof --tasks insertion --seeds 0,1,2 --rollouts 200
+""",
     "report": """
 bimact report --run runs/cube
 """,

@@ -98,6 +98,7 @@ def evaluate_rollouts(loaded: LoadedPolicy, settings: RolloutSettings) -> dict[s
     reached = [sum(r.highest_reward >= reward for r in rollouts) for reward in range(1, MAX_REWARD + 1)]
     return {
         "checkpoint": loaded.checkpoint.name,
+        "weights_sha256": sha256_of(loaded.checkpoint) if loaded.checkpoint.is_file() else None,
         "settings": {**asdict(settings), "temporal_ensemble": execution.temporal_ensemble},
         "execute_steps": execution.execute_steps,
         "rollouts": len(rollouts),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from bimact.config import Config, keep_rules
 from bimact.data.cache import size_of
@@ -65,6 +66,7 @@ class Estimate:
         parameters: all of the policy's.
         trainable: those that are trained.
         batches: measured, ascending.
+        step_flop: floating-point operations of matrix products in an optimizer step of the config's batch size.
         weights_file: a checkpoint's weights.
         state_file: what exact resuming needs besides.
         checkpoints: all that the run keeps.
@@ -84,6 +86,7 @@ class Estimate:
     parameters: int
     trainable: int
     batches: tuple[BatchCost, ...]
+    step_flop: int
     weights_file: int
     state_file: int
     checkpoints: int | None
@@ -197,6 +200,11 @@ def estimate(
     if nearest.batch_size != config.batch_size:
         notes.append(f"batch size {config.batch_size} does not fit: times are by batch size {nearest.batch_size}")
 
+    with FlopCounterMode(display=False) as counter:
+        train_step(_random_batch(nearest.batch_size, policy, cameras, encodes_once, dtype))
+    samples = config.batch_size * config.gradient_accumulation_steps
+    step_flop = counter.get_total_flops() * samples // nearest.batch_size
+
     # Disk
     weights_file = sum(value.nbytes for value in policy.state_dict().values())
     moments = [value for of in optimizer.state.values() for value in of.values() if isinstance(value, Tensor)]
@@ -228,6 +236,7 @@ def estimate(
         parameters=sum(value.numel() for value in policy.parameters()),
         trainable=sum(value.numel() for value in policy.parameters() if value.requires_grad),
         batches=tuple(measured),
+        step_flop=step_flop,
         weights_file=weights_file,
         state_file=state_file,
         checkpoints=checkpoints,

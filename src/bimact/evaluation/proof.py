@@ -1,0 +1,316 @@
+"""The proof of the shipped recipes: several training seeds, many rollouts, and a page that states how.
+
+Each step is an ordinary command in a process of its own, and resumes: what is done is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bimact.errors import UserError
+from bimact.evaluation.intervals import wilson_interval
+from bimact.evaluation.results import read_results, stage_name
+from bimact.files import check_writable, sha256_of, write_json, write_text
+from bimact.machine import cpu_name, usable_cores
+from bimact.recipes import RECIPES, Recipe
+from bimact.run_directory import Run
+
+COST = "cost.json"
+MAX_STAGE = 4  # success
+CHECKPOINT = "last"  # fixed before the runs: nothing is selected
+TUNING_SEEDS = 10_000  # scenes from here on are for tuning
+QUICK = ("--num_steps", "20", "--val_split", "0.5", "--warmup_steps", "5", "--log_frequency", "10")
+
+# Success in %, scripted demonstrations: source → task → figure.
+PUBLISHED = {
+    "ACT paper (arXiv:2304.13705), 3 training seeds x 50 rollouts": {"transfer_cube": "86", "insertion": "32"},
+    "LeRobot's ACT, 100,000 steps on an RTX 5090": {"transfer_cube": "93.0 (186/200)", "insertion": "64.0 (128/200)"},
+    "AWE (arXiv:2307.14326)": {"transfer_cube": "99", "insertion": "57"},
+    "CCoL (arXiv:2511.14396), 5.3 h on an RTX 4090": {"transfer_cube": "99", "insertion": "87"},
+    "MTIL (arXiv:2505.12410), 100 demonstrations": {"transfer_cube": "100 (150/150)", "insertion": "84"},
+}
+
+
+@dataclass(frozen=True)
+class ProofSettings:
+    """What is proved, and how.
+
+    Attributes:
+        tasks: of the recipes.
+        seeds: of the trainings.
+        rollouts: of each training's policy.
+        first_scene: seed of the first rollout's scene; the next ones follow.
+        folder: of datasets and runs.
+        page: Markdown that is written.
+        quick: two demonstrations, 20 steps and two rollouts: to test the pipeline.
+    """
+
+    tasks: tuple[str, ...] = tuple(RECIPES)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    rollouts: int = 500
+    first_scene: int = 1000
+    folder: Path = Path("runs/proof")
+    page: Path = Path("runs/proof/results.md")
+    quick: bool = False
+
+    def check(self) -> None:
+        """Whether this can be proved.
+
+        Raises:
+            UserError: if a recipe does not exist, or a number is not possible.
+        """
+        for task in self.tasks:
+            if task not in RECIPES:
+                raise UserError(f"no recipe for '{task}'; there are {', '.join(RECIPES)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(f"--seeds is {','.join(map(str, self.seeds))}, it has to be different numbers from 0")
+        if self.rollouts < 1:
+            raise UserError(f"--rollouts is {self.rollouts}, it has to be at least 1")
+        if self.first_scene + self.rollouts > TUNING_SEEDS:
+            raise UserError(
+                f"scenes {self.first_scene} to {self.first_scene + self.rollouts - 1} reach those from {TUNING_SEEDS} "
+                "on, which are for tuning: pass another --first_scene"
+            )
+
+    def recipe(self, task: str) -> Recipe:
+        recipe = RECIPES[task]
+        return replace(recipe, episodes=2, train=(*recipe.train, *QUICK)) if self.quick else recipe
+
+    def dataset(self, task: str) -> Path:
+        return self.folder / "data" / task
+
+    def run(self, task: str, seed: int) -> Path:
+        return self.folder / f"{task}-seed-{seed}"
+
+
+def prove(settings: ProofSettings, say: Callable[[str], None] = print) -> Path:
+    """Record, train and roll out all that is missing; the page is written again after each policy.
+
+    Raises:
+        UserError: for faulty settings, or if a step fails.
+    """
+    settings.check()
+    check_writable(settings.folder)
+    check_writable(settings.page.parent)
+    for task in settings.tasks:
+        recipe, dataset = settings.recipe(task), settings.dataset(task)
+        record = ("record", "--task", task, "--episodes", str(recipe.episodes), "--output_dir", str(dataset))
+        _step((*record, *recipe.record), say)
+        scenes = range(settings.first_scene, settings.first_scene + settings.rollouts)
+        seen = sorted(_demonstrated_scenes(dataset).intersection(scenes))
+        if seen:
+            raise UserError(f"{dataset} has demonstrations of the proof's scene {seen[0]}: pass another --first_scene")
+        for seed in settings.seeds:
+            run = settings.run(task, seed)
+            if rollouts_of(settings, task, seed) is None:
+                made = ("--dataset_dir", str(dataset), "--output_dir", str(run), "--seed", str(seed))
+                _step(("train", *recipe.train, *made, "--resume_from", "auto"), say)
+                scene = ("--rollouts", str(settings.rollouts), "--seed", str(settings.first_scene))
+                _step(("evaluate", "--run", str(run), "--checkpoint", CHECKPOINT, "--task", task, *scene), say)
+            write_text(settings.page, page(settings))
+    return settings.page
+
+
+def _step(words: Sequence[str], say: Callable[[str], None]) -> None:
+    say(f"\n$ {shlex.join(['bimact', *words])}")
+    status = subprocess.run([sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-m", "bimact", *words])
+    if status.returncode == 130 or status.returncode < 0:
+        raise KeyboardInterrupt
+    if status.returncode:
+        raise UserError(f"the step failed: {shlex.join(['bimact', *words])} (the same command resumes the proof)")
+
+
+def rollouts_of(settings: ProofSettings, task: str, seed: int) -> dict[str, Any] | None:
+    """The result of a policy's rollouts; None if there is none of these scenes and of its last checkpoint."""
+    run = Run(settings.run(task, seed))
+    result: dict[str, Any] | None = read_results(run.path).get("rollouts", {}).get(task)
+    if result is None or (result["rollouts"], result["settings"]["seed"]) != (settings.rollouts, settings.first_scene):
+        return None
+    return result if result.get("weights_sha256") == sha256_of(run.checkpoint(CHECKPOINT)) else None
+
+
+def _demonstrated_scenes(dataset: Path) -> set[int]:
+    try:
+        content = json.loads((dataset / "metadata.json").read_text())
+        return {int(episode["seed"]) for episode in content["episodes"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{dataset / 'metadata.json'} does not say which scenes were demonstrated ({error})") from error
+
+
+def training_minutes(run: Run) -> float:
+    """Of wall time, without validation and saving."""
+    return sum(float(record.get("time_per_epoch", 0.0)) for record in run.metrics()) / 60
+
+
+# The cost --------------------------------------------------------------------------------------------
+
+
+def cost(settings: ProofSettings, say: Callable[[str], None] = print) -> Table:
+    """What is missing and how long it will take on this machine, from a few measured steps of each recipe.
+
+    Raises:
+        UserError: as `prove`.
+    """
+    from bimact.policy.metadata import Execution
+    from bimact.sim.tasks import find_task
+    from bimact.training.estimate import estimate
+    from bimact.training.prepare import request
+
+    settings.check()
+    table = Table("task", "training seeds left", "recording", "training", "rollouts", "TFLOP of each training")
+    known, total = _read_cost(settings), 0.0
+    for task in settings.tasks:
+        say(f"measuring a few steps of {task}")
+        recipe, simulated = settings.recipe(task), find_task(task)
+        camera, size = simulated.cameras[0], (240, 320)
+        options = [f"{name.removeprefix('--')}={value}" for name, value in zip(*[iter(recipe.train)] * 2)]
+        config_name = next(option.partition("=")[2] for option in options if option.startswith("config="))
+        config = request(config_name, [option for option in options if not option.startswith("config=")]).config
+        shaped = replace(
+            config,
+            dataset_dir=None,
+            cameras=[camera],
+            image_size=list(size),
+            state_dim=len(simulated.state_names),
+            action_dim=len(simulated.action_names),
+        )
+        found = estimate(shaped, [config.batch_size])
+        per_step = next(batch.seconds for batch in found.batches if batch.batch_size == config.batch_size) or 0.0
+        steps = config.num_steps
+        if steps is None:
+            per_epoch = -(-recipe.episodes * simulated.episode_steps // config.batch_size)
+            steps = config.num_epochs * per_epoch
+        environment = simulated.environment(cameras=(camera,), image_size=size)
+        environment.reset(seed=TUNING_SEEDS)
+        still = environment.hold()
+        advance, observe = _seconds(partial(environment.advance, still), 40), _seconds(environment.observe, 5)
+        environment.close()
+        execution = Execution.of(config)
+        left = [seed for seed in settings.seeds if rollouts_of(settings, task, seed) is None]
+        recorded = (settings.dataset(task) / "metadata.json").is_file()
+        minutes = [
+            0.0
+            if recorded
+            else recipe.episodes * simulated.episode_steps * (2 * advance + observe) / usable_cores() / 60,
+            len(left) * steps * per_step / 60,
+            len(left)
+            * settings.rollouts
+            * simulated.episode_steps
+            * (advance / usable_cores() + observe / usable_cores() / execution.execute_steps)
+            / 60,
+        ]
+        total += sum(minutes)
+        cells = [f"{value:,.0f} min" if value >= 1 else f"{60 * value:.0f} s" for value in minutes]
+        seeds = ",".join(map(str, left)) or "none"
+        table.add_row(task, seeds, *cells, f"{found.step_flop * steps / 1e12:,.0f}")
+        known[task] = found.step_flop * steps / 1e12
+    known["machine"] = f"{cpu_name()}, {usable_cores()} cores"
+    table.caption = f"In all about {total / 60:.1f} hours on {known['machine']}"
+    write_json(settings.folder / COST, known)
+    return table
+
+
+def _read_cost(settings: ProofSettings) -> dict[str, Any]:
+    """Machine, and TFLOP of a training by task, as `cost` measured them; empty before."""
+    path = settings.folder / COST
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _seconds(function: Callable[[], object], times: int) -> float:
+    function()
+    began = time.perf_counter()
+    for _ in range(times):
+        function()
+    return (time.perf_counter() - began) / times
+
+
+# The page --------------------------------------------------------------------------------------------
+
+
+def page(settings: ProofSettings) -> str:
+    """Protocol and results in Markdown; what is not measured yet is told."""
+    last = settings.first_scene + settings.rollouts - 1
+    seeds = ", ".join(map(str, settings.seeds))
+    lines = [
+        "# Results",
+        "",
+        "Written by `bimact proof` (`make proof`), which records, trains and rolls out all of it again.",
+        "",
+        *(["**Made with `--quick`: a test of the pipeline, not of the policy.**", ""] if settings.quick else []),
+        f"- **Training seeds**: {seeds}. A row is one training, with Wilson's 95% interval over its rollouts; below "
+        "stands the spread over training seeds. Rows are never pooled: the rollouts of a row share one policy.",
+        f"- **Scenes**: each policy acts in the same {settings.rollouts}, seeds {settings.first_scene} to {last}. No "
+        "demonstration is of one of them, and nothing was tuned on them: tuning uses seeds from "
+        f"{TUNING_SEEDS} on.",
+        f"- **Checkpoint**: `{CHECKPOINT}`, fixed before the runs; nothing is selected by success.",
+        "- **Success**: the task's last stage is reached at some step of the episode, as in the ACT paper.",
+        "- **Comparisons**: rows are not tested against each other; `bimact compare` does so for two policies, and "
+        "`bimact evaluate --suite robustness` corrects for the number of its conditions.",
+    ]
+    for task in settings.tasks:
+        lines += ["", f"## {task.replace('_', ' ').capitalize()}", "", *_task_lines(settings, task)]
+    return "\n".join(lines) + "\n"
+
+
+def _task_lines(settings: ProofSettings, task: str) -> list[str]:
+    recipe = settings.recipe(task)
+    results = {seed: rollouts_of(settings, task, seed) for seed in settings.seeds}
+    measured = {seed: result for seed, result in results.items() if result is not None}
+    recorded = shlex.join(["bimact", "record", "--task", task, "--episodes", str(recipe.episodes), *recipe.record])
+    facts = [
+        ("demonstrations", f"{recipe.episodes}, scripted: `{recorded}`"),
+        ("training", f"`bimact train {shlex.join(recipe.train)}`"),
+        ("success", stage_name(task, MAX_STAGE)),
+    ]
+    for seed, result in list(measured.items())[:1]:
+        config = Run(settings.run(task, seed)).config
+        size = "" if config.image_size is None else f", {config.image_size[0]} x {config.image_size[1]}"
+        ensemble = result["settings"]["temporal_ensemble"]
+        executed = f"the first {result['execute_steps']} of {config.chunk_size} steps of each chunk"
+        facts += [
+            ("cameras", ", ".join(config.cameras or ["none"]) + size),
+            ("execution", "temporal ensembling" if ensemble else executed),
+            ("episode", f"{result['steps']} control steps"),
+        ]
+    known = _read_cost(settings)
+    if task in known:
+        facts.append(("cost of a training", f"{known[task]:,.0f} TFLOP of matrix products"))
+    if measured and "machine" in known:
+        facts.append(("machine", known["machine"]))
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts), ""]
+    lines += ["| training seed | succeeded | rate | 95% interval | training |", "|---|---|---|---|---|"]
+    for seed, found in results.items():
+        if found is None:
+            lines.append(f"| {seed} | not measured yet | | | |")
+            continue
+        low, high = wilson_interval(found["successes"], found["rollouts"])
+        minutes = training_minutes(Run(settings.run(task, seed)))
+        counts = f"{found['successes']} of {found['rollouts']} | {found['success_rate']:.1%}"
+        lines.append(f"| {seed} | {counts} | {low:.1%} to {high:.1%} | {minutes:.1f} min |")
+    rates = [result["success_rate"] for result in measured.values()]
+    if len(rates) > 1:
+        spread = f"standard deviation {100 * statistics.stdev(rates):.1f} points, {min(rates):.1%} to {max(rates):.1%}"
+        lines += ["", f"Mean over {len(rates)} training seeds: **{statistics.mean(rates):.1%}**, {spread}."]
+    if measured:
+        lines += ["", "| stage reached | " + " | ".join(f"seed {seed}" for seed in measured) + " |"]
+        lines.append("|---|" + "---|" * len(measured))
+        for reward in sorted({int(level) for result in measured.values() for level in result["reward_reached"]}):
+            reached = [str(result["reward_reached"][str(reward)]) for result in measured.values()]
+            lines.append(f"| {stage_name(task, reward)} | {' | '.join(reached)} |")
+    published = [(source, figures[task]) for source, figures in PUBLISHED.items() if task in figures]
+    if published:
+        lines += ["", "| published elsewhere | success in % |", "|---|---|"]
+        lines += [f"| {source} | {figure} |" for source, figure in published]
+    return lines

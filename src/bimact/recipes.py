@@ -1,0 +1,31 @@
+"""The recipes for the simulated tasks: `bimact demo` runs one of them, `bimact proof` over several training seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a policy for a task is made, as options of `bimact record` and `bimact train`.
+
+    Attributes:
+        task: the simulated task.
+        episodes: demonstrations.
+        record: further options of `bimact record`.
+        train: options of `bimact train`.
+    """
+
+    task: str
+    episodes: int = 50
+    record: tuple[str, ...] = ()
+    train: tuple[str, ...] = ("--config", "demo")
+
+
+RECIPES = {
+    recipe.task: recipe
+    for recipe in (
+        Recipe("transfer_cube"),
+        Recipe("insertion", train=("--config", "demo", "--num_steps", "3000")),  # a few millimetres decide
+    )
+}
