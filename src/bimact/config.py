@@ -214,6 +214,12 @@ class Config:
 
     # data
     dataset_dir: str | None = key(None, "the demonstrations", "always", is_path=True, changes="nothing")
+    datasets: list[dict[str, Any]] | None = key(
+        None,
+        "several datasets to train on, in place of dataset_dir: each with a path and its own settings, where they "
+        "differ from the run's (docs/training.md)",
+        "to train one policy on all of them; dataset_dir: a,b is the short form",
+    )
     dataset_dir_relative: str | None = key(
         None,
         "dataset_dir relative to the run directory, for runs that were moved together with their dataset",
@@ -673,6 +679,16 @@ class Config:
     )
 
 
+# Of an item of `datasets`: its own keys and their types, beside the settings that select a part.
+_DATASET_KEYS = {"path": str, "name": str, "weight": float, "task": str, "ignore_names": bool}
+
+
+def dataset_keys() -> list[str]:
+    """What an item of `datasets` may have: keys of its own, and settings that the dataset has for itself."""
+    selecting = [name for name in selecting_settings() if name != "fps"]
+    return [*_DATASET_KEYS, *selecting, "skip_idle", "sample_weights"]
+
+
 def to_config(config: Any) -> Config:
     """A mapping, an OmegaConf node or a `Config` → a validated `Config`.
 
@@ -909,6 +925,8 @@ def value_as_written(name: str, written: Written, place: str = "") -> Any:
     """
     kind, _ = _type_of(name, place)
     value = written.value
+    if name == "datasets":
+        return _written_datasets(written, place)
     is_list = typing.get_origin(kind) is list
     is_replaced = isinstance(value, str) and "${" in value
     advice = ": put it in quotes" if kind in (str, Any) else ""
@@ -931,6 +949,61 @@ def value_as_written(name: str, written: Written, place: str = "") -> Any:
     return written.text
 
 
+def _written_datasets(written: Written, place: str) -> Any:
+    """The items of `datasets`, each with its settings as `value_as_written` has them."""
+    items = []
+    for item in written.value if isinstance(written.value, list) else []:
+        if not isinstance(item.value, dict):
+            items.append(item.text)
+            continue
+        content = {}
+        for key, value in item.value.items():
+            if key in _DATASET_KEYS or key not in dataset_keys():
+                content[key] = value.text if _DATASET_KEYS.get(key) is str and value.text else value.plain()
+            else:
+                content[key] = value_as_written(key, value, place)
+        items.append(content)
+    return items if isinstance(written.value, list) else written.plain()
+
+
+def _datasets(value: Any, place: str) -> list[dict[str, Any]]:
+    """The setting `datasets`, checked: each item with a path, and with settings of the right types."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise SettingError("datasets", f"{place}setting 'datasets' is {value!r:.60}, it has to be {_named('datasets')}")
+    found = []
+    for number, item in enumerate(value):
+        item = {"path": item} if isinstance(item, (str, os.PathLike)) else item
+        where = f"{place}item {number + 1} of setting 'datasets'"
+        if not isinstance(item, Mapping) or not item.get("path"):
+            raise SettingError("datasets", f"{where} has no path: write it as {{path: /path/to/dataset, weight: 2}}")
+        content = {key: setting for key, setting in item.items() if setting is not None}
+        for key, setting in content.items():
+            if key not in dataset_keys():
+                close = difflib.get_close_matches(str(key), dataset_keys(), n=1, cutoff=0.5)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                may = f"it may have {', '.join(dataset_keys())}"
+                raise SettingError("datasets", f"{where}: no key named '{key}'{hint}; {may}")
+            kind = _DATASET_KEYS.get(key)
+            if kind is None:
+                try:
+                    content[key] = setting_value(_validated({key: setting}, {}), key)
+                except UserError as error:
+                    raise SettingError("datasets", f"{where}: {error}") from None
+            elif kind is str:
+                if not isinstance(setting, (str, os.PathLike)):
+                    raise SettingError(
+                        "datasets", f"{where}: {key} is {setting!r}, it has to be text: put it in quotes"
+                    )
+                content[key] = expand_home(os.fspath(setting)) if key == "path" else setting
+            elif kind is bool:
+                if not isinstance(setting, bool):
+                    raise SettingError("datasets", f"{where}: {key} is {setting!r}, it has to be true or false")
+            elif isinstance(setting, bool) or not isinstance(setting, (int, float)) or not 0 < setting < float("inf"):
+                raise SettingError("datasets", f"{where}: {key} is {setting!r}, it has to be a number above 0")
+        found.append(content)
+    return found
+
+
 def _from_line(name: str, text: str) -> Any:
     """A setting's value as a command line has it: text as it is given."""
     kind, optional = _type_of(name)
@@ -948,6 +1021,8 @@ def _from_line(name: str, text: str) -> Any:
     except UserError:
         written = None
     value = None if written is None else written.plain()
+    if name == "datasets" and written is not None:
+        return _written_datasets(written, "")
     if value is None or isinstance(value, (list, dict)) != is_list:
         raise SettingError(name, f"setting '{name}' is '{text}', it has to be {_named(name)}")
     return value
@@ -1007,6 +1082,8 @@ def _escaped(value: Any, *, keep: bool = False) -> Any:
     """
     if isinstance(value, (list, tuple)):
         return [_escaped(item, keep=keep) for item in value]
+    if isinstance(value, dict):
+        return {key: _escaped(item, keep=keep) for key, item in value.items()}
     if not isinstance(value, str) or (keep and "${" in value):
         return value
     if re.fullmatch(r"\\*\?\?\?", value):
@@ -1016,6 +1093,8 @@ def _escaped(value: Any, *, keep: bool = False) -> Any:
 
 def _unescaped(value: Any) -> Any:
     """The contrary of `_escaped`, for values without `${`."""
+    if isinstance(value, dict):
+        return {key: _unescaped(item) for key, item in value.items()}
     is_escaped = isinstance(value, str) and re.fullmatch(r"\\+\?\?\?", value)
     return value[1:] if is_escaped else value
 
@@ -1034,6 +1113,8 @@ def _validated(given: Mapping[str, Any], places: Mapping[str, str]) -> Config:
             raise SettingError(name, f"{place}setting '{name}' is null, it has to be {_named(name)}")
         if is_text(name):
             texts[name] = _text(name, value, place)
+        elif name == "datasets":
+            texts[name] = None if value is None else _datasets(value, place)
         else:
             items = value if isinstance(value, (list, tuple)) else [value]
             if any("${" in item or "???" in item for item in items if isinstance(item, str)):  # of meaning to OmegaConf
@@ -1095,7 +1176,9 @@ def _named(name: str) -> str:
     choices = keys()[name].metadata["choices"]
     if kind is Any:
         return "true, false, null or text"
-    if typing.get_origin(kind) is list:
+    if name == "datasets":
+        what = "a list of datasets, each with a path"
+    elif typing.get_origin(kind) is list:
         words = {str: "a list of text", int: "a list of whole numbers", float: "a list of numbers"}
         what = words[typing.get_args(kind)[0]]
     else:
@@ -1153,6 +1236,8 @@ def _check_together(config: Config) -> None:
             raise SettingError(
                 f"augmentation.{name}", f"augmentation.{name} is {list(span)}, it has to be two numbers {what} in order"
             )
+    if config.datasets is not None and config.dataset_dir is not None:
+        raise SettingError("datasets", "both dataset_dir and datasets are set: remove one of them")
     keep_rules(config)
     if config.patience is not None and config.patience_metric == "val_loss" and config.val_split == 0:
         raise SettingError("patience", "patience needs held-out episodes: set val_split above 0, or patience to null")

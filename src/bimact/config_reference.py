@@ -113,10 +113,10 @@ def _values(hint: Any, metadata: Mapping[str, Any]) -> str:
     kind = next(option for option in options if option is not type(None))
     if metadata["choices"]:
         words = ", ".join(f"`{choice}`" for choice in metadata["choices"])
-    elif typing.get_origin(kind) is list:
+    elif typing.get_origin(kind) is list and typing.get_args(kind)[0] in _TYPES:
         words = f"list of {_TYPES[typing.get_args(kind)[0]]}s".replace("texts", "names")
     else:
-        words = _TYPES[kind]
+        words = _TYPES.get(kind, "list of datasets")
     signs = (("low", "≥"), ("above", ">"), ("high", "≤"), ("below", "<"))
     limits = [f"{sign} {metadata[name]:g}" for name, sign in signs if metadata[name] is not None]
     return " ".join([words, " and ".join(limits)]).strip() + (" or `null`" if type(None) in options else "")

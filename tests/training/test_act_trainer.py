@@ -26,7 +26,7 @@ from bimact.training.prepare import prepare_run
 
 
 def train(dataset: Path, run: Path, resume_from: Path | str | None = None, **changes: Any) -> ActTrainer:
-    config = tiny_config(dataset_dir=str(dataset), output_dir=str(run), **changes)
+    config = tiny_config(**{"dataset_dir": str(dataset), "output_dir": str(run), **changes})
     return train_run(prepare_run(config, resume_from))
 
 
@@ -98,7 +98,9 @@ def test_two_parts_are_one_run(
     changes = {"num_epochs": 3, "dropout": 0.2, "lr_schedule": "cosine", "warmup_steps": 3, **settings}
     if settings:
         (tmp_path / "weights.csv").write_text("0,3\n1,0.5\n")
-        changes["sample_weights"] = str(tmp_path / "weights.csv")
+        other = write_dataset(tmp_path / "other", [8, 11], seed=1)
+        weighted = {"path": str(dataset), "weight": 2.0, "sample_weights": str(tmp_path / "weights.csv")}
+        changes |= {"dataset_dir": None, "datasets": [weighted, {"path": str(other)}]}
     whole = train(dataset, tmp_path / "whole", **changes)
 
     step = ActTrainer.train_step
@@ -121,7 +123,17 @@ def test_two_parts_are_one_run(
     saved = [torch.load(tmp_path / name / "checkpoint" / "act-train-3.pth") for name in ("whole", "parts")]
     for name in saved[0]:
         assert torch.equal(saved[0][name], saved[1][name]), name
-    timeless = ("epoch", "step", "total_loss", "action_loss", "kl_loss", "lr", "val_loss")
+    timeless = (
+        "epoch",
+        "step",
+        "total_loss",
+        "action_loss",
+        "kl_loss",
+        "lr",
+        "val_loss",
+        "val_loss/dataset",
+        "val_loss/other",
+    )
     unbroken, resumed = (
         [{key: r.get(key) for key in timeless} for r in read_metrics(tmp_path / name / "metrics.jsonl")]
         for name in ("whole", "parts")

@@ -112,6 +112,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         baselines = ", ".join(f"{name} {of['mae']:.4f}" for name, of in result.offline["baselines"].items())
         print(f"Mean Absolute Error: {result.offline['mae']:.4f} ({baselines})")
         print(predictors_line(result.offline))
+        for name, of in result.offline.get("datasets", {}).items():
+            baselines = ", ".join(f"{kind} {mae:.4f}" for kind, mae in of["baselines"].items())
+            print(f"  {name}: {of['mae']:.4f} ({baselines})")
     if result.rollouts is not None:
         low, high = result.rollouts["interval_95"]
         print(

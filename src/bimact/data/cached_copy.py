@@ -76,13 +76,10 @@ class _Plan:
     @cached_property
     def sizes(self) -> dict[str, tuple[int, int]]:
         """camera → (H, W) as stored."""
-        return {name: self._stored(camera.height, camera.width) for name, camera in self.source.cameras.items()}
-
-    def _stored(self, height: int, width: int) -> tuple[int, int]:
-        if self.image_size is None:
-            return height, width
-        is_larger = height >= self.image_size[0] and width >= self.image_size[1]
-        return self.image_size if is_larger else (height, width)
+        return {
+            name: stored_size((camera.height, camera.width), self.image_size)
+            for name, camera in self.source.cameras.items()
+        }
 
     def _resized(self) -> list[str]:
         """Notes on images that are stored in another size than they were recorded in."""
@@ -175,6 +172,12 @@ def _image_file(number: int) -> str:
 def _common_task(source: Source) -> str | None:
     tasks = {episode.task for episode in source.episodes}
     return tasks.pop() if len(tasks) == 1 else None
+
+
+def stored_size(recorded: tuple[int, int], wanted: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width in which a copy has images that are needed in another size."""
+    is_larger = wanted is not None and recorded[0] >= wanted[0] and recorded[1] >= wanted[1]
+    return wanted if wanted is not None and is_larger else recorded
 
 
 # Making it -----------------------------------------------------------------------------------------

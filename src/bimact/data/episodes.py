@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,6 +55,7 @@ class Episodes:
     # as uint16, the bits of bfloat16. Windows have them in the images' stead.
     features: Mapping[str, Rows] = field(default_factory=dict)
     views: tuple[Mapping[str, Rows], ...] = ()  # the same of augmented images, for training alone
+    parts: Mapping[str, Episodes] = field(default_factory=dict)  # of `joined`: the datasets, by name, in their order
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -84,6 +85,59 @@ class Episodes:
     def starts(self) -> np.ndarray:
         """(E,) int64: the row of each episode's first step."""
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
+
+    @property
+    def episodes_of_parts(self) -> dict[str, np.ndarray]:
+        """Name of each dataset of a mixture → the numbers of its episodes here; empty for a single dataset."""
+        ends = np.cumsum([len(part.lengths) for part in self.parts.values()])
+        return {name: np.arange(end - len(part.lengths), end) for (name, part), end in zip(self.parts.items(), ends)}
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, Episodes]) -> Episodes:
+        """Datasets, given by name, one after the other: the same cameras and sizes in all; nothing is copied.
+
+        Joints and frame rate are those of the first dataset that tells them.
+        """
+        all_parts = list(parts.values())
+        first = all_parts[0]
+        tasks = {part.task for part in all_parts}
+        is_weighted = any(part.weights is not None for part in all_parts)
+
+        def told(values: Iterable[Any]) -> Any:
+            return next((value for value in values if value is not None), None)
+
+        def rows(name: str, camera: str | None = None) -> Rows:
+            values = [getattr(part, name) for part in all_parts]
+            return JoinedRows(tuple(values if camera is None else [of_cameras[camera] for of_cameras in values]))
+
+        return cls(
+            path=Path(" + ".join(str(part.path) for part in all_parts)),
+            lengths=np.concatenate([part.lengths for part in all_parts]),
+            images={camera: rows("images", camera) for camera in first.images},
+            state=rows("state"),
+            actions=rows("actions"),
+            fps=told(part.fps for part in all_parts),
+            joint_names=told(part.joint_names for part in all_parts),
+            state_names=told(part.state_names for part in all_parts),
+            task=tasks.pop() if len(tasks) == 1 else None,
+            episode_names=tuple(
+                f"{name}/{f'episode {number}' if part.episode_names is None else part.episode_names[number]}"
+                for name, part in parts.items()
+                for number in range(len(part.lengths))
+            ),
+            camera_sizes=first.recorded_sizes,
+            weights=np.concatenate(
+                [np.ones(part.num_steps) if part.weights is None else part.weights for part in all_parts]
+            )
+            if is_weighted
+            else None,
+            features={camera: rows("features", camera) for camera in first.features},
+            views=tuple(
+                {camera: JoinedRows(tuple(part.views[number][camera] for part in all_parts)) for camera in view}
+                for number, view in enumerate(first.views)
+            ),
+            parts=dict(parts),
+        )
 
     def with_features(self, features: Mapping[str, Rows], views: Sequence[Mapping[str, Rows]] = ()) -> Episodes:
         return replace(self, features=features, views=tuple(views))
@@ -158,3 +212,42 @@ class SelectedRows:
     def __getitem__(self, rows: Any) -> np.ndarray:
         chosen = self.whole[rows if self.rows is None else self.rows[rows]]
         return chosen if self.columns is None else chosen[..., list(self.columns)]
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Rows of several datasets, one after the other; all of one shape but for their number.
+
+    Attributes:
+        parts: of each dataset (N, …).
+    """
+
+    parts: tuple[Rows, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.result_type(*(part.dtype for part in self.parts))
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        found = [identity_of(part) for part in self.parts]
+        return None if None in found else {"parts": found}
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        wanted = np.asarray(rows)
+        ends = np.cumsum([len(part) for part in self.parts])
+        owners = np.searchsorted(ends, wanted, side="right")
+        found = np.empty((*wanted.shape, *self.shape[1:]), self.dtype)
+        for number in np.unique(owners).tolist():
+            part, is_own = self.parts[number], owners == number
+            found[is_own] = part[wanted[is_own] - (int(ends[number]) - len(part))]
+        return found

@@ -34,6 +34,14 @@ def split_episodes(lengths: Sequence[int] | np.ndarray, val_split: float, seed: 
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
+def split_each(episodes: Episodes, val_split: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`split_episodes`; of a mixture each dataset for itself, so that each has its share of validation episodes."""
+    parts = list(episodes.episodes_of_parts.values()) or [np.arange(len(episodes.lengths))]
+    splits = [(numbers, split_episodes(episodes.lengths[numbers], val_split, seed)) for numbers in parts]
+    train, held_out = (np.concatenate([numbers[split[side]] for numbers, split in splits]) for side in (0, 1))
+    return train, held_out
+
+
 @dataclass(frozen=True)
 class WindowIndex:
     """Which rows belong to the window at each time step of some episodes.

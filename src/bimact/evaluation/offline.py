@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bimact.config import AugmentationConfig
+from bimact.config import AugmentationConfig, Config
 from bimact.data.episodes import Episodes
 from bimact.data.loader import Loader
-from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_episodes
+from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_each
 from bimact.errors import UserError
 from bimact.evaluation.predictors import ChunkMetrics
 from bimact.policy.loading import LoadedPolicy
@@ -22,6 +22,7 @@ from bimact.policy.metadata import Execution
 from bimact.progress import progress_bar
 from bimact.training.augmentation import Augmentation
 from bimact.training.demonstrations import open_demonstrations
+from bimact.training.mixture import dataset_names, open_training_data
 
 _PERTURBED_WINDOWS = 512  # at most
 BASELINES = ("hold the last position", "mean action")
@@ -74,9 +75,9 @@ def evaluate_offline(
         what goes into `evaluation.json`.
     """
     config = loaded.config
-    path: str | None = dataset_dir
     has_choice = episodes is not None or exclude_episodes is not None
-    if dataset_dir is not None or has_choice:  # what the training chose was of its own demonstrations
+    own_data = dataset_dir is None and not has_choice
+    if not own_data:  # what the training chose was of its own demonstrations
         config = dataclasses.replace(
             config,
             episodes=None if episodes is None else list(episodes),
@@ -88,25 +89,53 @@ def evaluate_offline(
             sample_weights=None,
         )
     config = dataclasses.replace(config, skip_unreadable=skip_unreadable or config.skip_unreadable)
-    if path is None:
-        path, moved = loaded.run.dataset()
-        if moved is not None:
-            print(moved)
-    if path is None:
-        raise UserError("offline evaluation needs --dataset_dir")
-    demonstrations, source = open_demonstrations(config, path, for_training=False)
-    chosen, which = _choose_episodes(loaded, demonstrations, own_data=dataset_dir is None and not has_choice)
+    path: str | None = dataset_dir
+    trained_on = [item["path"] for item in config.datasets or []]
+    if config.datasets is not None and not own_data:
+        config = _of_one_dataset(config, dataset_dir, has_choice)
+    elif config.datasets is None:
+        before, moved = loaded.run.dataset()
+        trained_on = [before] if before is not None else []
+        if path is None:
+            path = before
+            if moved is not None:
+                print(moved)
+        if path is None:
+            raise UserError("offline evaluation needs --dataset_dir")
+    if config.datasets is not None:
+        demonstrations, sources = open_training_data(config, for_training=False)
+    else:
+        demonstrations, source = open_demonstrations(config, path or "", for_training=False)
+        sources = (source,)
+    chosen, which = _choose_episodes(loaded, demonstrations, own_data)
     which = "chosen" if has_choice else which
-    trained_on = loaded.run.dataset()[0]
-    if which in ("all", "chosen") and trained_on is not None and Path(trained_on).resolve() == source.path.resolve():
+    if which in ("all", "chosen") and sources[0].path.resolve() in [Path(before).resolve() for before in trained_on]:
         print("Note: these are the demonstrations of the training: what it was trained on may be among them")
+
     index = WindowIndex.over(demonstrations, chosen, config.temporal_context, config.chunk_size).drawn(demonstrations)
     loader = Loader(
         WindowDataset(demonstrations, index, config.cameras),
         in_batches(range(len(index)), max(32, config.batch_size)),
         num_workers=config.num_workers,
     )
-    sums = {name: _ErrorSums(config.chunk_size, demonstrations.actions.shape[1]) for name in ("policy", *BASELINES)}
+    action_dim = demonstrations.actions.shape[1]
+    sums = {name: _ErrorSums(config.chunk_size, action_dim) for name in ("policy", *BASELINES)}
+    # Of a mixture, the same for each dataset: (name, whether a window is its (W,), sums)
+    each = [
+        (
+            part,
+            np.isin(index.first, demonstrations.starts[numbers]),
+            {name: _ErrorSums(config.chunk_size, action_dim) for name in sums},
+        )
+        for part, numbers in demonstrations.episodes_of_parts.items()
+    ]
+
+    def add(name: str, predicted: Tensor, actions: Tensor, is_pad: Tensor, row: int) -> None:
+        sums[name].add(predicted, actions, is_pad)
+        for _, is_own, of_part in each:
+            own = torch.from_numpy(is_own[row : row + len(actions)]).to(actions.device)
+            of_part[name].add(predicted.expand_as(actions)[own], actions[own], is_pad[own])
+
     mean_action = loaded.network.action_normalizer.mean
     names = list(demonstrations.joint_names or [f"joint {j}" for j in range(demonstrations.actions.shape[1])])
     grippers = [column for column, name in enumerate(names) if "gripper" in name.lower()]
@@ -128,7 +157,7 @@ def evaluate_offline(
             obs = {name: value.to(loaded.device) for name, value in obs.items()}
             actions, is_pad = actions.to(loaded.device), obs["action_is_pad"]
             predicted = loaded.network(obs)[0]
-            sums["policy"].add(predicted, actions, is_pad)
+            add("policy", predicted, actions, is_pad, row)
             pending.append(predicted.float().cpu().numpy())
             for end in sorted(end for end in ends if row < end <= row + len(actions)):
                 chunks = np.concatenate(pending)
@@ -140,15 +169,32 @@ def evaluate_offline(
                 )
                 pending, done = [chunks[end - done :]], end
             held = _last_position(demonstrations, index, row, obs["state"][:, -1], actions)
-            sums[BASELINES[0]].add(held[:, None], actions, is_pad)
-            sums[BASELINES[1]].add(mean_action, actions, is_pad)
+            add(BASELINES[0], held[:, None], actions, is_pad, row)
+            add(BASELINES[1], mean_action, actions, is_pad, row)
             row += len(actions)
             progress.advance(len(actions))
+    parts = list(demonstrations.episodes_of_parts.values()) or [np.arange(len(demonstrations.lengths))]
+    errors = [
+        (
+            part,
+            {
+                "windows": int(is_own.sum()),
+                "mae": of["policy"].summary()["mae"],
+                "baselines": {name: of[name].summary()["mae"] for name in BASELINES},
+            },
+        )
+        for part, is_own, of in each
+        if is_own.any()
+    ]
     return {
         "checkpoint": loaded.checkpoint.name,
         "dataset": str(demonstrations.path.resolve()),
         "episodes": which,
-        "episode_numbers": [source.number_of(place) for place in chosen.tolist()],
+        "episode_numbers": [
+            source.number_of(int(place - numbers[0]))
+            for numbers, source in zip(parts, sources)
+            for place in np.intersect1d(numbers, chosen)
+        ],
         "windows": len(index),
         "joint_names": names,
         "fps": demonstrations.fps,
@@ -156,15 +202,29 @@ def evaluate_offline(
         **metrics.summary(),
         **_perturbed(loaded, demonstrations, index),
         "baselines": {name: sums[name].summary() for name in BASELINES},
+        **({"datasets": dict(errors)} if each else {}),
         "trajectory": _trajectory(loaded, demonstrations, int(chosen[0])),
     }
+
+
+def _of_one_dataset(config: Config, dataset_dir: str | None, has_choice: bool) -> Config:
+    """For a policy of a mixture and other data than its held-out episodes: one of its datasets, or another one."""
+    if dataset_dir is None:
+        names = ", ".join(dataset_names(config))
+        raise UserError(f"episodes are chosen of one dataset: give --dataset_dir as well, one of {names}, or a path")
+    wanted = Path(dataset_dir).resolve()
+    for name, item in zip(dataset_names(config), config.datasets or []):
+        if dataset_dir == name or wanted == Path(item["path"]).resolve():
+            kept = {key: value for key, value in item.items() if key not in ("episodes", "exclude_episodes")}
+            return dataclasses.replace(config, datasets=[item if not has_choice else kept])
+    return dataclasses.replace(config, datasets=[{"path": dataset_dir}])
 
 
 def _choose_episodes(loaded: LoadedPolicy, episodes: Episodes, own_data: bool) -> tuple[np.ndarray, str]:
     everything = np.arange(len(episodes.lengths))
     if not own_data:
         return everything, "all"
-    _, held_out = split_episodes(episodes.lengths, loaded.config.val_split, loaded.config.seed)
+    _, held_out = split_each(episodes, loaded.config.val_split, loaded.config.seed)
     return (held_out, "held out") if len(held_out) else (everything, "training (none was held out)")
 
 

@@ -30,6 +30,7 @@ from bimact.files import check_writable, write_text
 from bimact.policy.loading import load_weights
 from bimact.run_directory import CHECKPOINTS, Run, read_dataset_record
 from bimact.training.demonstrations import open_demonstrations
+from bimact.training.mixture import open_training_data
 
 REPORT, VIDEOS, TEMPLATE = "report.html", "videos", "report_template.html"
 
@@ -173,9 +174,12 @@ def _open_run(run_dir: str | Path) -> _Run:
     used = read_dataset_record(directory.metrics_path) if directory.metrics_path.is_file() else None
     episodes, problem = None, "the run's config names no dataset"
     dataset, _ = directory.dataset()
-    if dataset is not None:
+    if dataset is not None or config.datasets is not None:
         try:
-            episodes, _ = open_demonstrations(config, dataset, lambda line: None, for_training=False)
+            if config.datasets is not None:
+                episodes, _ = open_training_data(config, lambda line: None, for_training=False)
+            else:
+                episodes, _ = open_demonstrations(config, dataset or "", lambda line: None, for_training=False)
         except UserError as error:  # the page stands without the data
             problem = str(error)
     return _Run(path, config, records, read_results(path), episodes, problem, used)

@@ -12,12 +12,13 @@ from optuna.distributions import CategoricalDistribution
 
 import bimact
 from bimact.config import Config, keys, load_config, setting_value
-from bimact.data.windows import split_episodes
+from bimact.data.windows import split_each
 from bimact.errors import UserError
 from bimact.files import check_writable, expand_home
 from bimact.sweep.space import as_text
 from bimact.sweep.sweep_file import Sweep
 from bimact.training.demonstrations import open_demonstrations
+from bimact.training.mixture import open_training_data, with_datasets
 
 _WARM_UP = 10  # values of a metric that is not logged once per epoch
 
@@ -167,10 +168,14 @@ def _check_demonstrations(sweep: Sweep, base: Config) -> str:
         raise UserError("the sweep compares val_loss, which does not exist with val_split 0: pass --val_split 0.1")
     if "dataset_dir" in sweep.space and base.dataset_dir is None:
         return "chosen by each trial"
+    base = with_datasets(base)
     path = base.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", ""))
-    if not path:
+    if base.datasets is not None:
+        episodes, _ = open_training_data(base)
+    elif path:
+        episodes, _ = open_demonstrations(base, path)
+    else:
         raise UserError("a sweep needs --dataset_dir (or ACT_DATASET_DIR)")
-    episodes, _ = open_demonstrations(base, path)
-    if sweep.metric == "val_loss" and len(split_episodes(episodes.lengths, max(shares, default=0.1), 0)[1]) == 0:
+    if sweep.metric == "val_loss" and len(split_each(episodes, max(shares, default=0.1), 0)[1]) == 0:
         raise UserError(f"{path} has a single episode, so none can be held out, and there is no val_loss to compare")
     return episodes.fingerprint

@@ -245,7 +245,8 @@ class ActTrainer:
         self._reduce_pending()
         self.watch.check(self.pending, self.step)
         record = {"epoch": epoch, "time_per_epoch": times.elapsed}
-        val_loss = self.validate()
+        found = self.validate()
+        val_loss = None if found is None else found[0]
         if self.ranks.count == 1 and self.stop.requested and self.step < self.total_steps:
             self.stopping = True  # during validation, which is repeated after resuming
             return
@@ -253,7 +254,10 @@ class ActTrainer:
             self.order.epoch, self.order.done = self.order.epoch + 1, 0
         if val_loss is not None:
             record["val_loss"] = val_loss
-            self._print(f"Epoch {epoch}/{self.total_epochs}: val_loss={val_loss:.4f}")
+            parts = {} if found is None else found[1]
+            record |= {f"val_loss/{name}": loss for name, loss in parts.items()}
+            each = ", ".join(f"{name} {loss:.4f}" for name, loss in parts.items())
+            self._print(f"Epoch {epoch}/{self.total_epochs}: val_loss={val_loss:.4f}" + (f" ({each})" if each else ""))
         if self.log is not None:
             self.log.log(record, self.step)
         self._save_epoch(epoch, val_loss)
@@ -309,28 +313,35 @@ class ActTrainer:
         return torch.stack([loss.detach() for loss in losses])
 
     @torch.no_grad()
-    def validate(self) -> float | None:
-        """The action loss on held-out episodes with latent 0; None without held-out episodes, or if interrupted."""
-        if self.loaders.validation is None:
+    def validate(self) -> tuple[float, dict[str, float]] | None:
+        """The action loss on held-out episodes with latent 0, and that of each dataset of a mixture.
+
+        Returns:
+            None without held-out episodes, or if interrupted.
+        """
+        if not self.loaders.validation:
             return None
         policy = self.unwrapped_policy
         policy.eval()
-        total = torch.zeros(2, dtype=torch.float64)
+        totals = torch.zeros(len(self.loaders.validation), 2, dtype=torch.float64)
         with self.averaged_weights():
-            for batch in self.loaders.validation:
-                if self.ranks.count == 1 and self.stop.requested and self.step < self.total_steps:
-                    policy.train()
-                    return None
-                obs, actions = to_device(batch, self.accelerator.device)
-                with self.accelerator.autocast():
-                    _, output = policy(obs)
-                is_pad = obs["action_is_pad"]
-                loss = act_losses(output, policy.normalized(actions, obs), is_pad, self.config).action
-                real = (~is_pad).sum()
-                total += torch.stack([loss * real, real]).cpu().double()  # Apple's GPUs have no float64
+            for total, loader in zip(totals, self.loaders.validation.values()):
+                for batch in loader:
+                    if self.ranks.count == 1 and self.stop.requested and self.step < self.total_steps:
+                        policy.train()
+                        return None
+                    obs, actions = to_device(batch, self.accelerator.device)
+                    with self.accelerator.autocast():
+                        _, output = policy(obs)
+                    is_pad = obs["action_is_pad"]
+                    loss = act_losses(output, policy.normalized(actions, obs), is_pad, self.config).action
+                    real = (~is_pad).sum()
+                    total += torch.stack([loss * real, real]).cpu().double()  # Apple's GPUs have no float64
         policy.train()
-        error, count = self.ranks.total(total).tolist()
-        return error / count
+        totals = self.ranks.total(totals)
+        error, count = totals.sum(dim=0).tolist()
+        names = [name for name in self.loaders.validation if name]
+        return error / count, {name: float(part[0] / part[1]) for name, part in zip(names, totals)}
 
     def _reduce_pending(self) -> None:
         """All-reduce the losses that are not yet logged."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ from bimact.data.normalize import Statistics, compute_statistics, relative_chunk
 from bimact.data.opening import arrays_of, open_source
 from bimact.data.sample_weights import with_sample_weights
 from bimact.data.selection import ACTION, STATE, SelectedSource, Selection, parse_dims
+from bimact.data.source import Source
 from bimact.data.summary import dataset_lines, unusable_lines
 from bimact.data.training_order import TrainingOrder
-from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_episodes
+from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_each
 from bimact.encoder.base import input_size
 from bimact.errors import UserError
 from bimact.policy.act import ActPolicy
@@ -49,9 +50,9 @@ def open_demonstrations(
     return read_demonstrations(config, source, log, for_training=for_training)
 
 
-def select_demonstrations(config: Config, path: str | Path) -> SelectedSource:
+def select_demonstrations(config: Config, path: str | Path, opened: Source | None = None) -> SelectedSource:
     """The first half of `open_demonstrations`: nothing is decoded yet."""
-    source = Selection.of(config).applied_to(open_source(path, cache_dir=config.cache_dir))
+    source = Selection.of(config).applied_to(opened or open_source(path, cache_dir=config.cache_dir))
     source.require_camera()
     for setting, wanted, size in (
         ("state_dim", config.state_dim, source.columns[STATE].size),
@@ -142,12 +143,14 @@ class Demonstrations:
         train_episodes: numbers of the training episodes; the statistics come from them alone.
         training: their windows.
         validation: windows of the held-out episodes; None without any.
+        validation_parts: of a mixture, name of each dataset that has held-out episodes → their windows.
     """
 
     episodes: Episodes
     train_episodes: np.ndarray
     training: WindowDataset
     validation: WindowDataset | None
+    validation_parts: dict[str, WindowDataset] = field(default_factory=dict)
 
     @classmethod
     def split(cls, episodes: Episodes, config: Config) -> Demonstrations:
@@ -155,8 +158,15 @@ class Demonstrations:
             index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
             return WindowDataset(episodes, index.drawn(episodes), config.cameras)
 
-        train_episodes, held_out = split_episodes(episodes.lengths, config.val_split, config.seed)
-        return cls(episodes, train_episodes, windows(train_episodes), windows(held_out) if len(held_out) else None)
+        train_episodes, held_out = split_each(episodes, config.val_split, config.seed)
+        parts = {name: np.intersect1d(numbers, held_out) for name, numbers in episodes.episodes_of_parts.items()}
+        return cls(
+            episodes,
+            train_episodes,
+            windows(train_episodes),
+            windows(held_out) if len(held_out) else None,
+            {name: windows(numbers) for name, numbers in parts.items() if len(numbers)},
+        )
 
     def statistics(self, config: Config) -> tuple[Statistics, Statistics]:
         """Of states and of actions, over the training episodes."""
@@ -206,16 +216,17 @@ class Loaders:
 
     Attributes:
         training: in the given order.
-        validation: this process's part; None without held-out episodes.
+        validation: this process's part, for each dataset of a mixture; empty without held-out episodes.
     """
 
     training: Loader
-    validation: Loader | None
+    validation: dict[str, Loader]
 
     @classmethod
     def of(cls, data: Demonstrations, order: TrainingOrder, config: Config, ranks: Ranks, pin_memory: bool) -> Loaders:
-        validation = None
-        if data.validation is not None:
-            share = in_batches(ranks.share(len(data.validation)), config.batch_size)
-            validation = Loader(data.validation, share, num_workers=config.num_workers, pin_memory=pin_memory)
+        parts = data.validation_parts or ({} if data.validation is None else {"": data.validation})
+        validation = {}
+        for name, windows in parts.items():
+            share = in_batches(ranks.share(len(windows)), config.batch_size)
+            validation[name] = Loader(windows, share, num_workers=config.num_workers, pin_memory=pin_memory)
         return cls(Loader(data.training, order, num_workers=config.num_workers, pin_memory=pin_memory), validation)

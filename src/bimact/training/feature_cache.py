@@ -374,6 +374,9 @@ def with_features(config: Config, policy: ActPolicy, episodes: Episodes, acceler
     Raises:
         UserError: if the tokens do not fit on the disk.
     """
+    if episodes.parts:
+        made = {name: with_features(config, policy, part, accelerator) for name, part in episodes.parts.items()}
+        return Episodes.joined(made)
     dtype = precision_dtype(accelerator.mixed_precision)
     encoder = policy.image_encoder.to(accelerator.device)
     cache = FeatureCache(

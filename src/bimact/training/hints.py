@@ -22,6 +22,7 @@ class Hints:
 
     def __init__(self, config: Config, num_workers: int) -> None:
         self._config = config
+        self._dataset = config.dataset_dir if config.datasets is None else config.datasets[0]["path"]
         self._workers = num_workers
         self._records: list[dict[str, Any]] = []
         self._given: set[str] = set()
@@ -64,5 +65,5 @@ class Hints:
             return None
         return (
             f"the loss has not fallen ({first:.3f} at first, {last:.3f} now): lower --lr (now {self._config.lr:g}; try "
-            f"{self._config.lr / 2:g}), or look for faults in the data: bimact check {self._config.dataset_dir}"
+            f"{self._config.lr / 2:g}), or look for faults in the data: bimact check {self._dataset}"
         )

@@ -32,6 +32,14 @@ from bimact.training.demonstrations import (
 from bimact.training.device import make_accelerator
 from bimact.training.feature_cache import line_on_views, uses_features, with_features
 from bimact.training.memory import with_largest_batch
+from bimact.training.mixture import (
+    dataset_names,
+    mixture_lines,
+    mixture_record,
+    open_training_data,
+    training_weights,
+    with_datasets,
+)
 from bimact.training.ranks import Ranks
 
 
@@ -175,13 +183,19 @@ def prepare_run(
             raise UserError("--resume_from auto needs --output_dir: the directory to begin in, or to resume")
         resume_from = Run(Path(config.output_dir)).path if Run(Path(config.output_dir)).has_checkpoint else None
         starts_anew = resume_from is None
-    dataset = config.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", "")) or None
+    if config.datasets is None and config.dataset_dir is None:
+        dataset = expand_home(os.environ.get("ACT_DATASET_DIR", "")) or None
+        config = dataclasses.replace(config, dataset_dir=dataset)
+    config = with_datasets(config)
+    dataset = config.dataset_dir if config.datasets is None else ", ".join(item["path"] for item in config.datasets)
     output = config.output_dir
     if output is None:
         output = str(
-            Run.of(resume_from).path if resume_from is not None else ranks.broadcast_from_main(_new_run(dataset))
+            Run.of(resume_from).path
+            if resume_from is not None
+            else ranks.broadcast_from_main(_new_run("+".join(dataset_names(config)) or config.dataset_dir))
         )
-    config = dataclasses.replace(config, dataset_dir=dataset, output_dir=output)
+    config = dataclasses.replace(config, output_dir=output)
     log(f"=== ACT Training ===\nConfig: {given.source}\nDataset: {dataset}\nOutput: {output}\n")
     for note in given.notes:
         log(note)
@@ -212,13 +226,20 @@ def _prepared(
         resume.refuse_other_run(run, checkpoint)
 
     with accelerator.main_process_first(), accelerator.local_main_process_first():
-        source = select_demonstrations(config, config.dataset_dir or "")
-        lines = dataset_lines(source)
-        # The training guide's output has no such lines here: if nothing is left out, they follow the first logged line.
-        is_plain = source.mapped() is not None and not (source.left_out or source.unusable or source.notes)
-        for line in () if is_plain else (*lines, ""):
-            log(line)
-        episodes, source = read_demonstrations(config, source, log, for_training=checkpoint is None)
+        if config.datasets is not None:
+            episodes, sources = open_training_data(config, log, for_training=checkpoint is None)
+            lines, is_plain = [], False
+            log("")
+        else:
+            source = select_demonstrations(config, config.dataset_dir or "")
+            lines = dataset_lines(source)
+            # The training guide's output has no such lines here: if nothing is left out, they follow the first logged
+            # line.
+            is_plain = source.mapped() is not None and not (source.left_out or source.unusable or source.notes)
+            for line in () if is_plain else (*lines, ""):
+                log(line)
+            episodes, source = read_demonstrations(config, source, log, for_training=checkpoint is None)
+            sources = (source,)
     config = fill_from_dataset(config, episodes)
     if checkpoint is not None:
         config = resume.keep_resolved_settings(config, checkpoint)
@@ -260,6 +281,10 @@ def _prepared(
     log(f"Training samples: {len(data.training)}")
     if data.validation is not None:
         log(f"Validation samples: {len(data.validation)}")
+    weights = training_weights(data, config)
+    mixed = mixture_lines(data, weights)
+    for line in mixed:
+        log(f"Mixture: {line}")
     order = TrainingOrder(
         data.training.index,
         config.batch_size,
@@ -267,7 +292,7 @@ def _prepared(
         accumulate=config.gradient_accumulation_steps,
         rank=ranks.rank,
         ranks=ranks.count,
-        weights=None if episodes.weights is None else episodes.weights[data.training.index.rows],
+        weights=weights,
         views=len(episodes.views),
     )
     step = 0
@@ -299,7 +324,7 @@ def _prepared(
         total_steps=total_steps,
         total_epochs=total_epochs,
         interface=data.interface(state_statistics, action_statistics),
-        dataset_record=dataset_record(source),
+        dataset_record=mixture_record(data, sources, mixed) if episodes.parts else dataset_record(sources[0]),
         late_lines=lines if is_plain else [],
     )
 

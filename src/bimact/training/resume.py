@@ -93,7 +93,8 @@ def check_config_changes(config: Config, checkpoint: Checkpoint, episodes: Episo
     lines: dict[str, list[str]] = {"network": [], "learning": [], "length": [], "nothing": []}
     if checkpoint.config is not None:
         old, new = (
-            dataclasses.replace(one, dataset_dir=_absolute(one.dataset_dir)) for one in (checkpoint.config, config)
+            dataclasses.replace(one, dataset_dir=_absolute(one.dataset_dir), datasets=_absolute_paths(one))
+            for one in (checkpoint.config, config)
         )
         for name, entry in settings().items():
             before, after = setting_value(old, name), setting_value(new, name)
@@ -128,6 +129,13 @@ def _absolute(dataset: str | None) -> str | None:
     return os.path.abspath(dataset) if dataset is not None and os.path.lexists(dataset) else dataset  # noqa: PTH100
 
 
+def _absolute_paths(config: Config) -> list[dict[str, Any]] | None:
+    """`datasets` with absolute paths."""
+    if config.datasets is None:
+        return None
+    return [{**item, "path": _absolute(item["path"])} for item in config.datasets]
+
+
 def refuse_other_run(run: Run, checkpoint: Checkpoint | None) -> None:
     """Refuse to start a new run in a directory that holds one.
 
@@ -149,7 +157,9 @@ def run_record(config: Config, run: Run) -> Config:
     dataset = _absolute(config.dataset_dir)
     is_here = dataset is not None and os.path.lexists(dataset)
     relative = os.path.relpath(dataset, run.path.absolute()) if dataset is not None and is_here else None
-    return dataclasses.replace(recorded(config), dataset_dir=dataset, dataset_dir_relative=relative)
+    return dataclasses.replace(
+        recorded(config), dataset_dir=dataset, datasets=_absolute_paths(config), dataset_dir_relative=relative
+    )
 
 
 def take_over_metrics(checkpoint: Checkpoint | None, run: Run, step: int) -> None:
