@@ -44,6 +44,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     "command",
     [
         *("record", "check", "view", "convert", "train", "sweep", "evaluate", "report"),
+        *("compare", "proof"),
         *("convert-checkpoint", "doctor", "demo", "completion", "guide-files"),
     ],
 )
@@ -71,6 +72,12 @@ def test_faults_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: P
     )
     assert "is not a run directory" in fails(capsys, "evaluate", "--run", str(tmp_path))
     assert "is not a run directory" in fails(capsys, "report", "--run", str(tmp_path))
+    assert "is not a run directory" in fails(capsys, "compare", str(tmp_path), str(tmp_path), "--task", "insertion")
+    assert "it has to be one, or one for each" in fails(capsys, "compare", "a", "b", "--checkpoint", "1,2,3")
+    assert "there is no perturbation 'lihgt'" in fails(
+        capsys, "evaluate", "--run", "r", "--task", "insertion", "--perturb", "lihgt=1"
+    )
+    assert "--seeds is '0,x', it has to be numbers" in fails(capsys, "proof", "--seeds", "0,x")
     assert "height x width" in fails(
         capsys, "record", "--task", "insertion", "--output_dir", "d", "--image_size", "240"
     )

@@ -222,6 +222,20 @@ def test_together_they_are_as_alone() -> None:
     np.testing.assert_array_equal(alone.scene.model.cam_pos, together.scene.model.cam_pos)
 
 
+def test_randomized_magnitudes_are_drawn_by_the_scene(plain: AlohaEnv) -> None:
+    env = environment({"camera_shift": 0.04, "field_of_view": 1.25}, randomized=True)
+    shifts, factors = [], []
+    for seed in (*range(30), 0):
+        env.reset(seed=seed)
+        [shift] = np.unique(np.linalg.norm(env.scene.data.cam_xpos - plain.scene.data.cam_xpos, axis=1).round(9))
+        shifts.append(shift)
+        factors.append((env.scene.model.cam_fovy / plain.scene.model.cam_fovy)[0])
+    assert shifts[0] == shifts[-1] and len(set(shifts)) == 30
+    assert 0 <= min(shifts) < 0.01 and 0.03 < max(shifts) <= 0.04
+    assert 0.8 <= min(factors) < 0.9 and 1.1 < max(factors) <= 1.25
+    env.close()
+
+
 @pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
 def test_suite_has_all_of_them_and_a_control(task: str) -> None:
     conditions = suite_of(("top",))

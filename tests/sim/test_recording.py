@@ -190,6 +190,14 @@ def test_noisy_episodes_are_spread_and_older_recordings_are_resumed(recorded: Pa
         (RecordingSettings("transfer_cube", noise=1.0), "--noise is 1.0"),
         (RecordingSettings("transfer_cube", seed=-1), "--seed is -1"),
         (RecordingSettings("transfer_cube", episodes=10**9), "GB free"),
+        (
+            RecordingSettings("transfer_cube", randomize={"outside": 0.02}),
+            "--randomize has 'outside', which is not one of",
+        ),
+        (
+            RecordingSettings("transfer_cube", randomize={"light": 9.0}),
+            "perturbation light is 9.0, it has to be from 0",
+        ),
     ],
 )
 def test_faulty_settings(settings: RecordingSettings, sentence: str, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--sequential", action="store_true", help="stop as soon as one is better, by a test that is valid at any time"
     )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON, and progress on stderr")
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu or auto")
     execution = parser.add_mutually_exclusive_group()
     execution.add_argument("--execute_steps", type=int, help="steps of each chunk to execute (default: each run's)")
@@ -61,16 +64,17 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def _compare(options: argparse.Namespace) -> None:
     from bimact.evaluation.compare import comparison_table, verdict
 
-    checkpoints = options.checkpoint.split(",")
-    if len(checkpoints) > 2:
-        raise UserError(
-            f"--checkpoint is '{options.checkpoint}', it has to be one checkpoint, or two such as best,last"
-        )
-    checkpoints = (checkpoints[0], checkpoints[-1])
-    if options.protocol is None:
-        result, path = _in_simulation(options, checkpoints)
-    else:
-        result, path = _on_a_robot(options, checkpoints)
+    given = options.checkpoint.split(",")
+    if len(given) > 2:
+        raise UserError(f"--checkpoint is '{options.checkpoint}', it has to be one, or one for each such as best,last")
+    if options.json and options.protocol is not None:
+        raise UserError("--protocol asks for marks on the terminal, so --json has no meaning: read the protocol file")
+    compare = _in_simulation if options.protocol is None else _on_a_robot
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        result, path = compare(options, (given[0], given[-1]))
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
     if result is not None:
         for name, side in (("A", "a"), ("B", "b")):
             print(f"{name}: {result[side]['run']} ({result[side]['checkpoint']})")

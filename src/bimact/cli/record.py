@@ -30,6 +30,12 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "those without noise, so that the demonstrations show how to come back (default: 0)",
     )
     parser.add_argument("--noisy_episodes", type=int, help="episodes with --action_noise (default: half of them)")
+    parser.add_argument(
+        "--randomize",
+        metavar="NAME=MAGNITUDE,...",
+        help="what looks different in each episode, up to these magnitudes, such as camera_shift=0.03,light=1.5,"
+        "table_color=0.5 (names: bimact evaluate --list_perturbations)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     parser.set_defaults(run=_record)
@@ -37,6 +43,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def _record(options: argparse.Namespace) -> None:
+    from bimact.sim.perturbations import parse_perturbations
     from bimact.sim.recording import RecordingSettings, record
     from bimact.sim.tasks import find_task
 
@@ -50,6 +57,7 @@ def _record(options: argparse.Namespace) -> None:
         seed=options.seed,
         action_noise=options.action_noise,
         noisy_episodes=options.noisy_episodes,
+        randomize=parse_perturbations(options.randomize, "--randomize") if options.randomize else None,
     )
     episodes = record(settings, options.output_dir, options.workers)
     failed = sum(episode.failed for episode in episodes)

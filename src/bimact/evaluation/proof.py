@@ -109,7 +109,7 @@ def prove(settings: ProofSettings, say: Callable[[str], None] = print) -> Path:
         record = ("record", "--task", task, "--episodes", str(recipe.episodes), "--output_dir", str(dataset))
         _step((*record, *recipe.record), say)
         scenes = range(settings.first_scene, settings.first_scene + settings.rollouts)
-        seen = sorted(_demonstrated_scenes(dataset).intersection(scenes))
+        seen = sorted({int(episode["seed"]) for episode in _demonstrations(dataset)}.intersection(scenes))
         if seen:
             raise UserError(f"{dataset} has demonstrations of the proof's scene {seen[0]}: pass another --first_scene")
         for seed in settings.seeds:
@@ -141,12 +141,10 @@ def rollouts_of(settings: ProofSettings, task: str, seed: int) -> dict[str, Any]
     return result if result.get("weights_sha256") == sha256_of(run.checkpoint(CHECKPOINT)) else None
 
 
-def _demonstrated_scenes(dataset: Path) -> set[int]:
-    try:
-        content = json.loads((dataset / "metadata.json").read_text())
-        return {int(episode["seed"]) for episode in content["episodes"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{dataset / 'metadata.json'} does not say which scenes were demonstrated ({error})") from error
+def _demonstrations(dataset: Path) -> list[dict[str, Any]]:
+    """What the recording says of its episodes; empty before it is whole."""
+    path = dataset / "metadata.json"
+    return list(json.loads(path.read_text())["episodes"]) if path.is_file() else []
 
 
 def training_minutes(run: Run) -> float:
@@ -268,9 +266,11 @@ def _task_lines(settings: ProofSettings, task: str) -> list[str]:
     recipe = settings.recipe(task)
     results = {seed: rollouts_of(settings, task, seed) for seed in settings.seeds}
     measured = {seed: result for seed, result in results.items() if result is not None}
+    noisy = sum(bool(episode.get("noisy")) for episode in _demonstrations(settings.dataset(task)))
+    noise = f", {noisy} of them with noise on the executed actions" if noisy else ""
     recorded = shlex.join(["bimact", "record", "--task", task, "--episodes", str(recipe.episodes), *recipe.record])
     facts = [
-        ("demonstrations", f"{recipe.episodes}, scripted: `{recorded}`"),
+        ("demonstrations", f"{recipe.episodes}, scripted{noise}: `{recorded}`"),
         ("training", f"`bimact train {shlex.join(recipe.train)}`"),
         ("success", stage_name(task, MAX_STAGE)),
     ]

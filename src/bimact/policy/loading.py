@@ -29,7 +29,6 @@ class LoadedPolicy:
         run: the run directory.
         checkpoint: the weights file.
         interface: of the training data.
-        folder: where results of its evaluation and videos go; None: the run directory.
     """
 
     network: ActPolicy
@@ -38,11 +37,6 @@ class LoadedPolicy:
     run: Run
     checkpoint: Path
     interface: Interface
-    folder: Path | None = None
-
-    @property
-    def results(self) -> Path:
-        return self.folder or self.run.path
 
 
 def load_run(path: str | Path, checkpoint: str | int = "best", device: str = "auto") -> LoadedPolicy:

@@ -28,6 +28,7 @@ class AlohaEnv(TaskEnv):
         image_size: height and width of the images in pixels.
         render_camera: the camera of `render()`.
         perturb: name → magnitude of each perturbation of the world (`perturbations.py`).
+        randomized: whether each episode draws its magnitudes up to those.
         settings: the other ones of `TaskEnv`.
     """
 
@@ -40,12 +41,13 @@ class AlohaEnv(TaskEnv):
         image_size: tuple[int, int] = (240, 320),
         render_camera: str = "angle",
         perturb: Mapping[str, Magnitude] | None = None,
+        randomized: bool = False,
         **settings: Any,
     ) -> None:
         found = find_task(task) if isinstance(task, str) else task
         if not isinstance(found, Task):
             raise ValueError(f"'{task}' is a task of another robot: use its own environment()")
-        self._perturber = Perturber(perturb, cameras) if perturb else None
+        self._perturber = Perturber(perturb, cameras, randomized=randomized) if perturb else None
         self.scene = Scene(found, edit=self._perturber.edit if self._perturber else None)
         self._past: list[np.ndarray] = []  # joint positions at each step so far, where the policy may see the past
         self._past_data = mujoco.MjData(self.scene.model)

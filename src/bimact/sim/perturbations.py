@@ -71,10 +71,19 @@ PERTURBATIONS: dict[str, Perturbation] = {
     ),
 }
 _PATTERNS = 4  # of each kind of surface
+# What may be randomised in demonstrations: the demonstrator's motion stays right under it.
+LOOKS = (
+    *("camera_shift", "camera_turn", "field_of_view", "light", "light_direction", "table_color", "table_texture"),
+    *("object_color", "object_texture", "image_noise", "blur", "compression"),
+)
 
 
-def parse_perturbations(text: str) -> dict[str, Magnitude]:
+def parse_perturbations(text: str, option: str = "--perturb") -> dict[str, Magnitude]:
     """`camera_shift=0.02,delay=2` → name → magnitude, in the order in which they stand.
+
+    Args:
+        text: of the option.
+        option: its name, for messages.
 
     Raises:
         UserError: if there is no such perturbation, or its magnitude is not possible.
@@ -83,15 +92,15 @@ def parse_perturbations(text: str) -> dict[str, Magnitude]:
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name or not value:
-            raise UserError(f"--perturb has '{part.strip()}', it has to be NAME=MAGNITUDE such as camera_shift=0.02")
+            raise UserError(f"{option} has '{part.strip()}', it has to be NAME=MAGNITUDE such as camera_shift=0.02")
         if name in magnitudes:
-            raise UserError(f"--perturb has {name} twice: give one magnitude")
+            raise UserError(f"{option} has {name} twice: give one magnitude")
         magnitudes[name] = value
         if name in PERTURBATIONS and PERTURBATIONS[name].neutral is not None:
             try:
                 magnitudes[name] = float(value)
             except ValueError:
-                raise UserError(f"--perturb {name} is '{value}', it has to be a number") from None
+                raise UserError(f"{option} {name} is '{value}', it has to be a number") from None
     check_perturbations(magnitudes)
     return magnitudes
 
@@ -113,15 +122,14 @@ def check_perturbations(magnitudes: Mapping[str, Magnitude], cameras: Sequence[s
         if known.neutral is None:
             if cameras is not None and magnitude not in (*cameras, "all"):
                 raise UserError(
-                    f"--perturb {name} is '{magnitude}', it has to be a camera of the policy ({', '.join(cameras)}) "
+                    f"perturbation {name} is '{magnitude}', it has to be a camera of the policy ({', '.join(cameras)}) "
                     "or all"
                 )
         elif isinstance(magnitude, str) or not known.low <= magnitude <= known.high:
-            raise UserError(
-                f"--perturb {name} is {magnitude}, it has to be from {known.low:g} to {known.high:g} ({known.meaning})"
-            )
+            limits = f"from {known.low:g} to {known.high:g}"
+            raise UserError(f"perturbation {name} is {magnitude}, it has to be {limits}: {known.meaning}")
         elif name == "delay" and magnitude != int(magnitude):
-            raise UserError(f"--perturb delay is {magnitude:g}, it has to be a whole number of control steps")
+            raise UserError(f"perturbation delay is {magnitude:g}, it has to be a whole number of control steps")
 
 
 def in_text(magnitudes: Mapping[str, Magnitude]) -> str:
@@ -152,15 +160,21 @@ class Perturber:
     Args:
         magnitudes: by name.
         cameras: that are rendered.
+        randomized: whether each episode draws its magnitudes: uniformly from 0 to the given one, and factors between
+            the given one and its inverse. The contrast of patterns is the given one.
 
     Raises:
         UserError: if a perturbation does not exist, or its magnitude is not possible.
     """
 
-    def __init__(self, magnitudes: Mapping[str, Magnitude], cameras: Sequence[str]) -> None:
+    def __init__(
+        self, magnitudes: Mapping[str, Magnitude], cameras: Sequence[str], *, randomized: bool = False
+    ) -> None:
         check_perturbations(magnitudes, cameras)
         self._texts = {name: value for name, value in magnitudes.items() if isinstance(value, str)}
-        self._numbers = {name: value for name, value in magnitudes.items() if not isinstance(value, str)}
+        self._given = {name: value for name, value in magnitudes.items() if not isinstance(value, str)}
+        self._numbers = dict(self._given)  # of the present episode
+        self._randomized = randomized
         self._cameras = tuple(cameras)
         self._nominal: dict[str, np.ndarray] = {}
         self._seed = 0
@@ -198,6 +212,8 @@ class Perturber:
         """
         self._seed = seed
         self._first_images = {}
+        if self._randomized:
+            self._numbers = {name: self._drawn(name, value) for name, value in self._given.items()}
         objects = task.sample_objects(seed)
         if self._numbers.get("outside"):
             draw = self._random("outside")
@@ -254,6 +270,16 @@ class Perturber:
             Image.fromarray(image).save(file, "JPEG", quality=int(self._numbers["compression"]))
             image = np.asarray(Image.open(file))
         return image
+
+    def _drawn(self, name: str, given: float) -> float:
+        """An episode's magnitude."""
+        share = float(self._random(f"magnitude of {name}").random())
+        if name.endswith("_texture"):
+            return given
+        if PERTURBATIONS[name].neutral == 1:
+            return float(given ** (2 * share - 1))
+        neutral = PERTURBATIONS[name].neutral or 0.0
+        return neutral + share * (given - neutral)
 
     @property
     def _changes_looks(self) -> bool:

@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,7 +25,8 @@ from bimact.files import check_writable, flush_to_disk, write_json
 from bimact.machine import usable_cores
 from bimact.progress import progress_bar
 from bimact.sim.base import SimulatedTask
-from bimact.sim.tasks import find_task
+from bimact.sim.perturbations import LOOKS, Magnitude, check_perturbations
+from bimact.sim.tasks import Task, find_task
 
 PARTIAL = ".partial"
 _NEXT_TRY = 10_000_000  # added to the seed of a failed demonstration to try again
@@ -47,6 +48,7 @@ class RecordingSettings:
         action_noise: standard deviation of the noise on executed actions (see `action_noise`); the recorded actions
             are those without noise.
         noisy_episodes: how many episodes have it, spread evenly; None: with action_noise half of them.
+        randomize: largest magnitudes of what looks different in each episode (names: `bimact.sim.perturbations.LOOKS`).
     """
 
     task: str
@@ -57,6 +59,7 @@ class RecordingSettings:
     seed: int = 0
     action_noise: float = 0.0
     noisy_episodes: int | None = None
+    randomize: Mapping[str, Magnitude] | None = None
 
     def check(self) -> None:
         if self.episodes < 1:
@@ -71,6 +74,14 @@ class RecordingSettings:
         noisy = self.noisy_episodes
         if noisy is not None and not (self.action_noise and 0 <= noisy <= self.episodes):
             raise UserError(f"--noisy_episodes is {noisy}: with --action_noise it may be from 0 to {self.episodes}")
+        for name in self.randomize or ():
+            if name not in LOOKS:
+                raise UserError(f"--randomize has '{name}', which is not one of {', '.join(LOOKS)}")
+        if self.randomize and not isinstance(self.found, Task):
+            raise UserError(
+                f"the simulation of {self.task} is of another package: --randomize is of bimact's own tasks"
+            )
+        check_perturbations(self.randomize or {}, self.cameras)
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed is {self.seed}, it has to be from 0 to 2147483647")
 
@@ -256,7 +267,8 @@ class _Worker:
         self.settings = settings
         task = settings.found
         self.steps = task.episode_steps
-        self.environment = task.environment(settings.cameras, settings.image_size)
+        changes = {"perturb": settings.randomize, "randomized": True} if settings.randomize else {}
+        self.environment = task.environment(settings.cameras, settings.image_size, **changes)
         self.demonstrate = task.demonstrator()
         self.observations = np.lib.format.open_memmap(folder / (OBSERVATIONS + PARTIAL), "r+")
         self.actions = np.lib.format.open_memmap(folder / (ACTIONS + PARTIAL), "r+")

@@ -1,1 +1,0 @@
-"""robosuite's two-arm tasks for bimact."""
