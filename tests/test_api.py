@@ -182,7 +182,7 @@ def test_the_import_is_lazy() -> None:
         _ = bimact.trainn  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["load_policy", "open_dataset", "train", "evaluate"])
+@pytest.mark.parametrize("name", ["load_policy", "open_dataset", "train", "evaluate", "push", "push_dataset"])
 def test_docstrings_name_every_argument_and_have_an_example(name: str) -> None:
     function = getattr(bimact, name)
     text = inspect.getdoc(function) or ""

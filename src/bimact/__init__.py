@@ -1,6 +1,7 @@
 """bimact: train ACT on bimanual demonstrations, and prove the policy by its success rate.
 
-The Python API: `load_policy`, `open_dataset`, `train`, `evaluate`. Each is imported when it is first used.
+The Python API: `load_policy`, `open_dataset`, `train`, `evaluate`, `push`, `push_dataset`. Each is imported when it is
+first used.
 """
 
 from __future__ import annotations
@@ -8,10 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Evaluation", "Policy", "Run", "UserError", "evaluate", "load_policy", "open_dataset", "train"]
+__all__ = [
+    "Evaluation",
+    "Policy",
+    "Run",
+    "UserError",
+    "evaluate",
+    "load_policy",
+    "open_dataset",
+    "push",
+    "push_dataset",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from bimact.api import Evaluation, evaluate, load_policy, open_dataset, train
+    from bimact.api import Evaluation, evaluate, load_policy, open_dataset, push, push_dataset, train
     from bimact.errors import UserError
     from bimact.policy.inference import Policy
     from bimact.run_directory import Run
@@ -24,6 +36,8 @@ _MODULES = {
     "evaluate": "bimact.api",
     "load_policy": "bimact.api",
     "open_dataset": "bimact.api",
+    "push": "bimact.api",
+    "push_dataset": "bimact.api",
     "train": "bimact.api",
 }
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bimact.config import Config, settings, to_config
 from bimact.errors import UserError
+from bimact.hub import policy_folder, policy_name
 from bimact.run_directory import CHECKPOINTS, Run
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def load_policy(
 
     Args:
         path: a run directory, a checkpoint file in one, or a policy of LeRobot or of the original ACT (its directory or
-            weights file), which is converted in memory.
+            weights file), which is converted in memory; or the name of a policy on the Hugging Face hub, "user/name" or
+            "user/name@revision".
         checkpoint: of a run: `best`, `last` or an epoch; None: the best.
         device: cuda, cuda:1, mps, cpu, or auto.
         precision: of matrix products: auto, no (float32), bf16 or fp16; None: the run's `mixed_precision`.
@@ -55,7 +57,9 @@ def load_policy(
     from bimact.policy.loading import load_run
     from bimact.policy.metadata import Execution, Interface
 
-    path = path.path if isinstance(path, Run) else Path(path).expanduser()
+    on_hub = None if isinstance(path, Run) else policy_name(path)
+    copy = None if on_hub is None else policy_folder(str(path))
+    path = path.path if isinstance(path, Run) else copy or Path(path).expanduser()
     if precision not in (None, "auto", "no", "bf16", "fp16"):
         raise UserError(f"precision is '{precision}', it has to be auto, no, bf16 or fp16")
     run = Run.of(path)
@@ -68,7 +72,8 @@ def load_policy(
             checkpoint = path.stem.removeprefix("act-train-")
         loaded = load_run(run.path, "best" if checkpoint is None else checkpoint, device)
         network, config, interface = loaded.network, loaded.config, loaded.interface
-        name, file, weights = run.path.resolve().name, loaded.checkpoint.name, loaded.checkpoint
+        name = run.path.resolve().name if on_hub is None else on_hub[0]
+        file, weights = loaded.checkpoint.name, loaded.checkpoint
     else:
         from bimact.interop.convert import PolicyFiles, read
 
@@ -79,7 +84,8 @@ def load_policy(
             print(f"Note: {note}", flush=True)
         network = converted.policy.to(choose_device(device))
         config, interface = network.config, Interface.of_config(network.config)
-        name, file, weights = path.resolve().name, converted.origin, None
+        name = path.resolve().name if on_hub is None else on_hub[0]
+        file, weights = converted.origin, None
     chosen = choose_precision(config.mixed_precision if precision is None else precision, choose_device(device))
     execution = Execution.of(config, execute_steps, temporal_ensemble)
     dtype = precision_dtype(chosen)
@@ -139,8 +145,8 @@ def train(
     Args:
         config: YAML file, name of a config that bimact comes with, mapping or `Config`; None: that of the run to
             resume, or else the training guide's policy.
-        resume_from: a run directory or a checkpoint file; "auto": the output directory if it has a checkpoint, or else
-            start there.
+        resume_from: a run directory or a checkpoint file; "user/name": the weights of a policy on the Hugging Face
+            hub; "auto": the output directory if it has a checkpoint, or else start there.
         override_config: whether a resumed run may have other settings than before.
         settings: on top of the config, such as `batch_size=16`; the encoder's as `encoder={"freeze": False}`.
 
@@ -176,6 +182,74 @@ def train_request(asked: Request, resume_from: str | Path | None = None, overrid
     from bimact.training.act_trainer import train_run
 
     return train_run(prepared, evaluator).run
+
+
+def push(
+    run: str | Path | Run,
+    name: str,
+    *,
+    checkpoint: str | int = "best",
+    public: bool = False,
+    license: str | None = None,
+    message: str = "Upload by bimact",
+) -> str:
+    """Upload a run's policy to the Hugging Face hub, with a model card: what `bimact push` does.
+
+    Args:
+        run: a run directory.
+        name: of the policy there, as "user/name"; a new one is private.
+        checkpoint: `best`, `last` or an epoch.
+        public: whether a new repository can be read by everybody.
+        license: as the hub names it, such as "apache-2.0"; None: the card says that none is given.
+        message: of the commit.
+
+    Returns:
+        the address of its page.
+
+    Raises:
+        UserError: if there is no such run or checkpoint, without a login, or the hub cannot be reached.
+
+    Example:
+        >>> bimact.push("runs/cube", "alice/cube-act", license="apache-2.0")
+        >>> policy = bimact.load_policy("alice/cube-act")
+    """
+    from bimact.evaluation.model_card import CARD, policy_upload
+
+    path = run.path if isinstance(run, Run) else run
+    upload, notes = policy_upload(path, name, checkpoint=checkpoint, license=license)
+    return upload.announce_and_send(notes, CARD, public=public, message=message, is_trial=False) or ""
+
+
+def push_dataset(
+    path: str | Path,
+    name: str,
+    *,
+    public: bool = False,
+    license: str | None = None,
+    message: str = "Upload by bimact",
+) -> str:
+    """Upload demonstrations to the Hugging Face hub, with a dataset card: what `bimact push-dataset` does.
+
+    Args:
+        path: the dataset's directory or file, in any format that bimact reads.
+        name: of the dataset there, as "user/name"; a new one is private.
+        public: whether a new repository can be read by everybody.
+        license: as the hub names it, such as "cc-by-4.0"; None: the card says that none is given.
+        message: of the commit.
+
+    Returns:
+        the address of its page.
+
+    Raises:
+        UserError: if there is no such dataset or it cannot be read, without a login, or the hub cannot be reached.
+
+    Example:
+        >>> bimact.push_dataset("data/cube", "alice/cube", license="cc-by-4.0")
+    """
+    from bimact.check.dataset_card import CARD, dataset_upload
+
+    upload, _, notes = dataset_upload(path, name, license=license)
+    return upload.announce_and_send(notes, CARD, public=public, message=message, is_trial=False) or ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +299,7 @@ def evaluate(
     skip_unreadable: bool = False,
     checkpoint: str | int = "best",
     device: str = "auto",
+    output_dir: str | Path | None = None,
 ) -> Evaluation:
     """Measure a policy: what `bimact evaluate` does.
 
@@ -232,7 +307,7 @@ def evaluate(
     demonstrations: the held-out ones of its training, or those of `dataset_dir`.
 
     Args:
-        run: a run directory.
+        run: a run directory, or a policy's name on the Hugging Face hub.
         task: `transfer_cube`, `insertion`, or a task of another package.
         rollouts: how many.
         seed: of the first rollout's scene; the next ones follow.
@@ -250,6 +325,8 @@ def evaluate(
         skip_unreadable: leave out damaged episodes instead of stopping.
         checkpoint: `best`, `last` or an epoch.
         device: cuda, cuda:1, mps, cpu, or auto.
+        output_dir: where results and videos go; None: the run directory, or for a policy on the hub
+            `evaluations/user/name`.
 
     Raises:
         UserError: if there is no such run, task or dataset, or the policy is not for them.
@@ -267,9 +344,13 @@ def evaluate(
         raise UserError("a suite has its own perturbations: give perturb or suite")
     if (suite or perturb) and task is None:
         raise UserError("perturbations are of the simulation: give a task")
-    directory = run if isinstance(run, Run) else Run.existing(run)
-    check_writable(directory.path)
-    loaded = load_run(directory.path, checkpoint, device)
+    on_hub = None if isinstance(run, Run) else policy_name(run)
+    directory = run if isinstance(run, Run) else Run.existing(run if on_hub is None else policy_folder(run) or run)
+    folder = Path(output_dir) if output_dir is not None else directory.path
+    if on_hub is not None and output_dir is None:
+        folder = Path("evaluations") / on_hub[0]
+    check_writable(folder)
+    loaded = replace(load_run(directory.path, checkpoint, device), folder=folder)
     results: dict[str, Any] = {}
     if task is None or dataset_dir is not None:
         from bimact.evaluation.offline import evaluate_offline
@@ -296,5 +377,5 @@ def evaluate(
             robustness = evaluate_robustness(loaded, rollout_settings, conditions)
         else:
             results["rollouts"] = {task: evaluate_rollouts(loaded, rollout_settings)}
-    path = add_results(directory.path, results)
+    path = add_results(folder, results)
     return Evaluation(path, results.get("offline"), results.get("rollouts", {}).get(task), robustness)

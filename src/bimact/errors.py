@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+_FOREIGN_ERRORS = (  # what drivers raise, besides errors of the operating system
+    "aiohttp.ClientError",
+    "botocore.exceptions.BotoCoreError",
+    "botocore.exceptions.ClientError",
+    "gcsfs.retry.HttpError",
+    "google.auth.exceptions.GoogleAuthError",
+    "httpx.HTTPError",
+    "httpx2.HTTPError",
+    "requests.RequestException",
+)
 
 
 class UserError(Exception):
@@ -44,3 +57,11 @@ def without_folder(text: str, folder: Path) -> str:
 def some_of(names: Sequence[str], most: int = 10) -> str:
     """The first of some names, and how many more there are, as a part of a sentence."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def library_errors() -> tuple[type[BaseException], ...]:
+    """What fsspec, the Hugging Face hub's client and the drivers that are loaded raise."""
+    found = (
+        getattr(sys.modules.get(name.rpartition(".")[0]), name.rpartition(".")[2], None) for name in _FOREIGN_ERRORS
+    )
+    return (OSError, ValueError, RuntimeError, asyncio.TimeoutError, *(error for error in found if error is not None))

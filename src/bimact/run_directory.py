@@ -18,6 +18,7 @@ from bimact.files import expand_home
 RUN_CONFIG, CHECKPOINTS, METRICS, INTERFACE = "config.yaml", "checkpoint", "metrics.jsonl", "interface.json"
 EVALUATIONS, BEST_SUCCESS = "evaluations", "best-success"  # results of rollouts in training; the checkpoint they select
 WEIGHTS, STATE = ".pth", ".state"  # of a checkpoint: the policy's state dict, and what resuming needs besides
+SAFETENSORS = ".safetensors"  # the state dict of a run that was pushed to the hub
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,11 @@ class Run:
             UserError: if the run has no such checkpoint; the sentence lists those that it has.
         """
         path = self.checkpoints / f"act-train-{which}{WEIGHTS}"
+        if not path.exists():  # a run that comes from the hub
+            path = path.with_suffix(SAFETENSORS)
         if not path.exists():
-            found = sorted(self.checkpoints.glob(f"act-train-*{WEIGHTS}"), key=_epoch_of)
+            files = [file for end in (WEIGHTS, SAFETENSORS) for file in self.checkpoints.glob(f"act-train-*{end}")]
+            found = sorted(files, key=_epoch_of)
             names = ", ".join(entry.stem.removeprefix("act-train-") for entry in found) or "none"
             raise UserError(f"{self.path.resolve()} has no checkpoint '{which}'; it has: {names}")
         return path

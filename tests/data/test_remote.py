@@ -20,7 +20,7 @@ import fsspec
 import numpy as np
 import pytest
 from guide_files import write_dataset
-from hub_server import COMMIT, HubServer
+from hub_server import COMMIT, HubServer, hub_environment
 
 from bimact.data import mirror
 from bimact.data.opening import open_dataset
@@ -372,13 +372,9 @@ def on_hub(home: Path, endpoint: str, *paths: str, said: list[str] | None = None
         "    except UserError as error: found.append(str(error))\n"
         "print(json.dumps(found))"
     )
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
-    }
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
     done = subprocess.run(
         [sys.executable, "-c", code, *paths],
-        env={**kept, **settings, **environment},
+        env=hub_environment(home, endpoint, **environment),
         cwd=home.parent,
         capture_output=True,
         text=True,
@@ -444,7 +440,7 @@ def test_what_is_not_on_the_hub_is_told(tmp_path: Path, hub: HubServer) -> None:
         f"there is neither a folder {tmp_path / 'someone' / 'nothing'} nor a dataset someone/nothing"
     )
     assert "hf auth login" in missing
-    assert "is gated: accept its conditions at https://huggingface.co/datasets/someone/gated" in gated
+    assert f"is gated: accept its conditions at {hub.url}/datasets/someone/gated" in gated
     assert revision == "someone/cube@v9: the dataset someone/cube on the Hugging Face hub has no revision 'v9'"
     assert folder == "the dataset someone/cube on the Hugging Face hub has no folder 'nowhere'"
     assert "cannot download some--one/cube from the Hugging Face hub (HFValidationError" in invalid

@@ -27,6 +27,8 @@ from bimact.cli import (
     guide_files,
     latency,
     proof,
+    push,
+    push_dataset,
     record,
     report,
     serve,
@@ -42,7 +44,8 @@ from bimact.errors import UserError, printable
 # no PyTorch.
 _COMMANDS = (
     *(demo, record, check, view, edit, convert, estimate, train, sweep, evaluate, compare, report, proof),
-    *(serve, sim_robot, export, latency, convert_checkpoint, cache, doctor, guide_files, completion),
+    *(serve, sim_robot, export, latency, convert_checkpoint, push, push_dataset),
+    *(cache, doctor, guide_files, completion),
 )
 
 

@@ -7,10 +7,12 @@ import contextlib
 import json
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from bimact.cli.arguments import Commands, add_episodes, image_size
 from bimact.files import expand_home
+from bimact.run_directory import Run
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -21,7 +23,13 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="With --task, roll the policy out in the simulation and count successes. Without, compare "
         "its actions with held-out demonstrations (or with those of --dataset_dir).",
     )
-    parser.add_argument("--run", dest="run_dir", required=True, type=expand_home, help="the training run's folder")
+    parser.add_argument(
+        "--run",
+        dest="run_dir",
+        required=True,
+        type=expand_home,
+        help="the run directory, or a policy on the Hugging Face hub as USER/NAME",
+    )
     parser.add_argument("--checkpoint", default="best", help="best, last or an epoch (default: best)")
     parser.add_argument(
         "--dataset_dir", type=expand_home, help="demonstrations (default: the held-out ones of the training)"
@@ -48,6 +56,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--list_perturbations", action=_ListPerturbations, help="print all perturbations with their magnitudes"
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=expand_home,
+        help="where results and videos go (default: the run directory; for a policy on the hub: evaluations/USER/NAME)",
     )
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu or auto")
     parser.add_argument("--json", action="store_true", help="print the results as JSON, and progress on stderr")
@@ -103,6 +116,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             skip_unreadable=options.skip_unreadable == "true",
             checkpoint=options.checkpoint,
             device=options.device,
+            output_dir=options.output_dir,
         )
     if options.json:
         found = {"offline": result.offline, "rollouts": result.rollouts, "robustness": result.robustness}
@@ -129,4 +143,5 @@ def _evaluate(options: argparse.Namespace) -> None:
 
         Console(width=None if sys.stdout.isatty() else 120).print(robustness_table(result.robustness))
     print(f"Results: {result.path}")
-    print(f"Next: bimact report --run {shlex.quote(options.run_dir)}")
+    if Path(options.run_dir).exists() and result.path.parent.samefile(Run.of(options.run_dir).path):
+        print(f"Next: bimact report --run {shlex.quote(options.run_dir)}")

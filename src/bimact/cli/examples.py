@@ -83,6 +83,13 @@ bimact latency --run runs/cube
 bimact convert-checkpoint path/to/pretrained_model runs/theirs         # of LeRobot
 bimact convert-checkpoint runs/cups exported/cups --to lerobot
 """,
+    "push": """
+bimact push runs/cube alice/cube-act --license apache-2.0
+bimact push runs/cube alice/cube-act --dry_run                         # print what would be uploaded
+""",
+    "push-dataset": """
+bimact push-dataset data/cube alice/cube --license cc-by-4.0
+""",
     "cache": """
 bimact cache
 bimact cache --clear data/cups

@@ -26,7 +26,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--resume_from",
-        help="resume from this checkpoint (.pth), or from the last one of this run directory; auto: resume what is in "
+        help="resume from this checkpoint (.pth), or from the last one of this run directory; USER/NAME: begin with "
+        "the weights of a policy on the Hugging Face hub; auto: resume what is in "
         "--output_dir, or start there",
     )
     parser.add_argument("--override_config", action="store_true", help="resume with other settings than the run had")

@@ -9,12 +9,10 @@ it was, and a file is fetched again only when it has changed.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +28,7 @@ from fsspec.core import url_to_fs
 from rich.filesize import decimal
 
 from bimact.data.cache import users_cache
-from bimact.errors import UserError
+from bimact.errors import UserError, library_errors
 from bimact.files import flush_to_disk, lock_file
 from bimact.progress import ProgressBar, progress_bar
 
@@ -47,16 +45,6 @@ _DRIVERS = {  # protocol → the package that fsspec needs for it
     "sftp": "paramiko",
     "ssh": "paramiko",
 }
-_FOREIGN_ERRORS = (  # what drivers raise, besides errors of the operating system
-    "aiohttp.ClientError",
-    "botocore.exceptions.BotoCoreError",
-    "botocore.exceptions.ClientError",
-    "gcsfs.retry.HttpError",
-    "google.auth.exceptions.GoogleAuthError",
-    "httpx.HTTPError",
-    "httpx2.HTTPError",
-    "requests.RequestException",
-)
 _VERSIONS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "created")
 _AT_ONCE = 8
 _MOST_FILES, _MOST_FOLDERS = 2_000_000, 100_000
@@ -223,14 +211,6 @@ def _in_sentences(what: str) -> Iterator[None]:
         todo = "see that its driver finds credentials" if is_refused else "try again, it goes on from there"
         public = " (a public bucket: set FSSPEC_S3_ANON=true)" if is_refused and what.startswith("s3") else ""
         raise UserError(f"cannot read {what} ({words}): {todo}{public}") from None
-
-
-def library_errors() -> tuple[type[BaseException], ...]:
-    """What fsspec, the Hugging Face hub's client and the drivers that are loaded raise."""
-    found = (
-        getattr(sys.modules.get(name.rpartition(".")[0]), name.rpartition(".")[2], None) for name in _FOREIGN_ERRORS
-    )
-    return (OSError, ValueError, RuntimeError, asyncio.TimeoutError, *(error for error in found if error is not None))
 
 
 # What is here --------------------------------------------------------------------------------------

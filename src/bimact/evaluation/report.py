@@ -196,8 +196,8 @@ def _content(run: _Run) -> dict[str, Any]:
         "rollouts": [_rollouts(run, task, result) for task, result in run.rollouts.items()],
         "robustness": [_robustness(task, groups[-1]) for task, groups in run.results.get("robustness", {}).items()],
         "paper_rate": PAPER_RATES.get(run.task or ""),
-        "planned_execution": _execution(run.config),
-        "encoder": _encoder(run.config.encoder),
+        "planned_execution": describe_execution(run.config),
+        "encoder": describe_encoder(run.config.encoder),
         "image_size": _image_size(run),
         "videos": videos,
         "videos_left_out": videos_left_out,
@@ -232,7 +232,7 @@ def _rollouts(run: _Run, task: str, result: Mapping[str, Any]) -> dict[str, Any]
         **result,
         "task": task,
         "paper": PAPER_RATES.get(task) if task == run.task else None,
-        "execution": _execution(run.config, result),
+        "execution": describe_execution(run.config, result),
         "first_seed": min(seeds),
         "last_seed": max(seeds),
         "demonstrated": None if demonstrated is None else len(demonstrated.intersection(seeds)),
@@ -252,7 +252,7 @@ def _robustness(task: str, group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _execution(config: Config, result: Mapping[str, Any] | None = None) -> str:
+def describe_execution(config: Config, result: Mapping[str, Any] | None = None) -> str:
     """How chunks were executed in rollouts, or would be."""
     if result["settings"]["temporal_ensemble"] if result else config.temporal_ensemble:
         window = f"the newest {config.ensemble_window}" if config.ensemble_window else "all"
@@ -304,7 +304,7 @@ def _demonstration(run: _Run) -> dict[str, Any] | None:
 # The policy ------------------------------------------------------------------------------------------
 
 
-def _encoder(encoder: EncoderConfig) -> str:
+def describe_encoder(encoder: EncoderConfig) -> str:
     """Backbone, initial weights, and whether they were trained."""
     name = " ".join(filter(None, (encoder.name, encoder.model_name)))
     usual = {

@@ -181,7 +181,7 @@ def roll_out(
                 if rollout.seed - settings.seed < settings.videos:
                     changed = f"-{in_text(settings.perturb).replace(',', '-')}" if settings.perturb else ""
                     rollout.video = f"videos/{settings.task}-seed-{rollout.seed}{changed}.mp4"
-            videos = {r.seed: str(loaded.run.path / r.video) for r in wave if r.video}
+            videos = {r.seed: str(loaded.results / r.video) for r in wave if r.video}
             policy.reset()
             observation, _ = environments.reset(seed=[r.seed for r in wave], options={"videos": videos})
             finished = False
@@ -225,7 +225,7 @@ def evaluate_robustness(
         "execution": asdict(execution),
         "image_size": None if settings.image_size is None else list(settings.image_size),
     }
-    everything: dict[str, Any] = read_results(loaded.run.path).get("robustness", {})
+    everything: dict[str, Any] = read_results(loaded.results).get("robustness", {})
     groups: list[dict[str, Any]] = everything.setdefault(settings.task, [])
     group = next((group for group in groups if group.items() >= same.items()), None)
     if group is None:
@@ -238,7 +238,7 @@ def evaluate_robustness(
     known = len(conditions) - len(missing)
     print(
         f"{len(conditions)} condition{'s' * (len(conditions) > 1)} of {settings.rollouts} rollouts each"
-        + (f"; {known} have results already in {loaded.run.path}" if known else "")
+        + (f"; {known} have results already in {loaded.results}" if known else "")
     )
     began = time.perf_counter()
     for number, condition in enumerate(missing):
@@ -249,7 +249,7 @@ def evaluate_robustness(
             "reward_reached": result["reward_reached"],
             "highest_rewards": [int(rollout["highest_reward"]) for rollout in result["each"]],
         }
-        add_results(loaded.run.path, {"robustness": everything})
+        add_results(loaded.results, {"robustness": everything})
         left = (time.perf_counter() - began) / (number + 1) * (len(missing) - number - 1)
         low, high = result["interval_95"]
         print(

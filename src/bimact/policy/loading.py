@@ -29,6 +29,7 @@ class LoadedPolicy:
         run: the run directory.
         checkpoint: the weights file.
         interface: of the training data.
+        folder: where results of its evaluation and videos go; None: the run directory.
     """
 
     network: ActPolicy
@@ -37,6 +38,11 @@ class LoadedPolicy:
     run: Run
     checkpoint: Path
     interface: Interface
+    folder: Path | None = None
+
+    @property
+    def results(self) -> Path:
+        return self.folder or self.run.path
 
 
 def load_run(path: str | Path, checkpoint: str | int = "best", device: str = "auto") -> LoadedPolicy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import weakref
 
 import numpy as np
@@ -31,8 +32,11 @@ class Renderer:
         with explain_missing_opengl():
             self._renderer = mujoco.Renderer(model, height, width)
         settings.shadowsize, settings.offsamples = usual
-        # At exit the context has to be freed before Python unloads the OpenGL library.
+        # At exit the context has to be freed before what was registered earlier: MuJoCo and other simulators end the
+        # connection to the display there.
         self.close = weakref.finalize(self, self._renderer.close)
+        self.close.atexit = False
+        atexit.register(self.close)
 
     def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """The view (height, width, 3) uint8 RGB of a named camera."""

@@ -19,6 +19,7 @@ from bimact.data.summary import dataset_lines, dataset_record
 from bimact.data.training_order import TrainingOrder
 from bimact.errors import UserError, in_words
 from bimact.files import check_writable, expand_home
+from bimact.hub import policy_folder
 from bimact.policy.act import ActPolicy
 from bimact.policy.metadata import Interface
 from bimact.run_directory import Run, recorded
@@ -83,6 +84,12 @@ class PreparedRun:
 AUTO = "auto"  # of `resume_from`
 
 
+def downloaded(resume_from: str | Path | None) -> tuple[str | Path | None, bool]:
+    """What a training resumes from, as a path of this machine, and whether it comes from the Hugging Face hub."""
+    copy = None if resume_from in (None, AUTO) else policy_folder(resume_from)
+    return (resume_from, False) if copy is None else (Run.existing(copy).checkpoint(), True)
+
+
 @dataclass(frozen=True)
 class Request:
     """The settings of a training, and their source.
@@ -109,20 +116,23 @@ def request(
         config: YAML file, name of a config that bimact comes with, mapping or `Config`; None: that of the run to
             resume, or else the training guide's policy.
         settings: on top of it: `key=value`, as on the command line, or a mapping from names to values.
-        resume_from: a checkpoint file or a run directory; "auto" takes no settings from a run.
+        resume_from: a checkpoint file, a run directory or a policy's name on the Hugging Face hub; "auto" takes no
+            settings from a run.
 
     Raises:
         UserError: for a faulty setting, or a file that cannot be read.
     """
     lines = [] if isinstance(settings, Mapping) else list(settings)
     changes = settings if isinstance(settings, Mapping) else {}
+    resume_from, is_from_hub = downloaded(resume_from)
     run = None if resume_from in (None, AUTO) else Run.of(resume_from)
     notes: tuple[str, ...] = ()
     if config is not None and not isinstance(config, (str, Path)):
         source, found = "given in Python", to_config(config)
     elif config is None and run is not None and run.config_path.is_file():
-        # The present path; the config has the one at the start.
-        source, found = str(run.config_path), load_config(run.config_path, [f"output_dir={run.path}", *lines])
+        # The present path; the config has the one at the start. A copy from the hub is not written to.
+        lines = lines if is_from_hub else [f"output_dir={run.path}", *lines]
+        source, found = str(run.config_path), load_config(run.config_path, lines)
         if "dataset_dir" not in changes and not any(line.startswith("dataset_dir=") for line in lines):
             dataset, moved = run.dataset()
             found = dataclasses.replace(found, dataset_dir=dataset)
@@ -178,6 +188,7 @@ def prepare_run(
             print(line, flush=True)
 
     starts_anew = False
+    resume_from, is_from_hub = downloaded(resume_from)
     if resume_from == AUTO:
         if config.output_dir is None:
             raise UserError("--resume_from auto needs --output_dir: the directory to begin in, or to resume")
@@ -192,7 +203,7 @@ def prepare_run(
     if output is None:
         output = str(
             Run.of(resume_from).path
-            if resume_from is not None
+            if resume_from is not None and not is_from_hub
             else ranks.broadcast_from_main(_new_run("+".join(dataset_names(config)) or config.dataset_dir))
         )
     config = dataclasses.replace(config, output_dir=output)

@@ -1,0 +1,1 @@
+"""robosuite's two-arm tasks for bimact."""
