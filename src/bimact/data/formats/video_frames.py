@@ -62,13 +62,13 @@ def frames_at(
         UserError: if the file cannot be decoded or has no frame near one of the times.
     """
     with libav_errors(path, "opened"), open_video(path) as container:
-        playback = _Playback(container)
+        nearest = _nearest_frames(container, times)
         reformatter = VideoReformatter()  # keeps its tables from frame to frame
         shown: _TimedFrame | None = None
         image = np.empty(0, np.uint8)
         for number, time in enumerate(times):
             with libav_errors(path, f"decoded at {time:.2f} s ({describe(number)})"):
-                found = playback.nearest(time)
+                found = next(nearest)
                 if found is None or not abs(found.time - time) <= 0.5 / fps + _EXACT:
                     raise UserError(
                         f"{path} has no frame at {time:.2f} s ({describe(number)}), though it lists one: it is damaged"
@@ -162,61 +162,50 @@ class _TimedFrame(NamedTuple):
     frame: VideoFrame
 
 
-class _Playback:
-    """Plays a file forward, and jumps over frames if none of them is wanted."""
+def _nearest_frames(container: InputContainer, times: Sequence[float]) -> Iterator[_TimedFrame | None]:
+    """The frame nearest to each of some ascending times, None where there is none; long runs of others are skipped."""
+    stream = container.streams.video[0]
+    unit = float(stream.time_base or 1)  # seconds
+    origin = (stream.start_time or 0) * unit
+    present: _TimedFrame | None = None
+    following: _TimedFrame | None = None
+    last_key_time: float | None = None
+    group_duration = 0.0  # the longest time between key frames so far, once there is one
 
-    def __init__(self, container: InputContainer) -> None:
-        self._container = container
-        self._stream = container.streams.video[0]
-        self._unit = float(self._stream.time_base or 1)  # seconds
-        self._origin = (self._stream.start_time or 0) * self._unit
-        self._frames = self._decoded()
-        self._present: _TimedFrame | None = None
-        self._next: _TimedFrame | None = None
-        self._last_key_time: float | None = None
-        self._group_duration = 0.0  # the longest time between key frames so far, once there is one
-
-    def nearest(self, time: float) -> _TimedFrame | None:
-        """The frame nearest to a time that is not before those asked for before; None: there are no frames."""
-        if not abs(time) < _LONGEST:
-            return None
-        if self._present is None or 0 < _FEWEST_GROUPS * self._group_duration < time - self._present.time:
-            self._jump_to(time)
-        while self._present is not None and abs(self._present.time - time) > _EXACT:
-            if self._next is None:
-                self._next = next(self._frames, None)
-            if self._next is None or abs(self._next.time - time) > abs(self._present.time - time):
-                break
-            self._present, self._next = self._next, None
-        return self._present
-
-    def _jump_to(self, time: float) -> None:
-        """Go to the last key frame before a time.
-
-        Where frames are reordered some containers go to one that is shown later; so try again further back.
-        """
-        back = 0.0
-        while True:
-            target = max(0.0, time - back)
-            offset = round((self._origin + target) / self._unit)
-            self._container.seek(offset, stream=self._stream, backward=True)
-            self._frames = self._decoded()
-            self._last_key_time = self._next = None
-            self._present = next(self._frames, None)
-            if target == 0 or (self._present is not None and self._present.time <= time + _EXACT):
-                return
-            back = max(1.0, 2 * back)
-
-    def _decoded(self) -> Iterator[_TimedFrame]:
-        for frame in self._container.decode(self._stream):
+    def decoded() -> Iterator[_TimedFrame]:
+        nonlocal last_key_time, group_duration
+        for frame in container.decode(stream):
             if frame.pts is None:  # belongs nowhere
                 continue
-            time = frame.pts * self._unit - self._origin
+            time = frame.pts * unit - origin
             if frame.key_frame:
-                if self._last_key_time is not None:
-                    self._group_duration = max(self._group_duration, time - self._last_key_time)
-                self._last_key_time = time
+                if last_key_time is not None:
+                    group_duration = max(group_duration, time - last_key_time)
+                last_key_time = time
             yield _TimedFrame(time, frame)
+
+    frames = decoded()
+    for time in times:
+        if not abs(time) < _LONGEST:
+            yield None
+            continue
+        if present is None or 0 < _FEWEST_GROUPS * group_duration < time - present.time:
+            # Go to the last key frame before the time. Where frames are reordered some containers go to one that is
+            # shown later; so try again further back.
+            target, back = max(0.0, time), 1.0
+            while True:
+                container.seek(round((origin + target) / unit), stream=stream, backward=True)
+                frames, last_key_time, following = decoded(), None, None
+                present = next(frames, None)
+                if target == 0 or (present is not None and present.time <= time + _EXACT):
+                    break
+                target, back = max(0.0, time - back), 2 * back
+        while present is not None and abs(present.time - time) > _EXACT:
+            following = next(frames, None) if following is None else following
+            if following is None or abs(following.time - time) > abs(present.time - time):
+                break
+            present, following = following, None
+        yield present
 
 
 def open_video(path: Path) -> InputContainer:
