@@ -257,7 +257,7 @@ def test_a_dataset_without_cameras_has_no_videos(tmp_path: Path) -> None:
 
 
 def test_files_stay_below_their_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_DATA_MB": 0, "_VIDEO_MB": 0, "_FILES_PER_CHUNK": 2, "_EPISODES_PER_TABLE": 1}.items():
+    for name, value in {"_DATA_MB": 0, "_VIDEO_MB": 0, "FILES_PER_CHUNK": 2, "_EPISODES_PER_TABLE": 1}.items():
         monkeypatch.setattr(lerobot_v30, name, value)
     source = smooth_source(tmp_path / "source")
     folder = converted(source, tmp_path / "out", "lerobot")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conversions import SmoothSource, converted, images_of, smooth_source
 
-from bimact.convert.lerobot_v30 import camera_key, column_key
+from bimact.convert.lerobot_v30 import column_key
+from bimact.data.formats.lerobot_meta import camera_key
 from bimact.data.source import Camera
 
 PYTHON = os.environ.get("BIMACT_LEROBOT_PYTHON")

@@ -16,14 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-# Columns that every LeRobotDataset has.
-BOOKKEEPING = {
-    "timestamp": "float32",
-    "frame_index": "int64",
-    "episode_index": "int64",
-    "index": "int64",
-    "task_index": "int64",
-}
+from bimact.data.formats.lerobot_meta import TASK
+
 Features = Mapping[str, Mapping[str, Any]]  # of meta/info.json
 
 _ROW_GROUP_BYTES = 64 << 20  # of images: the most that is held in memory
@@ -102,7 +96,7 @@ def write_tasks(path: Path, tasks: Sequence[str]) -> None:
     """The table that pandas reads as a column `task_index` with the index `task`."""
     columns = [
         {"name": name, "field_name": name, "pandas_type": pandas_type, "numpy_type": numpy_type, "metadata": None}
-        for name, pandas_type, numpy_type in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
+        for name, pandas_type, numpy_type in ((TASK, "int64", "int64"), ("task", "unicode", "object"))
     ]
     index = {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object"}
     described = {
@@ -113,7 +107,7 @@ def write_tasks(path: Path, tasks: Sequence[str]) -> None:
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.0",
     }
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    table = pa.table({TASK: pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
     pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(described)}), path)
 
 

@@ -22,9 +22,11 @@ import numpy as np
 from bimact.convert import lerobot_stats, lerobot_tables
 from bimact.convert.content import Content
 from bimact.convert.lerobot_stats import Stats
-from bimact.convert.lerobot_tables import BOOKKEEPING, Features
+from bimact.convert.lerobot_tables import Features
 from bimact.convert.video_copy import codec_name, copy_frames
 from bimact.convert.writer import EpisodeSpan, Writer
+from bimact.data.formats import lerobot_meta as meta
+from bimact.data.formats.lerobot_meta import BOOKKEEPING, FILES_PER_CHUNK, V3, camera_key
 from bimact.data.formats.video_frames import frames_at
 from bimact.data.selection import ACTION, STATE
 from bimact.errors import UserError
@@ -32,9 +34,7 @@ from bimact.files import write_json
 from bimact.progress import ProgressBar
 from bimact.video import VideoWriter, frame_rate, join_videos
 
-CHUNK = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA_MB, _VIDEO_MB = 100, 200  # LeRobot's limits of a file's size
-_FILES_PER_CHUNK = 1000
 _EPISODES_PER_TABLE = 1000
 _MOST_TOLD = 10
 _PARTS = "parts"  # folder of unjoined files
@@ -191,11 +191,11 @@ class LeRobotWriter(Writer):
             for number, length in enumerate(content.lengths)
         ]
         for number, episodes in enumerate(_files([table.stat().st_size for table in tables], _DATA_MB)):
-            path = _create_parent(folder / "data", number, ".parquet")
+            path, place = _new_file(folder, V3.data, "data", number)
             lerobot_tables.join([tables[episode] for episode in episodes], path, lerobot_tables.schema_of(features))
             for episode in episodes:
                 start = content.starts[episode]
-                rows[episode] |= {**_place("data", number), "dataset_from_index": start}
+                rows[episode] |= {**place, "dataset_from_index": start}
                 rows[episode]["dataset_to_index"] = start + content.lengths[episode]
         for name in videos:
             key = camera_key(name)
@@ -206,7 +206,7 @@ class LeRobotWriter(Writer):
             sizes = [sum(path.stat().st_size for path, _ in by_episode[episode]) for episode in range(len(rows))]
             its_kinds = [kinds[name, episode] for episode in range(len(rows))]
             for number, episodes in enumerate(_files(sizes, _VIDEO_MB, its_kinds)):
-                path = _create_parent(folder / "videos" / key, number, ".mp4")
+                path, place = _new_file(folder, V3.video, f"videos/{key}", number, video_key=key)
                 join_videos([part for episode in episodes for part in by_episode[episode]], path, fps)
                 if number == 0:
                     features[key]["info"] = _video_info(path, fps)
@@ -214,7 +214,7 @@ class LeRobotWriter(Writer):
                 for episode in episodes:
                     after = before + content.lengths[episode]
                     rows[episode] |= {
-                        **_place(f"videos/{key}", number),
+                        **place,
                         f"videos/{key}/from_timestamp": before / fps,
                         f"videos/{key}/to_timestamp": after / fps,
                     }
@@ -233,58 +233,49 @@ class LeRobotWriter(Writer):
         for row, of_episode in zip(rows, ordered):
             row |= {f"stats/{key}/{name}": value for key, part in of_episode.items() for name, value in part.items()}
         for number, first in enumerate(range(0, len(rows), _EPISODES_PER_TABLE)):
-            some = [row | _place("meta/episodes", number) for row in rows[first : first + _EPISODES_PER_TABLE]]
-            lerobot_tables.write_episodes(_create_parent(folder / "meta" / "episodes", number, ".parquet"), some)
-        lerobot_tables.write_tasks(folder / "meta" / "tasks.parquet", tasks)
+            path, place = _new_file(folder, V3.episodes, "meta/episodes", number)
+            lerobot_tables.write_episodes(path, [row | place for row in rows[first : first + _EPISODES_PER_TABLE]])
+        lerobot_tables.write_tasks(folder / V3.tasks, tasks)
         total = {key: lerobot_stats.combined([found[key] for found in ordered]) for key in features}
         plain = {key: {name: value.tolist() for name, value in of_key.items()} for key, of_key in total.items()}
-        write_json(folder / "meta" / "stats.json", plain)
+        write_json(folder / V3.stats, plain)
         info = {
             "codebase_version": "v3.0",
             "robot_type": content.chosen.metadata.get("robot_type"),
             "total_episodes": len(content.lengths),
             "total_frames": content.num_steps,
             "total_tasks": len(tasks),
-            "chunks_size": _FILES_PER_CHUNK,
+            "chunks_size": FILES_PER_CHUNK,
             "data_files_size_in_mb": _DATA_MB,
             "video_files_size_in_mb": _VIDEO_MB,
             "fps": int(fps) if fps.is_integer() else fps,
             "splits": {"train": f"0:{len(content.lengths)}"},
-            "data_path": f"data/{CHUNK}.parquet",
-            "video_path": f"videos/{{video_key}}/{CHUNK}.mp4" if videos else None,
+            "data_path": V3.data,
+            "video_path": V3.video if videos else None,
             "features": features,
         }
-        write_json(folder / "meta" / "info.json", info)
+        write_json(folder / meta.INFO, info)
 
 
 # Keys and paths ----------------------------------------------------------------------------------------
 
 
-def camera_key(name: str) -> str:
-    return name if name.startswith("observation.") else f"observation.images.{name}"
-
-
 def column_key(key: str) -> str:
     """The key of a column; those that a LeRobotDataset had already stay."""
     if key == STATE:
-        return "observation.state"
+        return meta.STATE
     plain = key.removeprefix("observations/").removeprefix("obs/").replace("/", ".")
     if plain == ACTION or plain.startswith(("observation.", "next.", "action.", "info.")) or "action" in plain:
         return plain
     return f"observation.{plain}"
 
 
-def _place(kind: str, number: int) -> dict[str, int]:
-    """The two columns of the table of episodes that say in which file an episode is."""
-    return {f"{kind}/chunk_index": number // _FILES_PER_CHUNK, f"{kind}/file_index": number % _FILES_PER_CHUNK}
-
-
-def _create_parent(folder: Path, number: int, suffix: str) -> Path:
-    """The path of the n-th file of a kind, whose folder is created."""
-    chunk, file = divmod(number, _FILES_PER_CHUNK)
-    path = folder / (CHUNK.format(chunk_index=chunk, file_index=file) + suffix)
+def _new_file(folder: Path, template: str, kind: str, number: int, **fields: str) -> tuple[Path, dict[str, int]]:
+    """The path of the n-th file of a kind, whose folder is created; and what the list of episodes says of it."""
+    place = {"chunk_index": number // FILES_PER_CHUNK, "file_index": number % FILES_PER_CHUNK}
+    path = folder / template.format(**place, **fields)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    return path, {f"{kind}/{name}": value for name, value in place.items()}
 
 
 def _files(sizes: Sequence[int], limit_mb: int, kinds: Sequence[str] | None = None) -> Iterator[list[int]]:
@@ -328,11 +319,11 @@ def _write_table(
     steps = np.arange(length)
     assert content.fps is not None
     bookkeeping = {
-        "timestamp": steps / content.fps,
-        "frame_index": steps,
-        "episode_index": np.full(length, span.episode),
-        "index": steps + start,
-        "task_index": np.full(length, task),
+        meta.TIME: steps / content.fps,
+        meta.FRAME: steps,
+        meta.EPISODE: np.full(length, span.episode),
+        meta.INDEX: steps + start,
+        meta.TASK: np.full(length, task),
     }
     vectors = {column_key(key): values for key, values in content.vectors(span.episode).items()}
     for key, values in bookkeeping.items():

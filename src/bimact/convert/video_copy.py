@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
-from bimact.data.formats.video_frames import libav_errors, open_video
+from bimact.data.formats.video_frames import libav_errors, open_video, video_listing
 from bimact.video import frame_rate
 
 
@@ -20,19 +19,9 @@ def begins_at_key_frame(path: Path, times: np.ndarray) -> np.ndarray:
     Raises:
         UserError: if the file cannot be read.
     """
-    status = path.stat()
-    keys = _key_times(path, status.st_size, status.st_mtime_ns)
-    nearest = np.abs(keys[:, None] - times).min(axis=0, initial=np.inf)
+    listing = video_listing(path)
+    nearest = np.abs(listing.times[listing.is_key][:, None] - times).min(axis=0, initial=np.inf)
     return np.asarray(nearest < 1e-4)
-
-
-@lru_cache(maxsize=4)
-def _key_times(path: Path, size: int, mtime_ns: int) -> np.ndarray:
-    with libav_errors(path, "read"), open_video(path) as container:
-        stream = container.streams.video[0]
-        unit, origin = float(stream.time_base or 1), stream.start_time or 0
-        shown = [its.pts for its in container.demux(stream) if its.pts is not None and its.is_keyframe]
-    return (np.array(shown, np.float64) - origin) * unit
 
 
 def copy_frames(path: Path, times: np.ndarray, target: Path, fps: float) -> str | None:

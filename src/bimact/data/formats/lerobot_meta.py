@@ -33,12 +33,14 @@ class Layout:
         video: template of the videos.
         tasks: the list of tasks.
         episodes: the list of episodes: a file, or a template of several.
+        stats: statistics, which are not read here.
     """
 
     data: str
     video: str
     tasks: str
     episodes: str
+    stats: str
 
 
 _EPISODE, _FILE = "chunk-{episode_chunk:03d}", "chunk-{chunk_index:03d}/file-{file_index:03d}"
@@ -47,12 +49,14 @@ V2 = Layout(
     f"videos/{_EPISODE}/{{video_key}}/episode_{{episode_index:06d}}.mp4",
     "meta/tasks.jsonl",
     "meta/episodes.jsonl",
+    "meta/episodes_stats.jsonl",
 )
 V3 = Layout(
     f"data/{_FILE}.parquet",
     f"videos/{{video_key}}/{_FILE}.mp4",
     "meta/tasks.parquet",
     f"meta/episodes/{_FILE}.parquet",
+    "meta/stats.json",
 )
 INFO = "meta/info.json"
 FILES_PER_CHUNK = 1000  # of data files and videos in a folder, unless info.json says another number
@@ -261,6 +265,11 @@ def is_depth_format(pixel_format: str) -> bool:
 def short_name(key: str) -> str:
     """A feature's key without "observation.images." and the like."""
     return re.sub(r"^observation\.(images?\.(?=.))?", "", key)
+
+
+def camera_key(name: str) -> str:
+    """The key of the feature of a camera with this name; one that is such a key already stays."""
+    return name if name.startswith("observation.") else f"observation.images.{name}"
 
 
 def read_tasks(info: Info) -> tuple[dict[int, str], list[str]]:

@@ -118,11 +118,13 @@ class VideoListing:
 
     Attributes:
         times: (N,) float64 ascending: when each frame is shown, in seconds since the first.
+        is_key: (N,) bool: those that depend on no other frame.
         channels: of its frames, as in a `VideoFormat`; None: not told.
         videos: how many videos it holds; only the first one is read.
     """
 
     times: np.ndarray
+    is_key: np.ndarray
     channels: int | None
     videos: int
 
@@ -145,10 +147,15 @@ def _video_listing(path: Path, size: int, mtime_ns: int) -> VideoListing:
         pixels = stream.codec_context.format
         # A title picture is a video of its own to libav.
         videos = [its for its in container.streams.video if not its.disposition & Disposition.attached_pic]
-        shown = [packet.pts for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard]
-    times = np.sort(np.array(shown, np.float64) - origin) * unit
+        shown = [
+            (packet.pts, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.pts is not None and not packet.is_discard
+        ]
+    numbers, is_key = np.array(sorted(shown), np.float64).reshape(-1, 2).T
+    times = (numbers - origin) * unit
     times.setflags(write=False)
-    return VideoListing(times, None if pixels is None else _channels(pixels), len(videos))
+    return VideoListing(times, is_key > 0, None if pixels is None else _channels(pixels), len(videos))
 
 
 def _channels(pixels: AvFormat) -> int:
