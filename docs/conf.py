@@ -36,9 +36,8 @@ def read_page(app: Sphinx, name: str, content: list[str]) -> None:
                 tree = ["```{toctree}", ":hidden:", f":caption: {caption}", "", *lines, "```"]
                 sections[number] = f"{section}\n" + "\n".join(tree) + "\n\n"
         text = "".join(sections)
-    pictures = Path(name).name
-    text = DIAGRAM.sub(f"![The packages, and what flows between them](images/{pictures}.svg)", text)
-    content[0] = text
+    title = text.partition("\n")[0].removeprefix("# ")
+    content[0] = DIAGRAM.sub(f"![{title}, as a diagram](images/{Path(name).name}.svg)", text)
 
 
 def write_redirect(app: Sphinx, error: Exception | None) -> None:
