@@ -109,6 +109,16 @@ def test_temporal_ensemble_predicts_at_each_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_perturbations_reach_the_policy_and_not_the_success(tmp_path: Path) -> None:
+    policy = Demonstrator([1000], chunk=100, steps=100)
+    changes = {"black_camera": "all", "light": 0.5}
+    settings = RolloutSettings("transfer_cube", rollouts=1, execute_steps=100, image_size=(16, 24), perturb=changes)
+    result = evaluate_rollouts(_run(tmp_path, policy), settings)
+    assert not any(image.any() for image in policy.images) and len(policy.images) == 4
+    assert result["successes"] == 1 and result["settings"]["perturb"] == changes
+
+
+@pytest.mark.slow
 def test_images_have_the_size_of_the_training(tmp_path: Path) -> None:
     policy = Demonstrator([1000], chunk=100, steps=100)
     evaluate_rollouts(_run(tmp_path, policy, image_size=[18, 26]), RolloutSettings("transfer_cube", rollouts=1))

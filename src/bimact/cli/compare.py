@@ -23,7 +23,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "Newcombe's interval of the paired difference, and how many reached each stage. With --protocol, serve them to "
         "a robot in a random order that the operator does not see, and take the marks from the keyboard.",
     )
-    parser.add_argument("run_a", type=expand_home, metavar="RUN_A", help="a run directory")
+    parser.add_argument("run_a", type=expand_home, metavar="RUN_A", help="a run directory, or a policy on the hub")
     parser.add_argument("run_b", type=expand_home, metavar="RUN_B", help="another one, or the same one")
     parser.add_argument(
         "--checkpoint", default="best", help="best, last or an epoch; A,B: one for each (default: best)"
@@ -89,15 +89,19 @@ def _in_simulation(options: argparse.Namespace, checkpoints: tuple[str, str]) ->
     from bimact.evaluation.compare import compare_rollouts
     from bimact.evaluation.rollout import RolloutSettings
     from bimact.files import check_writable, write_json
+    from bimact.hub import policy_folder, policy_name
     from bimact.policy.loading import load_run
     from bimact.sim.perturbations import parse_perturbations
 
-    a, b = (load_run(run, of, options.device) for run, of in zip((options.run_a, options.run_b), checkpoints))
+    runs = (options.run_a, options.run_b)
+    a, b = (load_run(policy_folder(run) or run, of, options.device) for run, of in zip(runs, checkpoints))
     task = options.task or a.interface.task
     if task is None:
         raise UserError(f"{a.run.path} does not say of which task it is: pass --task")
-    default = a.run.path / "comparisons" / f"{b.run.path.resolve().name}-{task}.json"
-    path = Path(options.output or default)
+    on_hub = [policy_name(run) for run in runs]
+    folder = a.run.path if on_hub[0] is None else Path("evaluations") / on_hub[0][0]
+    other = b.run.path.resolve().name if on_hub[1] is None else on_hub[1][0].replace("/", "-")
+    path = Path(options.output or folder / "comparisons" / f"{other}-{task}.json")
     check_writable(path.parent)
     settings = RolloutSettings(
         task=task,
