@@ -328,7 +328,7 @@ def test_a_home_folder_is_put_in_the_place_of_its_sign(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("yaml", "sentence"),
     [
-        ("wandb_name: ${now:%Y}", "line 1: setting 'wandb_name': .* cannot be replaced"),
+        ("wandb_name: ${now:%Y}", "line 1: setting 'wandb_name': .* cannot be resolved"),
         ("\nlr: ${oc.env:BIMACT_UNSET}", "line 2: setting 'lr': .*BIMACT_UNSET"),
         ("wandb_tags:\n- a\n- ${oc.env:BIMACT_UNSET}", "line 1: setting 'wandb_tags': .*BIMACT_UNSET"),
         ("lr: 1\noutput_dir: ${", "line 2: setting 'output_dir'"),

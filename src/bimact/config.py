@@ -1,7 +1,7 @@
 """Every setting of bimact: its type, default, allowed range and meaning, in one place.
 
-Keys are flat, as in `configs/policy_act.yaml`, but two groups, `encoder` and `augmentation`. Text stays text: what a
-setting of type text (or list of text) is given as, `007` or `yes`, is its value, or is refused.
+Keys are flat, as in `configs/policy_act.yaml`, except for two groups, `encoder` and `augmentation`. Text remains text:
+the value of a setting of type text (or list of text) is exactly what is written, `007` or `yes`, or is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bimact.yaml_file import Written, parse_yaml, read_yaml
 
 
 class SettingError(UserError):
-    """A value that a setting cannot have.
+    """An invalid value of a setting.
 
     Attributes:
         setting: its name.
@@ -53,23 +53,24 @@ def key(
     selects: bool = False,
     record: bool = False,
 ) -> Any:
-    """A setting, with all there is to know of it.
+    """A setting with its full description.
 
     Args:
-        default: its value where nothing else is given.
-        meaning: what it does.
-        advice: when to touch it.
-        low: the least value; `above`, `high` and `below` are its other bounds (`low ≤ x ≤ high`, `above < x < below`).
-        above: what the value is more than.
+        default: its value if none is given.
+        meaning: its effect.
+        advice: when to change it.
+        low: the smallest value; `above`, `high` and `below` are its other bounds (`low ≤ x ≤ high`, `above < x <
+            below`).
+        above: exclusive lower bound.
         high: the largest value.
-        below: what the value is less than.
+        below: exclusive upper bound.
         choices: the only values.
-        is_path: a `~` at the start stands for the user's home directory.
-        changes: what another value changes, which decides whether a resumed run may have it: "network" (never: the
-            saved weights fit nothing else), "learning" (with --override_config), "length" (freely, but under a cosine
-            schedule, where earlier steps would have been others), "nothing" (freely).
-        selects: a part of the dataset; other commands than `bimact train` have it too.
-        record: written by a run into its own config, and not to be set.
+        is_path: a leading `~` is the user's home directory.
+        changes: what the setting affects, which decides whether a resumed run may change it: "network" (never: the
+            saved weights would not fit), "learning" (with --override_config), "length" (freely, except with a cosine
+            schedule, which would have been different from the beginning), "nothing" (freely).
+        selects: it selects a part of the dataset; other commands than `bimact train` have it, too.
+        record: written by a run into its own config; cannot be set.
     """
     metadata = {
         "meaning": meaning,
@@ -95,20 +96,20 @@ class EncoderConfig:
 
     name: str = key(
         "clip_vit",
-        "clip_vit, pri3d (or resnet, the same encoder), timm, conv, or one of a plug-in",
+        "clip_vit, pri3d (or resnet, the same encoder), timm, conv, or the name of a plug-in",
         "pri3d or timm for one token per location; conv needs no GPU",
         changes="network",
     )
     model_name: str | None = key(
         None,
-        "the network: ViT-B-32 (null) or another of open_clip, resnet18 (null), 34 or 50 for pri3d, any of timm",
+        "the network: ViT-B-32 (null) or another one of open_clip; resnet18 (null), 34 or 50 for pri3d; any of timm",
         "larger where fine detail matters; RN50 or resnet18 for less memory",
         changes="network",
     )
     pretrained: Any = key(
         True,
-        "weights: a tag that the library knows, a file's path, true (the encoder's usual ones), null (random)",
-        "a path where there is no internet; null to train from scratch, with freeze: false",
+        "weights: a tag of the library, a file's path, true (the encoder's default), null (random)",
+        "a path if there is no internet; null to train from scratch, with freeze: false",
         is_path=True,
         changes="nothing",
     )
@@ -126,7 +127,7 @@ class EncoderConfig:
     fuse: str = key(
         "mean",
         "fusion of the cameras' tokens: averaged, mixed by an MLP, weighted by gates, or kept separate",
-        "tokens, as in the paper, where it matters which camera saw something",
+        "tokens, as in the paper, if it matters which camera shows an object",
         choices=("mean", "concat_mlp", "gated", "tokens"),
         changes="network",
     )
@@ -138,8 +139,8 @@ class EncoderConfig:
     )
     crop: list[float] | None = key(
         None,
-        "the part of each image that is used: top, left, height, width as fractions of the image",
-        "to the workspace, if the objects are small in the image",
+        "crop of each image: top, left, height, width as fractions of the image",
+        "crop to the workspace if objects are small in the image",
     )
     image_size: list[int] | None = key(
         None,
@@ -153,7 +154,7 @@ class EncoderConfig:
     )
     image_std: list[float] | None = key(
         None,
-        "by which red, green, blue are then divided; null: the weights' own",
+        "then red, green, blue are divided by these; null: the weights' own",
         record=True,
     )
     weights_from_checkpoint: bool = key(
@@ -164,7 +165,7 @@ class EncoderConfig:
     )
     channels: list[int] = key(
         [64, 128, 256],
-        "conv: channels of each stage; each stage but the first halves the resolution",
+        "conv: channels of each stage; each stage except the first halves the resolution",
         "smaller for speed",
         changes="network",
     )
@@ -172,7 +173,7 @@ class EncoderConfig:
 
 @dataclass
 class AugmentationConfig:
-    """Random changes of the camera images of training samples: kinds and their ranges, named as LeRobot's."""
+    """Random augmentation of the camera images of training samples: kinds and ranges, named as in LeRobot."""
 
     translate: float = key(
         0.05,
@@ -191,7 +192,7 @@ class AugmentationConfig:
     hue: list[float] | None = key(
         [-0.05, 0.05],
         "range of the rotation about the grey axis, in turns; null: unchanged",
-        "null where colours tell objects apart",
+        "null if colours distinguish objects",
     )
     sharpness: list[float] | None = key([0.5, 1.5], "range of the sharpness factor; null: unchanged", "focus")
     erasing: float = key(
@@ -199,7 +200,10 @@ class AugmentationConfig:
         low=0, high=1,
     )  # fmt: skip
     max_num_transforms: int = key(
-        3, "largest number of the kinds brightness to sharpness that one image gets, chosen at random", "rarely", low=0
+        3,
+        "maximum number of kinds from brightness to sharpness applied to one image, chosen at random",
+        "rarely",
+        low=0,
     )
     same_cameras: bool = key(False, "the same change for all cameras of a sample", "cameras with one exposure control")
     same_history: bool = key(True, "the same change for all images of an observation history", "rarely false")
@@ -227,7 +231,7 @@ class Config:
         record=True,
     )
     output_dir: str | None = key(
-        None, "the run directory", "always: a new one for each run", is_path=True, changes="nothing"
+        None, "the run directory", "always; a new one for each run", is_path=True, changes="nothing"
     )
     cameras: list[str] | None = key(
         None,
@@ -313,13 +317,13 @@ class Config:
     )
     skip_idle: bool = key(
         False,
-        "leave out the samples of each episode's still beginning and end, but for the last and the first still step",
-        "where the policy waits before it begins: `bimact check` reports idle-head, idle-tail",
+        "leave out idle steps at the beginning and end of episodes, except the last and the first one",
+        "if the policy waits before it begins, or `bimact check` reports idle-head, idle-tail",
     )
     sample_weights: str | None = key(
         None,
-        "how often samples are drawn, relative to their mean: a column with a number per step; column@episode: its "
-        "largest value in the episode; or a .csv or .json file with a number per episode; 0: left out; null: equally",
+        "relative sampling frequency of training samples: a column with a number per step; column@episode: its "
+        "maximum in the episode; or a .csv or .json file with a number per episode; 0: left out; null: uniform",
         "for quality labels, advantages, rare phases",
         is_path=True,
     )
@@ -356,7 +360,7 @@ class Config:
 
     feature_cache: bool | None = key(
         None,
-        "encode each image once and keep the features on disk (frozen encoders only); null: if that is less work",
+        "encode each image once and keep the features on disk (frozen encoders only); null: if that saves time",
         "false if the features do not fit on the disk",
         changes="nothing",
     )
@@ -386,12 +390,12 @@ class Config:
     state_dim: int | None = key(
         None,
         "size of the proprioceptive state; null: the dataset's",
-        "to be sure of the dataset's",
+        "to verify the dataset's",
         low=1,
         changes="network",
     )
     action_dim: int | None = key(
-        None, "size of an action; null: the dataset's", "to be sure of the dataset's", low=1, changes="network"
+        None, "size of an action; null: the dataset's", "to verify the dataset's", low=1, changes="network"
     )
     hidden_dim: int = key(512, "width of the transformer", "256 for speed and memory", low=4, changes="network")
     nheads: int = key(
@@ -426,7 +430,7 @@ class Config:
     use_vae: bool = key(
         True,
         "train the CVAE of the paper; false: the latent is always 0",
-        "false if all demonstrations have one style",
+        "false if all demonstrations are of one style",
         changes="network",
     )
     latent_dim: int = key(32, "dimension of the CVAE's latent", "rarely", low=1, changes="network")
@@ -439,13 +443,13 @@ class Config:
     action_mode: str = key(
         "absolute",
         "what the network predicts: actions, or their difference to the state at the chunk's beginning",
-        "relative where starting positions vary more than the demonstrations show; actions stay absolute outside",
+        "relative if start positions vary beyond the demonstrations; actions remain absolute outside the network",
         choices=("absolute", "relative"),
         changes="network",
     )
     relative_dims: str | None = key(
         None,
-        "with action_mode relative: dimensions of the action that are relative, as in 0:6,7:13; null: all but grippers",
+        "with action_mode relative: relative dimensions of the action, as in 0:6,7:13; null: all except grippers",
         "to keep other dimensions absolute",
         changes="network",
     )
@@ -457,22 +461,22 @@ class Config:
     )
     state_normalization: str = key(
         "mean_std",
-        "state as the network sees it: mean 0 and standard deviation 1, or [-1, 1] of its range or of its 1 to 99% "
-        "quantiles, or unchanged",
+        "normalisation of the state: mean 0 and standard deviation 1, or its range or 1 to 99% "
+        "quantiles scaled to [-1, 1], or unchanged",
         "quantile for states with outliers",
         choices=("mean_std", "min_max", "quantile", "identity"),
     )
     action_normalization: str = key(
         "mean_std",
-        "likewise of the action",
+        "normalisation of the action",
         "min_max as in diffusion policies",
         choices=("mean_std", "min_max", "quantile", "identity"),
     )
     max_delay: int = key(
         0,
-        "trains the policy to continue up to this many actions that are already being executed, as a delay between "
-        "observation and chunk needs; 0: it is not told of them",
-        "the steps that inference and network take on the robot, such as 8 for 160 ms at 50 Hz",
+        "train the policy to continue up to this many actions that are already being executed, to compensate a delay "
+        "between observation and chunk; 0: without this input",
+        "the latency of inference and network in steps, such as 8 for 160 ms at 50 Hz",
         low=0,
         changes="network",
     )
@@ -481,26 +485,26 @@ class Config:
     augment: bool = key(
         False,
         "random changes of the images in training",
-        "true where lighting, camera or positions differ from the demonstrations",
+        "true if lighting, camera or positions will differ from the demonstrations",
     )
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     state_noise: float = key(
         0.0,
         "standard deviation of Gaussian noise on the state in training, in standard deviations of the state",
-        "0.01 to 0.1 where the policy copies the state, or drifts away from the demonstrations",
+        "0.01 to 0.1 if the policy copies the state, or drifts away from the demonstrations",
         low=0,
     )
     state_dropout: float = key(
         0.0,
-        "probability that a training sample has the mean state in place of its own",
-        "0.1 to 0.5 where the policy ignores the images",
+        "probability that a training sample's state is replaced by the mean state",
+        "0.1 to 0.5 if the policy ignores the images",
         low=0,
         below=1,
     )
     camera_dropout: float = key(
         0.0,
-        "probability that a camera of a training sample is black; at least one camera is left",
-        "0.1 where a camera may fail on the robot",
+        "probability that a camera's images are black in a training sample; at least one camera is kept",
+        "0.1 if a camera may fail on the robot",
         low=0,
         below=1,
     )
@@ -542,14 +546,14 @@ class Config:
         None,
         "decay of the exponential moving average of the weights, which validation, checkpoints and inference use; "
         "null: none",
-        "0.999 to even out differences between neighbouring checkpoints",
+        "0.999 to reduce differences between consecutive checkpoints",
         above=0,
         below=1,
     )
     num_epochs: int = key(2000, "training epochs", "until val_loss stops falling", low=1, changes="length")
     num_steps: int | None = key(
         None,
-        "optimizer steps, in place of num_epochs; null: num_epochs",
+        "optimizer steps, instead of num_epochs; null: num_epochs",
         "to compare datasets at equal compute",
         low=1,
         changes="length",
@@ -558,13 +562,13 @@ class Config:
         None,
         "end the training after this many epochs without a lower val_loss, or evaluations without a higher success "
         "rate (patience_metric); null: train to num_epochs",
-        "where validation stops falling early: 50 to 200",
+        "50 to 200 if val_loss stops falling early",
         low=1,
         changes="length",
     )
     patience_metric: str = key(
         "val_loss",
-        "what patience looks at; success needs eval_task",
+        "the metric of patience; success needs eval_task",
         "success in the simulation",
         choices=("val_loss", "success"),
         changes="length",
@@ -601,11 +605,11 @@ class Config:
         500, "optimizer steps between two evaluations of eval_task", "more if an evaluation takes longer than that",
         low=1, changes="nothing",
     )  # fmt: skip
-    eval_rollouts: int = key(50, "rollouts of each of these evaluations", "more to tell checkpoints apart", low=1,
+    eval_rollouts: int = key(50, "rollouts per evaluation of eval_task", "more to distinguish checkpoints", low=1,
         changes="nothing")  # fmt: skip
     eval_seed: int = key(
         20000,
-        "seed of the first rollout's scene; other than the seeds of a proof (1000 and up)",
+        "seed of the first rollout's scene; different from those of the final evaluation (1000 and up)",
         "rarely",
         low=0,
         changes="nothing",
@@ -617,21 +621,21 @@ class Config:
     )
     keep_checkpoints: list[str] | None = key(
         None,
-        "numbered checkpoints to keep, beside best and last: `last N`, `every K` (epochs), `best` (none); null: all",
-        "last 3,every 500 where the disk is small",
+        "numbered checkpoints to keep, besides best and last: `last N`, `every K` (epochs), `best` (none); null: all",
+        "last 3,every 500 if the disk is small",
         changes="nothing",
     )
     keep_states: str = key(
         "all",
-        "which checkpoints keep their training state (.state), from which alone training resumes exactly",
+        "checkpoints that keep their training state (.state), which exact resuming requires",
         "last to halve the disk space of a run",
         choices=("all", "last"),
         changes="nothing",
     )
     max_run_size: float | None = key(
         None,
-        "largest size of the checkpoints in GB: the oldest numbered ones beyond it are deleted; null: any",
-        "where several runs share a disk",
+        "maximum total size of the checkpoints in GB: the oldest numbered ones are deleted; null: unlimited",
+        "if several runs share a disk",
         above=0,
         changes="nothing",
     )
@@ -649,7 +653,7 @@ class Config:
     wandb_checkpoints: str = key(
         "best",
         "checkpoints uploaded to Weights & Biases as artifacts",
-        "none where the upload is slow; all needs much storage",
+        "none if the upload is slow; all needs much storage",
         choices=("none", "best", "all"),
         changes="nothing",
     )
@@ -669,7 +673,7 @@ class Config:
         changes="nothing",
     )
     ensemble_window: int | None = key(
-        None, "number of newest chunks that are averaged; null: all", "fewer to react sooner", low=1, changes="nothing"
+        None, "number of latest chunks to average; null: all", "fewer to react sooner", low=1, changes="nothing"
     )
     ensemble_coefficient: float = key(
         0.01,
@@ -692,11 +696,11 @@ def dataset_keys() -> list[str]:
 def to_config(config: Any) -> Config:
     """A mapping, an OmegaConf node or a `Config` → a validated `Config`.
 
-    Text in a mapping or a `Config` is taken as it is; in a node, `${...}` is resolved.
+    Text in a mapping or a `Config` is taken literally; in a node, `${...}` is resolved.
 
     Raises:
-        UserError: for a key that does not exist (naming its nearest neighbour), a wrong type or range; also for a
-            number or truth value in the place of text, since `OmegaConf.load` makes the number 7 of a bare `007`.
+        UserError: for an unknown key (naming the nearest one), a wrong type or range; also for a number or boolean
+            instead of text, since `OmegaConf.load` converts an unquoted `007` to the number 7.
     """
     from omegaconf import DictConfig, ListConfig, OmegaConf  # takes longer than `bimact --help` should
     from omegaconf.errors import OmegaConfBaseException
@@ -715,10 +719,10 @@ def to_config(config: Any) -> Config:
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """A YAML file and `key=value` settings on top of it → a validated `Config`.
+    """A YAML file, overridden by `key=value` settings → a validated `Config`.
 
-    In the file, text is what is written there, in quotes or not, with `${other_key}` and `${oc.env:NAME}` replaced as
-    OmegaConf does it; a bare `null` is null. In `key=value` all text is taken as it is, but for `null`.
+    In the file, text is taken as written, quoted or not, with `${other_key}` and `${oc.env:NAME}` resolved by
+    OmegaConf; an unquoted `null` is null. In `key=value` all text is taken literally, except `null`.
 
     Raises:
         UserError: as `to_config`, with the line of the file; or if the file cannot be read.
@@ -729,23 +733,23 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         path = Path(expand_home(path))
         written = read_yaml(path, "config file")
         if written is not None and not isinstance(written.value, dict):
-            raise UserError(f"config file {path} holds no `key: value` lines")
+            raise UserError(f"config file {path} contains no `key: value` lines")
         for name, item in _flat({} if written is None else written.value):
             place = f"{path}, line {item.line}: "
             if name in lines:
-                raise UserError(f"{place}'{name}' is given twice, before in line {lines[name]}: remove one")
+                raise UserError(f"{place}'{name}' is given twice, first in line {lines[name]}: remove one")
             in_file[name], lines[name] = value_as_written(name, item, place), item.line
     given = {}
     for override in overrides:
         name, _, text = override.partition("=")
         given[name] = _from_line(name, text)
-    # Where a setting has its value from, for messages.
+    # The origin of each setting's value, for messages.
     places = {name: f"{path}, line {line}: " for name, line in lines.items() if name not in given}
     return _validated({**_resolved(in_file, given, places), **given}, places)
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write every key of a config as YAML that `load_config` and `OmegaConf.load` read back."""
+    """Write all keys of a config as YAML that `load_config` and `OmegaConf.load` can read."""
     from omegaconf import OmegaConf
 
     content = _nested({name: _escaped(value) for name, value in _flat(dataclasses.asdict(config))})
@@ -753,13 +757,13 @@ def save_config(config: Config, path: str | Path) -> None:
 
 
 def keep_rules(config: Config) -> tuple[int, int] | None:
-    """What `keep_checkpoints` means: how many of the newest numbered ones, and every how many epochs one (0: none).
+    """Parse `keep_checkpoints`: the number of latest numbered checkpoints, and the interval in epochs (0: none).
 
     Returns:
         None if all are kept.
 
     Raises:
-        SettingError: for a rule that does not exist.
+        SettingError: for an unknown rule.
     """
     if config.keep_checkpoints is None:
         return None
@@ -779,7 +783,7 @@ def keep_rules(config: Config) -> tuple[int, int] | None:
 
 
 def keys() -> dict[str, dataclasses.Field[Any]]:
-    """All keys, nested ones with dots, and how the schema describes them: settings, and what runs record."""
+    """All keys, nested ones with dots, with their schema: settings, and values recorded by runs."""
     found = {}
     for entry in dataclasses.fields(Config):
         if entry.name in GROUPS:
@@ -836,15 +840,15 @@ def is_text(name: str) -> bool:
 
 
 def may_be_true(name: str) -> bool:
-    """Whether `true` is a value of a setting; also of one that does not exist, of which another sentence tells."""
+    """Whether `true` is a valid value of a setting; also for unknown settings, which are reported elsewhere."""
     return name not in _types() or _types()[name][0] in (bool, Any)
 
 
 def list_of_text(text: str) -> list[str]:
-    """A list in one text: `a,b`, or `[a,b]`.
+    """A list written as text: `a,b`, or `[a,b]`.
 
-    Spaces around an item do not count. An item with a comma in it stands in double quotes: `"a,b",c`. Within brackets
-    quoted items are read as JSON or Python writes them.
+    Spaces around items are ignored. An item that contains a comma is written in double quotes: `"a,b",c`. Within
+    brackets, quoted items are parsed as in JSON or Python.
 
     Raises:
         UserError: for a bracket without its counterpart.
@@ -853,7 +857,7 @@ def list_of_text(text: str) -> list[str]:
     in_brackets = text.startswith("[")
     if in_brackets:
         if not text.endswith("]") or len(text) == 1:
-            raise UserError(f"cannot read the list {text}: it begins with [ and does not end with ]")
+            raise UserError(f"cannot read the list {text}: it begins with [ but does not end with ]")
         text = text[1:-1]
     quoted = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'' if in_brackets else '"(?:[^"]|"")*"'
     items = []
@@ -862,7 +866,7 @@ def list_of_text(text: str) -> list[str]:
         if whole is not None:
             items.append(_unquoted(whole) if in_brackets else whole[1:-1].replace('""', '"'))
         elif in_brackets and re.search(r"[\[\]]", bare):
-            raise UserError(f"cannot read the list [{text}]: put an item that holds [ or ] in quotes")
+            raise UserError(f"cannot read the list [{text}]: put an item that contains [ or ] in quotes")
         elif bare:
             items.append(bare)
     return items
@@ -878,7 +882,7 @@ def _unquoted(text: str) -> str:
 
 
 def _flat(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names of settings, those of groups with a dot, and what they are given as."""
+    """Names of settings, those in groups with a dot, and their given values."""
     for key, value in content.items():
         name = f"{prefix}{key}"
         group = value.value if isinstance(value, Written) else value
@@ -889,7 +893,7 @@ def _flat(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The contrary of `_flat`."""
+    """The inverse of `_flat`."""
     result: dict[str, Any] = {}
     for name, value in flat.items():
         group, dot, key = name.partition(".")
@@ -901,7 +905,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _type_of(name: str, place: str = "") -> tuple[Any, bool]:
-    """As `_types` has it.
+    """The entry in `_types`.
 
     Raises:
         UserError: if there is no such setting.
@@ -917,10 +921,10 @@ def _type_of(name: str, place: str = "") -> tuple[Any, bool]:
 
 
 def value_as_written(name: str, written: Written, place: str = "") -> Any:
-    """A setting's value as a YAML file has it: text as it is written, with `${...}` still in it.
+    """A setting's value in a YAML file: text as written, with `${...}` unresolved.
 
     Raises:
-        UserError: if there is no such setting, or the value is a list or a group of keys where it cannot be; the
+        UserError: if there is no such setting, or the value is a list or a group of keys where that is not allowed; the
             sentence begins with `place`.
     """
     kind, _ = _type_of(name, place)
@@ -937,7 +941,7 @@ def value_as_written(name: str, written: Written, place: str = "") -> Any:
     if isinstance(value, list):
         for item in value:
             if isinstance(item.value, (list, dict)):
-                what = f"{item.kind}, which it cannot be" + (": put it in quotes" if is_text(name) else "")
+                what = f"{item.kind}, which is not allowed" + (": put it in quotes" if is_text(name) else "")
                 raise SettingError(name, f"{place}an item of setting '{name}' is {what}")
             if item.value is None and not item.text:
                 raise SettingError(name, f"{place}an item of setting '{name}' is empty: remove it")
@@ -1005,7 +1009,7 @@ def _datasets(value: Any, place: str) -> list[dict[str, Any]]:
 
 
 def _from_line(name: str, text: str) -> Any:
-    """A setting's value as a command line has it: text as it is given."""
+    """A setting's value on the command line: text as given."""
     kind, optional = _type_of(name)
     if keys()[name].metadata["record"]:
         raise UserError(f"'{name}' is not a setting: runs record it in their own config.yaml")
@@ -1029,7 +1033,7 @@ def _from_line(name: str, text: str) -> Any:
 
 
 def _resolved(in_file: Mapping[str, Any], given: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
-    """What a file gives, with `${...}` replaced; what `given` has in its place is left out."""
+    """The values of a file, with `${...}` resolved, except those overridden by `given`."""
     from omegaconf import ListConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -1058,27 +1062,28 @@ def _resolved(in_file: Mapping[str, Any], given: Mapping[str, Any], places: Mapp
             else:
                 result[name] = _number_as_text(found) if is_text(name) else found
     except (OmegaConfBaseException, RecursionError) as error:
-        # A text that cannot be parsed is told of before its turn; an item of a list has a number behind the name.
+        # Text that cannot be parsed is reported first; an item of a list has an index after the name.
         name = re.sub(r"\[\d+\]$", "", getattr(error, "full_key", None) or name)
         reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error)).strip('"')
         raise SettingError(
             name,
-            f"{places.get(name, '')}setting '{name}': ${{...}} cannot be replaced ({reason}); as text it is \\${{...}}",
+            f"{places.get(name, '')}setting '{name}': ${{...}} cannot be resolved ({reason}); to write it "
+            "literally, use \\${...}",
         ) from None
     return result
 
 
 def _number_as_text(value: Any) -> Any:
-    """Of `${seed}` in the place of text."""
+    """The text of a number that `${seed}` yields for a text setting."""
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _escaped(value: Any, *, keep: bool = False) -> Any:
-    """Text as OmegaConf has to find it, to take it as it is: without interpolation, and not for a missing value.
+    """Text escaped so that OmegaConf takes it literally: not as an interpolation or a missing value.
 
     Args:
         value: of a setting; only text changes.
-        keep: text with `${` in it, which is to be replaced or is escaped already.
+        keep: leave text with `${` as it is: it is to be resolved, or already escaped.
     """
     if isinstance(value, (list, tuple)):
         return [_escaped(item, keep=keep) for item in value]
@@ -1092,7 +1097,7 @@ def _escaped(value: Any, *, keep: bool = False) -> Any:
 
 
 def _unescaped(value: Any) -> Any:
-    """The contrary of `_escaped`, for values without `${`."""
+    """The inverse of `_escaped`, for values without `${`."""
     if isinstance(value, dict):
         return {key: _unescaped(item) for key, item in value.items()}
     is_escaped = isinstance(value, str) and re.fullmatch(r"\\+\?\?\?", value)
@@ -1100,7 +1105,7 @@ def _unescaped(value: Any) -> Any:
 
 
 def _validated(given: Mapping[str, Any], places: Mapping[str, str]) -> Config:
-    """The config that settings make, those that are not given by their defaults."""
+    """The config from given settings, with defaults for the others."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -1160,7 +1165,7 @@ def _text(name: str, value: Any, place: str) -> Any:
         if not isinstance(item, str):
             raise SettingError(name, f"{place}setting '{name}' is {item!r:.60}, it has to be {_named(name)}")
         if any("\ud800" <= letter <= "\udfff" for letter in item):
-            raise SettingError(name, f"{place}setting '{name}' is {item!a}, which is not UTF-8: take another name")
+            raise SettingError(name, f"{place}setting '{name}' is {item!a}, which is not UTF-8: choose another name")
     if kind == list[str]:
         return list(items)
     if keys()[name].metadata["is_path"]:
@@ -1171,7 +1176,7 @@ def _text(name: str, value: Any, place: str) -> Any:
 
 
 def _named(name: str) -> str:
-    """What a setting may be, as a part of a sentence."""
+    """The allowed values of a setting, as part of a sentence."""
     kind, optional = _types()[name]
     choices = keys()[name].metadata["choices"]
     if kind is Any:
@@ -1208,7 +1213,7 @@ def _check_ranges(config: Any, places: Mapping[str, str], prefix: str = "") -> N
 
 
 def _check_together(config: Config) -> None:
-    """What only two keys together can get wrong."""
+    """Check combinations of keys."""
     if config.hidden_dim % config.nheads:
         raise UserError(f"hidden_dim ({config.hidden_dim}) has to be a multiple of nheads ({config.nheads})")
     if config.hidden_dim % 4:
@@ -1220,10 +1225,10 @@ def _check_together(config: Config) -> None:
             "max_delay", f"max_delay ({config.max_delay}) has to be less than chunk_size ({config.chunk_size})"
         )
     if config.relative_dims is not None and config.action_mode != "relative":
-        raise SettingError("relative_dims", "relative_dims has no meaning without action_mode: relative")
+        raise SettingError("relative_dims", "relative_dims has no effect without action_mode: relative")
     if config.temporal_ensemble and config.execute_steps is not None:
         raise UserError(
-            f"temporal_ensemble predicts at each step, so execute_steps ({config.execute_steps}) has no meaning: set "
+            f"temporal_ensemble predicts at each step, so execute_steps ({config.execute_steps}) has no effect: set "
             "one of them to false or null"
         )
     for name in ("brightness", "contrast", "saturation", "hue", "sharpness"):
@@ -1256,6 +1261,6 @@ def _check_together(config: Config) -> None:
     for name in ("image_mean", "image_std"):
         colours = getattr(config.encoder, name)
         if colours is not None and (len(colours) != 3 or not all(map(isfinite, colours))):
-            raise UserError(f"encoder.{name} is {list(colours)}, it has to be three numbers: of red, green and blue")
+            raise UserError(f"encoder.{name} is {list(colours)}, it has to be three numbers, for red, green and blue")
     if config.encoder.image_std is not None and min(config.encoder.image_std) <= 0:
         raise UserError(f"encoder.image_std is {list(config.encoder.image_std)}, it has to be more than 0")

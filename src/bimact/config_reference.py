@@ -1,6 +1,6 @@
-"""The page on all settings, `docs/configuration.md`, made from their schema.
+"""Generates the page on all settings, `docs/configuration.md`, from their schema.
 
-`python -m bimact.config_reference` renews it, from the project's root.
+To update it, run `python -m bimact.config_reference` in the project's root.
 """
 
 from __future__ import annotations
@@ -37,49 +37,49 @@ _RECORDS = """\
 These keys are in a run's `config.yaml` and cannot be set:
 """
 _HEADER = "| key | default | values | meaning | when to touch it |\n|---|---|---|---|---|"
-_TYPES = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", Any: "see the meaning"}
+_TYPES = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", Any: "see meaning"}
 
 _INTRODUCTION = f"""\
 # Settings
 
-<!-- Made from src/bimact/config.py by `{COMMAND}`: change the texts there. -->
+<!-- Generated from src/bimact/config.py by `{COMMAND}`: edit the texts there. -->
 
-A setting that is given in several places has the value of the last of them:
+If a setting is given in several places, the last one counts:
 
 1. the **default** in the tables below;
-2. the environment variable `ACT_DATASET_DIR`, for `dataset_dir` alone;
-3. the **YAML file** that `--config` names (without it `configs/policy_act.yaml`, or when resuming the run's own
-   `config.yaml`). It needs no more than the keys that differ from their defaults; the encoder's keys stand indented
-   under `encoder:`, or as `encoder.name:`;
-4. the **command line**: `--lr 5e-6` or `--lr=5e-6`, the encoder's as `--encoder.freeze false`. A bare `--use_vae` means
-   true, lists are written with commas (`--cameras left,right`), and `null` stands for nothing. `bimact train --help`
-   lists them.
+2. the environment variable `ACT_DATASET_DIR`, for `dataset_dir` only;
+3. the **YAML file** given by `--config` (default: `configs/policy_act.yaml`, or when resuming the run's own
+   `config.yaml`). It only needs the keys that differ from their defaults; the encoder's keys are indented under
+   `encoder:`, or written as `encoder.name:`;
+4. the **command line**: `--lr 5e-6` or `--lr=5e-6`, the encoder's keys as `--encoder.freeze false`. A bare `--use_vae`
+   means true, lists are comma-separated (`--cameras left,right`), and `null` means no value. `bimact train --help`
+   lists all settings.
 
-**Text stays text.** A setting of type text, or list of text, has the value that is written; nothing makes a number or a
-truth value of it, or a shorter path.
+**Text remains text.** The value of a setting of type text, or list of text, is exactly what is written; it is never
+converted to a number or boolean.
 
-- On the **command line** all of it counts: `--wandb_name 007`, `--output_dir "runs/try #2"`, `--cameras 012345670123`
-  (a serial number), `--wandb_name "${{x}}"`. `null`, and nothing else, stands for nothing.
-- In **YAML** it needs no quotes (`wandb_name: 007`, `mixed_precision: no`, `state_dims: 0:14`) but where YAML asks for
-  them: around text with ` #`, `: ` or brackets in it. `null`, `~` and an empty value without quotes stand for nothing.
-  `${{...}}` is replaced by another key's value (`output_dir: runs/${{wandb_name}}`) or the environment's
-  (`${{oc.env:HOME}}/data`); as text it is written `\\${{...}}`.
-- A **list** is `a,b` or `[a,b]`, and in YAML a list or such a text. An item with a comma stands in double quotes
-  (`"a,b",c`). `--cameras ""` is the list without an item: no camera.
-- A `~` at the start of a **path** is the home folder.
+- On the **command line** it is taken literally: `--wandb_name 007`, `--output_dir "runs/try #2"`,
+  `--cameras 012345670123` (a serial number), `--wandb_name "${{x}}"`. Only `null` means no value.
+- In **YAML** it needs no quotes (`wandb_name: 007`, `mixed_precision: no`, `state_dims: 0:14`), except where YAML
+  requires them: around text that contains ` #`, `: ` or brackets. Unquoted `null`, `~` and an empty value mean no
+  value. `${{...}}` is replaced by the value of another key (`output_dir: runs/${{wandb_name}}`) or of an environment
+  variable (`${{oc.env:HOME}}/data`); a literal one is written `\\${{...}}`.
+- A **list** is `a,b` or `[a,b]`; in YAML it may also be a list. An item that contains a comma is written in double
+  quotes (`"a,b",c`). `--cameras ""` is the empty list: no camera.
+- A leading `~` in a **path** is the home directory.
 
-`encoder.pretrained` is true, false or null where it is written so, and text otherwise. `OmegaConf.load`, which the
-training guide uses for `R/config.yaml`, makes the number 7 of a `007` without quotes; a number in the place of text is
-refused there. The files that bimact writes have such text in quotes.
+`encoder.pretrained` is true, false or null if written so, and text otherwise. `OmegaConf.load`, which the training
+guide uses for `R/config.yaml`, converts an unquoted `007` to the number 7, which is refused as the value of a text
+setting. The files written by bimact quote such text.
 
-A name that is no setting is refused with the nearest one that is (`no setting named 'chunksize'; did you mean
-'chunk_size'?`), and so is a value out of its range. What a run used stands complete in its `config.yaml`. There are
-three configs to begin with: `configs/policy_act.yaml`, `configs/policy_act_pri3d.yaml` and `configs/demo.yaml`.
+An unknown name is refused with the nearest setting (`no setting named 'chunksize'; did you mean 'chunk_size'?`), and so
+is a value out of range. The complete settings of a run are in its `config.yaml`. Three configs are provided:
+`configs/policy_act.yaml`, `configs/policy_act_pri3d.yaml` and `configs/demo.yaml`.
 """
 
 
 def configuration_page() -> str:
-    """The page as Markdown: how settings are given, then a table of keys for each group."""
+    """The page in Markdown: how to give settings, then a table of keys per group."""
     hints = type_hints()
     lines = [_INTRODUCTION.rstrip()]
     for name, entry in settings().items():
@@ -108,7 +108,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def _values(hint: Any, metadata: Mapping[str, Any]) -> str:
-    """What a setting may be: its choices, or its type with its range; and null, if it may."""
+    """The allowed values of a setting: its choices, or its type with its range; and null, if allowed."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kind = next(option for option in options if option is not type(None))
     if metadata["choices"]:
@@ -124,5 +124,5 @@ def _values(hint: Any, metadata: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     if not PAGE.parent.is_dir():
-        sys.exit(f"{PAGE} has no folder here: run `{COMMAND}` from the project's root")
+        sys.exit(f"{PAGE} has no directory here: run `{COMMAND}` from the project's root")
     write_text(PAGE, configuration_page())

@@ -42,7 +42,7 @@ def test_what_is_left_out_is_said_before_and_after(
     capsys.readouterr()
     assert run(tmp_path / "aloha", tmp_path / "guide", "--to", "guide", "--max_episodes", 1) == 0
     said = capsys.readouterr().out
-    assert said.count("eft out: qvel, for which the format has no place") == 2
+    assert said.count("eft out: qvel, which the format cannot store") == 2
     assert "Content: 1 episode, 9 steps" in said
 
 

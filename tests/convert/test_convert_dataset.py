@@ -103,7 +103,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["source", "source/out"])
 def test_the_dataset_itself_is_no_target(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="lies inside the dataset"):
+    with pytest.raises(UserError, match="is inside the dataset"):
         converted(smooth_source(tmp_path / "source", [2]), tmp_path / name, "guide")
 
 

@@ -69,11 +69,11 @@ def test_metadata_tell_rate_names_and_task(tmp_path: Path) -> None:
 def test_what_has_no_place_is_told(tmp_path: Path) -> None:
     columns = {"qpos": Column(2, dtype="float64"), "action": Column(2), "qvel": Column(2)}
     notes = notes_of(smooth_source(tmp_path / "source", columns=columns), tmp_path / "out", "guide")
-    assert "left out: qvel, for which the format has no place" in notes
+    assert "left out: qvel, which the format cannot store" in notes
     assert "rounded to float32, the format's dtype: state (float64)" in notes
     assert "action" not in notes
 
 
 def test_a_dataset_without_cameras_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no camera, and the guide's format needs one"):
+    with pytest.raises(UserError, match=r"has no camera, but the guide's format needs one"):
         converted(smooth_source(tmp_path / "source", cameras={}), tmp_path / "out", "guide")

@@ -1083,7 +1083,7 @@ def test_splits_and_failed_episodes_are_told(tmp_path: Path) -> None:
     assert selected(tmp_path).notes == (
         "meta/info.json has one split ('train' '0:2'), and other episodes are listed: they are used too; "
         "--episodes chooses",
-        "1 of 3 episodes are marked as failed, and are used: --skip_failed true leaves them out",
+        "1 of 3 episodes are marked as failed and are used: --skip_failed true leaves them out",
     )
 
 
@@ -1156,7 +1156,7 @@ def test_zarr_arrays_without_their_document_are_left_out(tmp_path: Path) -> None
     assert len(complete.cameras) == 3 and not complete.left_out
     source = selected(without("camera", "camera_1"))
     assert list(source.cameras) == ["camera_0", "top"]
-    reason = "has chunks, and no .zarray or zarr.json that tells of them: copy the dataset again"
+    reason = "has chunks but no .zarray or zarr.json: copy the dataset again"
     assert left_out(source)["camera_1"] == LeftOut("image", "camera_1", reason)
     with pytest.raises(UserError, match=r"has images, and none that can be used .*camera_0 has chunks.*top has chunks"):
         open_dataset(without("cameras", "camera_0", "camera_1", "top"))
@@ -1171,11 +1171,11 @@ def test_zarr_arrays_that_are_links_are_left_out(tmp_path: Path) -> None:
     (folder / "data/gone").symlink_to(tmp_path / "nowhere")
     (folder / "data/preview").mkdir()
     (folder / "data/preview/0.mp4").write_bytes(b"video")
-    reason = "is a link to a folder, which is not followed: put the folder itself there"
+    reason = "is a link to a folder, and links are not followed: copy the folder itself there"
     assert left_out(selected(folder)) == {
         "camera_1": LeftOut("image", "camera_1", reason),
         "gone": LeftOut("column", "gone", reason),
-        "preview": LeftOut("image", "preview", "is no zarr array"),
+        "preview": LeftOut("image", "preview", "is not a zarr array"),
     }
     assert open_dataset(folder).num_steps == 6
 
@@ -1194,7 +1194,7 @@ def test_a_rate_that_is_guessed_from_times_is_told(tmp_path: Path) -> None:
     assert source.notes == ("no attribute tells the control frequency: 10 Hz is taken from data/timestamp, as seconds",)
     arrays["timestamp"] *= 1000
     source = open_source(write_replay(tmp_path / "ms.zarr", [6], arrays))
-    assert source.fps is None and "its steps are 100 apart, which are no seconds): give --fps" in source.notes[0]
+    assert source.fps is None and "its steps are 100 apart, which cannot be seconds): give --fps" in source.notes[0]
     assert not open_source(write_replay(tmp_path / "told.zarr", [6], attributes={"fps": 10})).notes
 
 
@@ -1277,7 +1277,7 @@ def test_a_column_that_is_elsewhere_in_some_files_is_read_and_said(tmp_path: Pat
         file.move("observations/qpos", "qpos")
         expected = file["qpos"][()]
     assert np.array_equal(open_source(tmp_path).read_columns(1, ["qpos"])["qpos"], expected)
-    assert "qpos is /observations/qpos in some files and /qpos in others: both are taken as one" in notes(tmp_path)
+    assert "qpos is /observations/qpos in some files and /qpos in others: both are treated as one" in notes(tmp_path)
 
 
 def test_arrays_in_a_demonstration_beside_those_of_its_observations(tmp_path: Path) -> None:
@@ -1312,7 +1312,7 @@ def test_files_that_contradict_each_other_on_colours(tmp_path: Path) -> None:
     write_aloha(tmp_path / "odd", (6,), jpegs="rows", attributes={"color_order": "yuv"})
     assert "the attribute color_order is yuv, which is neither rgb nor bgr" in notes(tmp_path / "odd")
     write_aloha(tmp_path / "raw", (6,), attributes={"color_order": "bgr"})
-    assert "the images of camera left_wrist, top are arrays, and taken for RGB" in notes(tmp_path / "raw")
+    assert "the images of camera left_wrist, top are arrays and read as RGB" in notes(tmp_path / "raw")
 
 
 @pytest.mark.parametrize("kind", ["dataset", "attribute", "array"])
@@ -1372,7 +1372,7 @@ def test_images_that_ask_to_be_turned_are_told(tmp_path: Path) -> None:
 def test_episodes_that_failed_are_told(tmp_path: Path) -> None:
     for number in range(3):
         write_aloha_episode(tmp_path / f"episode_{number}.hdf5", attributes={"success": number == 1})
-    assert "2 of 3 episodes are marked as failed, and are used: --skip_failed true leaves them out" in notes(tmp_path)
+    assert "2 of 3 episodes are marked as failed and are used: --skip_failed true leaves them out" in notes(tmp_path)
     assert notes(tmp_path, skip_failed=True).count("it is marked as failed") == 2
 
 
@@ -1392,7 +1392,7 @@ def test_a_damaged_file_beside_demonstrations_is_told(tmp_path: Path) -> None:
     for name in "ab":
         write_robomimic(tmp_path / f"{name}.hdf5", (6,))
     (tmp_path / "b.hdf5").write_bytes((tmp_path / "b.hdf5").read_bytes()[:3000])
-    with pytest.raises(UserError, match=r"files that cannot be read \(b.hdf5\): copy these again, or name the file"):
+    with pytest.raises(UserError, match=r"files that cannot be read \(b.hdf5\): copy these again, or choose the file"):
         open_source(tmp_path)
 
 

@@ -94,7 +94,7 @@ def test_a_column_of_several_numbers_is_refused(aloha: Path, tmp_path: Path) -> 
 
 def test_failed_episodes_are_told_and_left_out(aloha: Path, tmp_path: Path) -> None:
     _, lines, names = opened(aloha, tmp_path)
-    note = "1 of 3 episodes are marked as failed, and are used: --skip_failed true leaves them out"
+    note = "1 of 3 episodes are marked as failed and are used: --skip_failed true leaves them out"
     assert len(names) == 3 and f"Note:     {note}" in lines
     _, lines, names = opened(aloha, tmp_path, skip_failed=True)
     assert names == ["episode_0.hdf5", "episode_2.hdf5"]

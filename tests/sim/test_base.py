@@ -148,7 +148,7 @@ def test_real_time(package: None, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_entry_points_that_are_no_tasks(package: None) -> None:
-    with pytest.raises(UserError, match="entry point 'number' in bimact.tasks names no task but a int"):
+    with pytest.raises(UserError, match="entry point 'number' in bimact.tasks is not a task but a int"):
         find_task("number")
     with pytest.raises(UserError, match=r"the task 'lost' .* cannot be loaded \(AttributeError"):
         find_task("lost")

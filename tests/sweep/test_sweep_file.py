@@ -53,7 +53,7 @@ def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
         ({"parameters": {}}, "it has no parameters"),
         ({"paramters": {}}, "the key 'paramters' is not supported; did you mean 'parameters'?"),
         ({"job": "x"}, "the key 'job' is not supported"),
-        ({"metric": "val_loss"}, "metric is val_loss, it has to hold name and goal"),
+        ({"metric": "val_loss"}, "metric is val_loss, it has to contain name and goal"),
         ({"metric": {"name": "val_loss", "goal": "max"}}, "the goal of the metric is max"),
         ({"run_cap": 0}, "run_cap is 0, it has to be a whole number from 1 on"),
         ({"early_terminate": {"type": "envelope"}}, "of type: hyperband"),
@@ -64,7 +64,7 @@ def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
         ({"command": "python"}, r"a list with \$\{program\} in it"),
         ({"parameters": {"lr": {"value": 1}, "learning_rate": {"value": 1}}}, "no setting is named 'learning_rate'"),
         ({"parameters": {"encoder.fuse": {"value": "mean"}, "encoder": {"parameters": {"fuse": {"value": "gated"}}}}},
-         "'encoder.fuse' is there twice"),
+         "'encoder.fuse' is given twice"),
         ({"method": "grid"}, "parameter 'lr' is a range without steps"),
     ],
 )  # fmt: skip

@@ -171,7 +171,7 @@ def test_a_best_value_at_the_end_of_its_range_asks_for_more(tmp_path: Path, goal
     assert best is not None
     end = {"minimize": "upper", "maximize": "lower"}[goal]
     assert at_the_edge(plan.sweep, best) == [
-        f"lr is at the {end} end of its range: a wider range may hold a better value."
+        f"lr is at the {end} end of its range: a wider range may contain a better value."
     ]
 
 

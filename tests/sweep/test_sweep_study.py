@@ -189,7 +189,7 @@ def test_what_does_not_change_a_sweep(tmp_path: Path) -> None:
 
 def test_trials_without_their_study_are_not_mixed_with_others(tmp_path: Path) -> None:
     (tmp_path / "s" / "trial-0000").mkdir(parents=True)
-    with pytest.raises(UserError, match=f"holds trials of another study: .* --output_dir {tmp_path}/s-2"):
+    with pytest.raises(UserError, match=f"contains trials of another study: .* --output_dir {tmp_path}/s-2"):
         open_study(tmp_path / "s")
 
 

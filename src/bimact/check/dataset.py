@@ -90,7 +90,7 @@ def check_dataset(
     """Find everything in a dataset that is wrong, or may be. The dataset is not changed.
 
     Args:
-        path: as `open_source` takes it.
+        path: as in `open_source`.
         config: settings of the training, which the dataset has to fit; None: the defaults.
         cache_dir: where downloads go.
         selection: the part to check; unset fields are those of the config. None: all.
@@ -166,7 +166,7 @@ def examine(
 
     Args:
         images: False: leave out the images.
-        apart: False: read in this process, for a reader with its own protection.
+        apart: False: read in this process instead of child processes.
         config: settings of the training.
         files: names of the files for findings.
     """
@@ -175,14 +175,14 @@ def examine(
 
 
 def _select(source: Source, selection: Selection, config: Config | None, findings: Findings) -> SelectedSource:
-    """The part to check; what the config asks for and the dataset does not have is a finding."""
+    """The part to check; settings of the config that the dataset cannot satisfy are findings."""
     if config is not None:
         given = {name: value for name, value in dataclasses.asdict(selection).items() if value not in (None, False)}
         try:
             return dataclasses.replace(Selection.of(config), **given).applied_to(source)
         except UserError as error:
             part = selection.applied_to(source)  # what the command line asks for has to exist
-            findings.add("config-mismatch", "", f"{error}, but the config asks for it")
+            findings.add("config-mismatch", "", f"{error}, but the config requires it")
             return part
     return selection.applied_to(source)
 

@@ -184,7 +184,7 @@ def pair_dimensions(
 
 @dataclass(frozen=True)
 class Facts:
-    """All that checks know about a dataset.
+    """The facts about a dataset that checks use.
 
     Attributes:
         timestamps: of each episode (T,) seconds; None: the format has none.

@@ -110,8 +110,8 @@ class DatasetReport:
         findings: those of the whole dataset first, then by episode and step.
         summary: None: the dataset could not be opened.
         size: bytes on disk, without converted copies.
-        looked_for: codes of all findings that were looked for.
-        repair: what `bimact edit` can repair of them; None: nothing.
+        looked_for: codes of all kinds of findings that were looked for.
+        repair: repair by `bimact edit`; None: not possible.
     """
 
     path: Path
@@ -148,10 +148,10 @@ class DatasetReport:
         return int(any(finding.severity.rank <= fail_on.rank for finding in self.findings))
 
     def as_json(self, given: str | None = None) -> dict[str, Any]:
-        """The report in JSON's types, as docs/checking.md describes it.
+        """The report in JSON types, as described in docs/checking.md.
 
         Args:
-            given: the dataset as the user named it; None: its path.
+            given: the dataset as given by the user; None: its path.
         """
         return {
             "dataset": str(self.path),

@@ -77,7 +77,7 @@ _FILES = (
         WARNING,
         "arrays that look like images but are not read (an error if there is no other camera)",
         "Training leaves these cameras out.",
-        "Store them in a form that docs/formats.md names, or record them again.",
+        "Store them in a form listed in docs/formats.md, or record them again.",
     ),
     Kind(
         "left-out",
@@ -120,7 +120,7 @@ _SETTINGS = (
     Kind(
         "config-mismatch",
         ERROR,
-        "cameras or sizes that the config asks for and the dataset does not have",
+        "cameras or sizes of the config that the dataset does not have",
         "Training refuses the dataset.",
         "Change the setting, or select other columns.",
     ),

@@ -1,4 +1,4 @@
-"""The `bimact edit` command that repairs what was found, as far as leaving out episodes, cameras and steps does it."""
+"""The `bimact edit` command that repairs findings by removing episodes, cameras and steps."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Repair:
         episodes: code → numbers of the episodes that are removed for it.
         cameras: those that are removed.
         trims_idle: steps without motion are removed.
-        task: the description that episodes without one get; None: none does.
-        to: the format to write, where it is not the dataset's own.
-        left: codes of errors and warnings that stay.
+        task: the description for episodes without one; None: there is none.
+        to: the format to write if it differs from the dataset's.
+        left: codes of the remaining errors and warnings.
         total: episodes of the dataset.
     """
 
@@ -53,7 +53,7 @@ class Repair:
         """The arguments of the shell command.
 
         Args:
-            source: the dataset as the user gave it.
+            source: the dataset as given by the user.
         """
         target = source.rstrip("/") if "://" not in source else source.rstrip("/").rpartition("/")[2]
         arguments = ["bimact", "edit", source, f"{target}_repaired"]
@@ -69,7 +69,7 @@ class Repair:
 
     @property
     def sentence(self) -> str:
-        """What the command does, and what it does not."""
+        """What the command repairs, and what remains."""
         parts = []
         if self.episodes:
             why = "; ".join(
@@ -88,7 +88,7 @@ class Repair:
 
 
 def repair_of(findings: Sequence[Finding], source: SelectedSource) -> Repair | None:
-    """How to repair a dataset; None: nothing that was found can be repaired so."""
+    """How to repair a dataset; None: none of the findings can be repaired in this way."""
     total = len(source.episodes) + sum(not episode.is_missing for episode in source.unusable)
     by_code: dict[str, set[int]] = defaultdict(set)
     by_camera: dict[tuple[str, str], set[int]] = defaultdict(set)

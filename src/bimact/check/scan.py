@@ -58,7 +58,7 @@ def scan(
 
     Args:
         images: False: leave out the images, which take most of the time.
-        apart: False: read in this process, for a reader with its own protection.
+        apart: False: read in this process instead of child processes.
         config: the training's settings, which checks compare.
         files: names of the files for findings.
 
@@ -134,7 +134,7 @@ def _of_each_episode(
         if apart:
             longest = max(sum(episode.length for episode in source.episodes[begin:end]) for _, begin, end, _ in jobs)
             timeout = _SECONDS_TO_START + _SECONDS_PER_STEP * longest
-            results = run_jobs(function, jobs, describe=_describe, timeout=timeout, goes_on=True)
+            results = run_jobs(function, jobs, describe=_describe, timeout=timeout, keep_going=True)
         else:
             results = ((number, function(*job)) for number, job in enumerate(jobs))
         again: list[_Job] = []

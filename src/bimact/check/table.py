@@ -25,7 +25,7 @@ def print_report(report: DatasetReport, console: Console, given: str) -> None:
     """Print facts, findings, a line that counts them, and the command that repairs them. Piped output is not wrapped.
 
     Args:
-        given: the dataset as the user named it.
+        given: the dataset as given by the user.
     """
     if report.summary is not None:
         for line in _facts(report.summary, report.size, is_valid=not report.errors):
@@ -58,7 +58,7 @@ def print_report(report: DatasetReport, console: Console, given: str) -> None:
 
 
 def _facts(summary: Summary, size: int, *, is_valid: bool) -> Iterator[str]:
-    """First what the guide's own check of a dataset prints, then all other facts."""
+    """First the output of the guide's own dataset check, then all other facts."""
     steps = int(summary.lengths.sum())
     yield f"Total timesteps: {steps}"
     yield f"Number of episodes: {len(summary.lengths)}"

@@ -77,7 +77,7 @@ def train_main() -> NoReturn:
 
 
 def _is_not_about_caches(record: logging.LogRecord) -> bool:
-    """Without a writable home directory, as in many containers, matplotlib logs that it uses a temporary cache."""
+    """False for matplotlib's messages on its temporary cache, used if the home directory is not writable."""
     news = ("mkdir -p failed for path", "Matplotlib created a temporary cache", "Matplotlib is building the font cache")
     return not str(record.msg).startswith(news)
 
@@ -128,7 +128,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Wraps a paragraph, and leaves text that has lines of its own as it is."""
+    """Wraps paragraphs, but keeps the lines of multi-line text."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return indent + text if "\n" in text else super()._fill_text(text, width, indent)

@@ -1,4 +1,4 @@
-"""What the commands' options share."""
+"""Common options of the commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """The options that select a part of a dataset: the settings of `bimact train` that do."""
+    """The options that select a part of a dataset: the corresponding settings of `bimact train`."""
     _add_settings(parser.add_argument_group("the part of the dataset"), selecting_settings())
 
 
@@ -58,7 +58,7 @@ _METAVARS = {
 
 
 def given_settings(options: argparse.Namespace) -> list[str]:
-    """Those of `add_selection` and `add_episodes` that are given, as `key=value`."""
+    """The given options of `add_selection` and `add_episodes`, as `key=value`."""
     values = {name: getattr(options, name, None) for name in selecting_settings()}
     return [f"{name}={value}" for name, value in values.items() if value is not None]
 
@@ -67,7 +67,7 @@ def selection_of(options: argparse.Namespace) -> Selection | None:
     """The part that the options of `add_selection` select; None if none is given.
 
     Raises:
-        UserError: for a value that the setting cannot have.
+        UserError: for an invalid value of a setting.
     """
     from bimact.data.selection import Selection
 

@@ -25,7 +25,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "dataset_dir", metavar="DATASET", type=expand_home, help="the demonstrations: a folder or file, hub name or URL"
     )
     parser.add_argument(
-        "--config", type=expand_home, help="YAML with settings that the dataset has to fit, such as action_dim"
+        "--config", type=expand_home, help="YAML with settings to compare the dataset with, such as action_dim"
     )
     parser.add_argument("--cache_dir", type=expand_home, help="where downloads go")
     parser.add_argument("--no_images", action="store_true", help="leave out the images, which take most of the time")

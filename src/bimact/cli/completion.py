@@ -18,7 +18,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="print a shell's completion of all commands, options and settings",
         description="Print the completion of a shell: all commands, their options, and the settings of bimact train "
-        "and bimact sweep with their choices. docs/command-line.md says where each shell looks for it.",
+        "and bimact sweep with their choices. docs/command-line.md describes where each shell expects it.",
     )
     parser.add_argument("shell", choices=_SHELLS, help="the shell")
     parser.set_defaults(run=_completion)

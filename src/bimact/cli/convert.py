@@ -27,8 +27,8 @@ what is kept:
   guide                  equal; other columns are left out, and float64 is rounded to float32
   zarr                   equal
 
-DST appears when it is complete. An interrupted conversion starts again; the hidden folder next to DST that a killed
-one leaves is removed by the next run of the same command.
+DST appears when it is complete. An interrupted conversion starts again; the hidden folder that a killed one leaves next
+to DST is removed by the next run of the same command.
 """
 
 
@@ -50,7 +50,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--to",
         required=True,
         choices=("lerobot", "aloha_hdf5", "guide", "zarr"),
-        help="LeRobotDataset v3.0, ALOHA's HDF5 files, the training guide's .npy files, Diffusion Policy's buffer",
+        help="LeRobotDataset v3.0, ALOHA's HDF5 files, the training guide's .npy files, Diffusion Policy's replay "
+        "buffer",
     )
     parser.add_argument("--task", metavar="TEXT", help="task description for episodes that have none")
     add_writing(parser)
@@ -64,7 +65,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec",
         choices=("av1", "h264", "hevc"),
-        help="lerobot: encode videos, also those that could be copied (default: av1, for what cannot be copied)",
+        help="lerobot: encode all videos with this codec (default: copy videos where possible, else av1)",
     )
     parser.add_argument("--lossless", action="store_true", help="lerobot: PNG images instead of videos")
     parser.add_argument("--compress", action="store_true", help="aloha_hdf5: JPEG images, as ACT++ stores them")
@@ -106,11 +107,11 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def write(conversion: PlannedConversion, notes: Sequence[str], target: str) -> None:
-    """Say what is written and what is not, and write it.
+    """Print what is written and what is not, and write it.
 
     Args:
-        notes: sentences on the content, said before those of the writer.
-        target: the folder as the user gave it.
+        notes: sentences on the content, printed before those of the writer.
+        target: the folder as given by the user.
     """
     from rich.filesize import decimal
 

@@ -23,7 +23,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--to", choices=("bimact", "lerobot"), help="what to write (default: lerobot of a run, else bimact)"
     )
-    parser.add_argument("--cameras", help="names of the cameras, as in top,left; required for the original ACT")
+    parser.add_argument("--cameras", help="names of the cameras, such as top,left; required for the original ACT")
     parser.add_argument(
         "--stats", type=_path, metavar="FILE", help="original ACT: dataset_stats.pkl (default: next to SRC)"
     )

@@ -19,7 +19,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="Examine this machine and print what to do about each component that is not ready. "
         "Exit status 1 if something is broken that training needs, or a GPU that PyTorch cannot use.",
     )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, as a bug report needs it")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for bug reports")
     parser.set_defaults(run=_doctor)
     return parser
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from bimact.data.source import Unusable
 
 _EPILOG = """\
-E is the number of an episode in SRC, as `bimact check` tells it, or its name; steps are those of SRC. All edits of one
-command are made at once, so that no number changes in between. SRC is never changed, and DST appears when it is
-complete. docs/editing.md says what is kept.
+E is the number of an episode in SRC, as printed by `bimact check`, or its name; steps are those of SRC. All edits of
+one command refer to the original numbers. SRC is never changed, and DST appears when it is
+complete. docs/editing.md lists what is kept.
 """
 
 
@@ -47,7 +47,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--trim_idle",
         action="store_true",
         help="remove the steps without motion at the beginning and the end of episodes that `bimact check` finds "
-        "(idle-head, idle-tail), but for a fifth of a second",
+        "(idle-head, idle-tail), except for a fifth of a second",
     )
     edits.add_argument(
         "--trim", metavar="E@FIRST:END,…", help="keep only these steps of an episode, such as 7@120:400 (without 400)"
@@ -89,7 +89,7 @@ def _edit(options: argparse.Namespace) -> None:
         source = open_source(path, cache_dir=options.cache_dir)
         to = to or format_of(source)
         if to is None:
-            raise UserError(f"{source.path} is {source.format}, which is not written: choose a format by --to")
+            raise UserError(f"{source.path} is {source.format}, which cannot be written: choose a format by --to")
         written = Options(options.codec, options.lossless, options.compress, options.workers)
         check_target(source.path, options.target, to, written)
         of_first = {} if chosen else {"episodes": options.episodes, "exclude_episodes": options.drop_episodes}
@@ -127,10 +127,10 @@ def _edit(options: argparse.Namespace) -> None:
 def _refuse_damaged(
     part: SelectedSource, faults: list[Unusable] | tuple[Unusable, ...], options: argparse.Namespace, *, is_first: bool
 ) -> None:
-    """See that no episode is damaged, and one is left.
+    """Check that no episode is damaged, and at least one is left.
 
     Raises:
-        UserError: listing all damaged ones, with the option that leaves them out.
+        UserError: listing all damaged ones, with the option to leave them out.
     """
     damaged = [episode for episode in faults if not episode.is_missing]
     if damaged and not options.skip_unreadable:
@@ -146,15 +146,15 @@ def _refuse_damaged(
 
 
 def _edits_of(options: argparse.Namespace) -> Edits:
-    """The edits that the options ask for.
+    """The edits given by options.
 
     Raises:
-        UserError: for an option that cannot be understood, or if there is none.
+        UserError: for an invalid option, or if there is none.
     """
     from bimact.convert.edit import Edits
 
     def wrong(setting: str, value: str, example: str) -> UserError:
-        return UserError(f"--{setting} is '{value}', it has to be such as {example}")
+        return UserError(f"--{setting} is '{value}', it has to look like {example}")
 
     trim: dict[str, tuple[int, int | None]] = {}
     for item in (options.trim or "").split(",") if options.trim else ():

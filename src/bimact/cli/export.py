@@ -50,7 +50,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument("--rollouts", type=int, default=50, help="of that comparison; 0: none (default: 50)")
     parser.add_argument("--seed", type=int, default=1000, help="of its first scene (default: 1000)")
-    parser.add_argument("--image_size", help="of the cameras, height x width, where the run does not know it")
+    parser.add_argument("--image_size", help="of the cameras, height x width, if the run does not specify it")
     parser.set_defaults(run=_export)
     return parser
 
@@ -88,7 +88,7 @@ def _export(options: argparse.Namespace) -> None:
         from bimact.interop.convert import PolicyFiles, convert
 
         if options.precision != "float32":
-            raise UserError("--precision has no meaning for lerobot, whose checkpoints are float32")
+            raise UserError("--precision has no effect for lerobot, whose checkpoints are float32")
         convert(PolicyFiles(Path(options.run_dir), checkpoint=options.checkpoint), options.output, "lerobot")
         print(f"Exported to {options.output}: give it to LeRobot's commands as --policy.path={options.output}")
         return
@@ -99,7 +99,7 @@ def _export(options: argparse.Namespace) -> None:
         from bimact.interop.lerobot_writer import write_lerobot_plugin
 
         if options.precision != "float32":
-            raise UserError("--precision has no meaning for lerobot_plugin, which holds the run's weights")
+            raise UserError("--precision has no effect for lerobot_plugin, which contains the run's weights")
         if options.output.exists():
             raise UserError(f"{options.output} exists: choose another --output")
         network = read(PolicyFiles(Path(options.run_dir), checkpoint=options.checkpoint)).policy

@@ -24,7 +24,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", dest="run_dir", type=expand_home, help="the run directory, or a policy")
     source.add_argument("--model", type=expand_home, help="an exported model: PyTorch is not needed")
-    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help="of --model (default: what is there)")
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help="of --model (default: installed)")
     parser.add_argument("--checkpoint", help="best, last or an epoch (default: best)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
@@ -75,7 +75,7 @@ def _serve(options: argparse.Namespace) -> None:
         metadata, scheme = served.metadata, "ws" if settings.certfile is None else "wss"
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         cameras = ", ".join(metadata["cameras"]) or "no camera"
-        reach = "with an API key" if key else "without an API key, so from this machine alone"
+        reach = "with an API key" if key else "without an API key, so from this machine only"
         print(f"Serving {metadata['run']} ({metadata['checkpoint']}) at {scheme}://{host}:{server.port} {reach}")
         print(f"It takes: state ({metadata['state_dim']}), {cameras}. Needs: {metadata['needs']}", flush=True)
 
@@ -93,7 +93,7 @@ def _policy(options: argparse.Namespace) -> ActingPolicy:
 
         for name in ("checkpoint", "precision"):
             if getattr(options, name) is not None:
-                raise UserError(f"--{name} has no meaning for --model, which was exported with one")
+                raise UserError(f"--{name} has no effect for --model, which was exported with one")
         return ExportedPolicy.load(Path(options.model), options.runtime, **executed)
     if options.runtime is not None:
         raise UserError("--runtime is for --model: --run is computed by PyTorch")

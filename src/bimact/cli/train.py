@@ -57,10 +57,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def settings_of(arguments: Sequence[str]) -> list[str]:
-    """`--key value`, `--key=value` and a bare `--flag` → `key=value`, with the value as it is given.
+    """`--key value`, `--key=value` and a bare `--flag` → `key=value`, with the value as given.
 
     Raises:
-        UserError: for a value that belongs to no key, or a key without one that cannot be true.
+        UserError: for a value without a key, or a key without a value that cannot be true.
     """
     from bimact.config import may_be_true
 

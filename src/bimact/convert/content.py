@@ -1,4 +1,4 @@
-"""What a conversion writes: the selected part of a dataset, and its columns besides state and action."""
+"""The content of a conversion: the selected part of a dataset, and its columns other than state and action."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREFIXES = ("observation.images.", "observation.", "observations/", "obs/")
 
 @dataclass(frozen=True)
 class Content:
-    """What is written. Small and picklable; quantities are in the robot's own units.
+    """The content to write. Small and picklable; quantities are in the robot's own units.
 
     Attributes:
         chosen: the episodes and cameras, with the columns "state" and "action".
@@ -132,7 +132,7 @@ def short_names(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str
         if name in in_use:
             name = key.replace("/", ".")
         if name in in_use or not name:
-            raise UserError(f"two of the dataset's columns and cameras would both be called '{name}': rename one")
+            raise UserError(f"two of the dataset's columns and cameras would both be named '{name}': rename one")
         names[key] = name
         in_use.add(name)
     return names

@@ -1,4 +1,4 @@
-"""`bimact convert`: writes a dataset in another format, whole or not at all."""
+"""`bimact convert`: writes a dataset in another format, completely or not at all."""
 
 from __future__ import annotations
 
@@ -124,20 +124,20 @@ def check_target(source: Path, target: str | Path, to: str, options: Options) ->
     """
     target = Path(target).expanduser().absolute()
     if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target} lies inside the dataset {source}: choose another folder")
+        raise UserError(f"{target} is inside the dataset {source}: choose another folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty: choose another folder, or remove it")
     place = next(parent for parent in target.parents if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {target}: {place} is not a folder that may be written to")
+        raise UserError(f"cannot write {target}: {place} is not a writable folder")
     formats = {"codec": "lerobot", "lossless": "lerobot", "compress": "aloha_hdf5"}
     for name, of in formats.items():
         if getattr(options, name) and to != of:
-            raise UserError(f"--{name} belongs to --to {of}, and this is --to {to}: leave it out")
+            raise UserError(f"--{name} is an option of --to {of}, not of --to {to}: leave it out")
     if options.codec not in (None, "av1", "h264", "hevc"):
         raise UserError(f"--codec is '{options.codec}', it has to be av1, h264 or hevc")
     if options.codec and options.lossless:
-        raise UserError("--lossless writes no videos, so that --codec has no meaning: leave one of them out")
+        raise UserError("--lossless writes no videos, so --codec has no effect: leave one of them out")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers is {options.workers}, it has to be at least 1")
     return target
@@ -145,7 +145,7 @@ def check_target(source: Path, target: str | Path, to: str, options: Options) ->
 
 @contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
-    """A folder next to the target for unfinished work; what an earlier conversion has left there is removed."""
+    """A folder next to the target for unfinished work; remains of an earlier conversion are removed."""
     place = target.parent / f".{target.name}.converting"
     place.mkdir(parents=True, exist_ok=True)
     lock = lock_file(place / _LOCK)

@@ -1,6 +1,6 @@
 """`bimact edit`: some episodes and steps of one or more datasets, under other names, as one `Source`.
 
-Nothing is copied here: an `EditedSource` reads from the datasets that it is made of, and a writer writes it.
+Nothing is copied: an `EditedSource` reads from the original datasets, and a writer writes it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _Form = TypeVar("_Form", Camera, Column)
 
 @dataclass(frozen=True)
 class Edits:
-    """What is changed. Episodes are numbers or names of the first dataset; steps are those of the file.
+    """The changes. Episodes are numbers or names of the first dataset; steps are those of the file.
 
     Attributes:
-        trim: episode → (first step that stays, end); end None: to the last one.
+        trim: episode → (first step to keep, end); end None: to the last one.
         trim_idle: remove the steps without motion at the beginning and the end of episodes, as `bimact check` finds
-            them, but for a fifth of a second.
+            them, except for a fifth of a second.
         split: episode → the steps at which a new episode begins.
         drop_features: cameras and columns to leave out.
         rename: camera or column → its new name.
@@ -69,7 +69,7 @@ class EditedSource(Source):
 
     Attributes:
         datasets: the other sources.
-        pieces: (E,) what each episode is.
+        pieces: (E,) the origin of each episode.
         keys: of each dataset: camera or column → its name there.
     """
 
@@ -108,14 +108,14 @@ def edit(chosen: Sequence[SelectedSource], edits: Edits, *, copies_videos: bool)
     """Apply edits.
 
     Args:
-        chosen: the datasets, with the episodes that stay; edits name episodes of the first one.
-        copies_videos: idle steps are removed so that videos can be copied, where a key frame is near.
+        chosen: the datasets, with the episodes to keep; edits name episodes of the first one.
+        copies_videos: trim idle steps at a nearby key frame, if there is one, so that videos can be copied.
 
     Returns:
-        the edited dataset; and a sentence for each thing that was done.
+        the edited dataset; and a sentence for each edit.
 
     Raises:
-        UserError: if an episode, step or feature that is named does not exist, or the datasets do not agree.
+        UserError: if a named episode, step or feature does not exist, or the datasets do not match.
     """
     datasets = [source.whole for source in chosen]
     keys = _renamed(datasets, edits)
@@ -197,7 +197,7 @@ def _renamed(datasets: Sequence[Source], edits: Edits) -> list[dict[str, str]]:
             its = ", ".join((*datasets[0].cameras, *datasets[0].columns))
             raise UserError(f"{setting}: {datasets[0].path} has no camera or column '{old}'; it has {its}")
         if new is not None and (not new or "/" in new or new.startswith(".")):
-            raise UserError(f"--rename {old}={new}: a name has at least one character, no '/' and no '.' at its front")
+            raise UserError(f"--rename {old}={new}: a name needs at least one character, no '/' and no leading '.'")
         for key, of_dataset in zip(found, changed):
             if key is not None:
                 of_dataset[key] = new
@@ -211,7 +211,7 @@ def _renamed(datasets: Sequence[Source], edits: Edits) -> list[dict[str, str]]:
                     continue
                 if changed_name in new_names:
                     raise UserError(
-                        f"--rename: '{new_names[changed_name]}' and '{old}' of {source.path} would both be called "
+                        f"--rename: '{new_names[changed_name]}' and '{old}' of {source.path} would both be named "
                         f"'{changed_name}': choose another name"
                     )
                 new_names[changed_name] = old
@@ -229,10 +229,10 @@ def _keys_of(keys: Sequence[str], names: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _refuse_differences(datasets: Sequence[Source], keys: Sequence[Mapping[str, str]]) -> None:
-    """See that datasets to be merged have the same cameras, state, action and control frequency.
+    """Check that datasets to merge have the same cameras, state, action and control frequency.
 
     Raises:
-        UserError: with all that differs.
+        UserError: listing all differences.
     """
 
     def described(source: Source, names: Mapping[str, str]) -> dict[str, str]:
@@ -253,7 +253,7 @@ def _refuse_differences(datasets: Sequence[Source], keys: Sequence[Mapping[str, 
         table = "; ".join(f"{what}: " + " | ".join(of.get(what, "none") for of in facts) for what in differing)
         paths = " | ".join(str(source.path) for source in datasets)
         raise UserError(
-            f"--merge: {paths} do not agree: {table}; rename what has another name by --rename OLD=NEW, leave out by "
+            f"--merge: {paths} do not match: {table}; rename by --rename OLD=NEW, leave out by "
             "--drop_features, or convert one of them first"
         )
 
@@ -276,7 +276,7 @@ def _forms(
     pieces: Sequence[Piece],
     attribute: str,
 ) -> tuple[dict[str, _Form], dict[str, dict[int, Any]]]:
-    """What cameras or columns usually are; and name → episode → what it is there, where it is not so."""
+    """The usual forms of cameras or columns; and name → episode → its form there, where it differs."""
     usual: dict[str, _Form] = {}
     for content, of_dataset in zip(contents, names):
         for new, old in of_dataset.items():
@@ -303,13 +303,13 @@ def _left_out(source: Source, datasets: Sequence[Source]) -> list[LeftOut]:
 
 
 def _position(setting: str, name: str, source: SelectedSource, spans: Mapping[int, object]) -> int:
-    """The position of the one episode that a number or name stands for."""
+    """The position of the episode with a number or name."""
     (number, *more) = episodes_named(setting, [name], source)
     if more:
-        raise UserError(f"{setting}: '{name}' names {len(more) + 1} episodes: name one at a time")
+        raise UserError(f"{setting}: '{name}' names {len(more) + 1} episodes: choose one at a time")
     found = [position for position in spans if source.whole.number_of(position) == number]
     if not found:
-        raise UserError(f"{setting}: episode '{name}' of {source.path} is left out: do not name it")
+        raise UserError(f"{setting}: episode '{name}' of {source.path} is left out: remove it from {setting}")
     return found[0]
 
 

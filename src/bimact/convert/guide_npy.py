@@ -19,17 +19,17 @@ _KEPT = ("robot_type", "sim")  # of a source's metadata; the rest describes its 
 
 
 class GuideWriter(Writer):
-    """Each process writes its steps at their place in files that are allocated in full size first."""
+    """Each process writes its steps at their position in files that are allocated in full size first."""
 
     format = "the guide's observations.npy, actions.npy, rollout_length.npy"
 
     def check(self) -> None:
         if not self.content.cameras:
-            raise UserError(f"{self.content.chosen.path} has no camera, and the guide's format needs one")
+            raise UserError(f"{self.content.chosen.path} has no camera, but the guide's format needs one")
 
     def left_out(self) -> list[str]:
         extras = self.content.extras
-        left_out = [f"{', '.join(extras)}, for which the format has no place"] if extras else []
+        left_out = [f"{', '.join(extras)}, which the format cannot store"] if extras else []
         return [*left_out, *super().left_out()]
 
     def notes(self) -> list[str]:
@@ -72,7 +72,7 @@ class GuideWriter(Writer):
 
 
 def _write_span(content: Content, span: EpisodeSpan, dtype: np.dtype[Any], folder: Path) -> None:
-    """Write some steps of one episode at their place in the files."""
+    """Write some steps of one episode at their position in the files."""
     vectors = content.vectors(span.episode)
     first = content.starts[span.episode] + span.first
     actions = vectors[ACTION][span.first : span.end].astype(np.float32)

@@ -1,7 +1,7 @@
 """Writes a LeRobotDataset v3.0: tables of steps, episodes and tasks, and one video or more for each camera.
 
-Episodes are first written one by one, by several processes; then files are joined up to LeRobot's limits of size.
-Where the source has videos, their packets are copied if an episode begins at a key frame; nothing is lost then.
+Episodes are first written separately by several processes; then files are joined up to LeRobot's size limits. Videos of
+the source are copied packet by packet, without loss, if an episode begins at a key frame.
 
 Sources: lerobot_dataset.py, utils.py and video_utils.py of LeRobot 0.4.4.
 """
@@ -42,7 +42,7 @@ _PARTS = "parts"  # folder of unjoined files
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoder of FFmpeg, its options, and the smallest height and width in pixels that it accepts for certain."""
+    """An encoder of FFmpeg, its options, and the smallest height and width in pixels that it surely accepts."""
 
     encoder: str
     options: tuple[tuple[str, str], ...]
@@ -103,12 +103,12 @@ class LeRobotWriter(Writer):
         return stored[kind]
 
     def _copied(self) -> list[str]:
-        """The cameras whose videos are copied where that is possible: unless another codec is asked for."""
+        """The cameras whose videos are copied where possible: all with videos, unless another codec is requested."""
         videos = self._stored_as("video") if self.options.codec is None else []
         return [name for name in videos if name in self.content.chosen.video_cameras]
 
     def _features(self) -> dict[str, dict[str, Any]]:
-        """Of meta/info.json, without the facts about videos that are known only when they exist."""
+        """Features of meta/info.json, without facts on videos, which are known only after encoding."""
         videos = self._stored_as("video")
         cameras: dict[str, dict[str, Any]] = {
             camera_key(name): {
@@ -261,7 +261,7 @@ class LeRobotWriter(Writer):
 
 
 def column_key(key: str) -> str:
-    """The key of a column; those that a LeRobotDataset had already stay."""
+    """The key of a column; keys of a LeRobotDataset are kept."""
     if key == STATE:
         return meta.STATE
     plain = key.removeprefix("observations/").removeprefix("obs/").replace("/", ".")
@@ -279,7 +279,7 @@ def _new_file(folder: Path, template: str, kind: str, number: int, **fields: str
 
 
 def _files(sizes: Sequence[int], limit_mb: int, kinds: Sequence[str] | None = None) -> Iterator[list[int]]:
-    """Which episodes go into each file: as many of one kind as stay below a limit of size, at least one."""
+    """The episodes of each file: as many of one kind as fit the size limit, at least one."""
     episodes: list[int] = []
     total = 0
     for episode, size in enumerate(sizes):
@@ -293,7 +293,7 @@ def _files(sizes: Sequence[int], limit_mb: int, kinds: Sequence[str] | None = No
 
 
 def _video_info(path: Path, fps: float) -> dict[str, Any]:
-    """What a LeRobotDataset records about a camera's videos."""
+    """The video information of a camera in a LeRobotDataset."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return {
@@ -342,11 +342,11 @@ def _write_video(
     """Write a camera's video of some steps.
 
     Args:
-        copies: copy the source's packets if they can be; if not, encode with the source's codec.
+        copies: copy the source's packets if possible; otherwise encode with the source's codec.
 
     Returns:
-        the counts (3, 256) of pixel values in its sampled images; what must be the same in videos that are joined;
-        and whether it was copied.
+        the counts (3, 256) of pixel values in its sampled images; a digest of the properties that joined videos must
+        share; and whether it was copied.
     """
     counts = np.zeros((3, 256), np.int64)
     fps = content.fps
@@ -370,7 +370,7 @@ def _write_video(
 
 
 def _counted(content: Content, span: EpisodeSpan, camera: str, counts: np.ndarray) -> Iterator[np.ndarray]:
-    """A camera's images; the pixel values of those that LeRobot samples are added to `counts` (3, 256)."""
+    """A camera's images; pixel values of those sampled by LeRobot are added to `counts` (3, 256)."""
     sampled = lerobot_stats.sampled_steps(content.lengths[span.episode])
     for step, image in zip(span.steps, content.frames(span.episode, camera, span.steps)):
         if step in sampled:

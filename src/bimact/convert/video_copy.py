@@ -14,7 +14,7 @@ from bimact.video import frame_rate
 
 
 def begins_at_key_frame(path: Path, times: np.ndarray) -> np.ndarray:
-    """(T,) bool: whether a copy may begin at the frames of these times (T,), in seconds since the file's first.
+    """(T,) bool: whether a copy can begin at the frame of each time (T,), in seconds since the file's first frame.
 
     Raises:
         UserError: if the file cannot be read.
@@ -25,14 +25,14 @@ def begins_at_key_frame(path: Path, times: np.ndarray) -> np.ndarray:
 
 
 def copy_frames(path: Path, times: np.ndarray, target: Path, fps: float) -> str | None:
-    """Copy the frames of some times into a new MP4 file, the n-th shown from n / fps on.
+    """Copy the frames of some times into a new MP4 file, with frame n at n / fps seconds.
 
     Args:
         times: (T,) seconds since the file's first frame, ascending.
 
     Returns:
-        a digest of all that videos must have in common to be joined; None: these frames cannot be copied, since the
-        first one is no key frame, a time occurs twice, or others depend on frames outside of them.
+        a digest of the properties that joined videos must share; None: these frames cannot be copied, since the first
+        one is not a key frame, a time occurs twice, or some depend on frames outside of the range.
 
     Raises:
         UserError: if the file cannot be read.
@@ -45,7 +45,7 @@ def copy_frames(path: Path, times: np.ndarray, target: Path, fps: float) -> str 
         wanted = np.round(times / unit).astype(np.int64) + origin
         if (np.diff(wanted) <= 0).any():
             return None
-        # The frames have to be one run of packets that begins with a key frame.
+        # The frames have to be consecutive packets beginning with a key frame.
         container.seek(int(wanted[0]), stream=stream, backward=True)
         packets: list[Any] = []
         for packet in container.demux(stream):

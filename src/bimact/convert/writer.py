@@ -55,7 +55,7 @@ class Writer(ABC):
     """Writes a dataset in one format.
 
     Attributes:
-        done: sentences about what was done, to be read after `write`.
+        done: sentences on what was done; complete after `write`.
 
     Raises:
         UserError: if the format cannot hold it.
@@ -76,12 +76,12 @@ class Writer(ABC):
 
     @abstractmethod
     def notes(self) -> list[str]:
-        """Sentences on what differs from the source, or is worth knowing."""
+        """Sentences on differences from the source."""
 
     def left_out(self) -> list[str]:
-        """What is not written, each with the reason."""
+        """Content that is not written, with the reasons."""
         odd = self.content.odd
-        return [f"{', '.join(odd)}, not the same in all episodes"] if odd else []
+        return [f"{', '.join(odd)}, which differ between episodes"] if odd else []
 
     @abstractmethod
     def bytes_needed(self) -> int:
@@ -96,9 +96,9 @@ class Writer(ABC):
         """
 
     def names_left_out(self) -> list[str]:
-        """The names of dimensions, for formats that have no place for them."""
+        """The names of dimensions, for formats that cannot store them."""
         named = [key for key, column in self.content.columns.items() if column.names is not None]
-        return [f"the names of dimensions of {', '.join(named)}, for which the format has no place"] if named else []
+        return [f"the names of dimensions of {', '.join(named)}, which the format cannot store"] if named else []
 
     def whole_episodes(self) -> list[EpisodeSpan]:
         return [EpisodeSpan(episode, 0, length) for episode, length in enumerate(self.content.lengths)]

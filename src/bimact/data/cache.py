@@ -1,8 +1,8 @@
-"""What is made of a dataset once and can be made again: folders of arrays, where they are, and who writes to them.
+"""The cache of converted data: where folders of arrays are stored, and the lock for writing to them.
 
-Converted observations, decoded images and features of a frozen encoder are folders of .npy files that are named after
-what they were made from. A folder gets its name when it is whole; until then what is done is noted in it, so that work
-that was interrupted or killed is resumed.
+Decoded images and features of a frozen encoder are folders of .npy files, named by a hash of their description. A
+folder gets its name when it is complete; until then finished parts are recorded in it, so that interrupted or killed
+work is resumed.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Arrays = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]  # file name → ty
 
 
 def users_cache() -> Path:
-    """The folder for what has no other place."""
+    """The user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bimact"
 
 
 def places(source: Path, cache_dir: Path | None) -> list[Path]:
-    """Folders for the copies of a dataset, given as its folder or a file in it, in the order of preference."""
+    """Candidate folders for the copies of a dataset (given as its folder or a file in it), in order of preference."""
     dataset = (source if source.is_dir() else source.parent).resolve()
     name = hashlib.sha256(os.fsencode(dataset)).hexdigest()[:16]
     if cache_dir is not None:
@@ -58,10 +58,10 @@ def places(source: Path, cache_dir: Path | None) -> list[Path]:
 
 
 def first_writable(source: Path, candidates: list[Path]) -> Path:
-    """The first folder that can be written; it is made if need be.
+    """The first writable folder; it is created if necessary.
 
     Raises:
-        UserError: if none can.
+        UserError: if none is writable.
     """
     for place in candidates:
         if _is_writable(place):
@@ -69,8 +69,8 @@ def first_writable(source: Path, candidates: list[Path]) -> Path:
             return place
     tried = " or ".join(str(place) for place in candidates)
     raise UserError(
-        f"{source} has to be converted once, and the copy cannot be written to {tried}: "
-        "give a folder that can be written as cache_dir=..."
+        f"{source} has to be converted once, but the copy cannot be written to {tried}: "
+        "give a writable folder as cache_dir=..."
     )
 
 
@@ -85,10 +85,10 @@ def _is_writable(folder: Path) -> bool:
 
 @contextmanager
 def one_at_a_time(source: Path, place: Path) -> Iterator[bool]:
-    """Wait until no other process converts into a folder; yields whether that is certain.
+    """Wait until no other process converts into a folder; yields whether the lock is held.
 
-    Where the file system has no locks two processes may do the same work, but both copies are whole, and the
-    first one stays. The system takes the lock back when its holder dies.
+    On file systems without locks two processes may do the same work, but both copies are complete, and the first one is
+    kept. The system releases the lock when its holder dies.
     """
     with (place / _LOCK).open("a") as file:
         try:
@@ -110,7 +110,7 @@ def _lock(source: Path, descriptor: int) -> None:
 
 
 def is_busy(place: Path) -> bool:
-    """Whether a process is writing to a folder, as far as can be known."""
+    """Whether a process is writing to a folder, as far as locks show it."""
     try:
         with (place / _LOCK).open("rb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,7 +122,7 @@ def is_busy(place: Path) -> bool:
 
 
 def check_space(source: Path, place: Path, needed: int) -> None:
-    """Check that there is space for a copy.
+    """Check that there is disk space for a copy.
 
     Raises:
         UserError: with both sizes.
@@ -136,7 +136,7 @@ def check_space(source: Path, place: Path, needed: int) -> None:
 
 
 def _remember(place: Path) -> None:
-    """Note a folder, so that it can be found without its dataset."""
+    """List a folder, so that `bimact cache` finds it without its dataset."""
     if place.is_relative_to(users_cache()):
         return
     with contextlib.suppress(OSError):  # the note is a convenience
@@ -146,7 +146,7 @@ def _remember(place: Path) -> None:
 
 
 def known_places() -> list[Path]:
-    """Folders beside datasets, or that were given as `cache_dir`, that something was written to."""
+    """Cache folders next to datasets, or given as `cache_dir`, that were written to."""
     try:
         return [Path(line) for line in (users_cache() / _KNOWN).read_text().splitlines()]
     except OSError:
@@ -157,13 +157,13 @@ def known_places() -> list[Path]:
 
 
 class ArrayFolder:
-    """A folder of .npy files that is complete as soon as it has its name, which is made from its description.
+    """A folder of .npy files that is complete as soon as it has its name, a hash of its description.
 
     Args:
-        place: where it is.
+        place: its parent folder.
         prefix: of its name.
-        description: what it holds, written beside the arrays.
-        is_alone: whether no other process can be making it.
+        description: of its content, written next to the arrays.
+        is_alone: whether this process holds the lock.
     """
 
     def __init__(self, place: Path, prefix: str, description: Mapping[str, Any], *, is_alone: bool = True) -> None:
@@ -178,7 +178,7 @@ class ArrayFolder:
         return read_description(self.path) == self.description
 
     def done(self) -> set[str] | None:
-        """The pieces that were noted; None if nothing was begun."""
+        """The finished parts; None if nothing was begun."""
         try:
             text = (self.unfinished / _JOURNAL).read_text()
         except OSError:
@@ -186,7 +186,7 @@ class ArrayFolder:
         return set(text[: text.rfind("\n") + 1].splitlines())
 
     def reserve(self, arrays: Arrays) -> None:
-        """Make the files in their full size, so that a full disk is noticed now."""
+        """Create the files in their full size, so that a full disk is noticed immediately."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
         self.unfinished.mkdir()
         for name, (dtype, shape) in arrays.items():
@@ -199,14 +199,14 @@ class ArrayFolder:
         (self.unfinished / _JOURNAL).touch()
 
     def note(self, piece: str) -> None:
-        """Remember that a piece is on the disk; several processes may do so at once."""
+        """Record that a part is on disk; several processes may do so concurrently."""
         with (self.unfinished / _JOURNAL).open("a") as file:
             file.write(f"{piece}\n")
             file.flush()
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Give the folder its name: all pieces are there."""
+        """Give the folder its final name: all parts are on disk."""
         (self.unfinished / _JOURNAL).unlink()
         try:
             self.unfinished.rename(self.path)
@@ -217,17 +217,17 @@ class ArrayFolder:
         flush_to_disk(self.path.parent)
 
     def discard(self) -> None:
-        """Remove what is unfinished."""
+        """Remove the unfinished folder."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
 
 def size_of(arrays: Arrays) -> int:
-    """Bytes that arrays take."""
+    """Size of arrays in bytes."""
     return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in arrays.values())
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
-    """What a folder holds, finished or not; None if it does not tell."""
+    """The description of a folder, finished or not; None if it has none."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError):
@@ -236,7 +236,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 
 class RowWriter:
-    """Writes rows of a .npy file that is there in its full size; they are on the disk when the block ends."""
+    """Writes rows of a .npy file that exists in its full size; they are on disk when the block ends."""
 
     def __init__(self, path: Path) -> None:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -253,7 +253,7 @@ class RowWriter:
         self._file.close()
 
     def write(self, first: int, rows: np.ndarray) -> None:
-        """Put rows (n, …) at the numbers from `first` on."""
+        """Write rows (n, …) from row `first` on."""
         assert rows.shape[1:] == self._row and rows.dtype == self._dtype
         self._file.seek(self._offset + first * self._dtype.itemsize * int(np.prod(self._row)))
         self._file.write(np.ascontiguousarray(rows).data)
@@ -266,19 +266,19 @@ def build_once(
     description: Mapping[str, Any],
     make: Callable[[ArrayFolder], None],
 ) -> Path:
-    """A whole folder of arrays: the one that is there, or a new one.
+    """A complete folder of arrays: the existing one, or a new one.
 
     Args:
         source: the dataset's folder or file.
-        cache_dir: a folder for what is made of any datasets. None: `.bimact_cache` beside the dataset or, where that
-            cannot be written, the user's cache folder.
+        cache_dir: a folder for the caches of datasets. None: `.bimact_cache` next to the dataset or, if that is not
+            writable, the user's cache folder.
         prefix: of the folder's name.
-        description: all that decides over the content. `dataset` and `origin` tell which files in which state: folders
-            of the same prefix and dataset with another origin are removed.
-        make: fills the folder, and calls its `finish`.
+        description: everything that determines the content. `dataset` and `origin` identify the files and their state:
+            folders of the same prefix and dataset with another origin are removed.
+        make: fills the folder and calls its `finish`.
 
     Raises:
-        UserError: if nothing can be written, and what `make` raises.
+        UserError: if no folder is writable, and as `make`.
     """
     candidates = places(source, cache_dir)
     for place in candidates:
@@ -299,7 +299,7 @@ def build_once(
 
 
 def _remove_outdated(folder: ArrayFolder, is_alone: bool) -> None:
-    """Remove what was made, or half made, of the dataset in another state, and a damaged folder of the same name."""
+    """Remove folders (also unfinished ones) of the dataset in another state, and a damaged folder of the same name."""
     wanted = folder.description
     for other in folder.path.parent.iterdir():
         if not other.is_dir():
@@ -320,12 +320,12 @@ def _remove_outdated(folder: ArrayFolder, is_alone: bool) -> None:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One thing that can be made again.
+    """A cached folder or file, which can be recreated.
 
     Attributes:
         kind: "decoded images", "encoded images", "converted file" or "download".
-        dataset: whose; None if that is not written down.
-        bytes: on the disk.
+        dataset: that it belongs to; None if unknown.
+        bytes: on disk.
     """
 
     path: Path
@@ -336,7 +336,7 @@ class CacheEntry:
 
 
 def find_caches(dataset: Path | None = None) -> list[CacheEntry]:
-    """All that there is, or what belongs to a dataset's folder or file."""
+    """All cache entries, or those of a dataset's folder or file."""
     users = users_cache()
     folders = [*known_places(), *(sorted(users.iterdir()) if users.is_dir() else []), *(users / "remote").glob("*")]
     if dataset is not None:
@@ -378,7 +378,7 @@ def _described(folder: Path) -> tuple[str | None, str | None, str]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes that its files take on the disk."""
+    """Size of its files on disk in bytes."""
     total = 0
     for file in folder.rglob("*"):
         with contextlib.suppress(OSError):

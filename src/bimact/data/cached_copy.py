@@ -1,7 +1,7 @@
-"""A copy of a dataset as arrays on disk, decoded once: for formats whose steps cannot be read in any order at once.
+"""A copy of a dataset as arrays on disk, decoded once: for formats without fast random access to steps.
 
-The copy is made by all cores, episode by episode. What is done is noted after it is on the disk, so that a conversion
-that was interrupted or killed goes on; the folder gets its name when all of it is there.
+The copy is made on all cores, episode by episode. Each finished part is recorded once it is on disk, so that an
+interrupted or killed conversion is resumed; the folder gets its final name when it is complete.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from bimact.progress import progress_bar
 
 _VERSION = 3  # of what copies look like: another number makes them anew
 _BLOCK = 16  # images that are written at once
-_SECONDS_A_STEP = 1.0  # a child that is slower than this hangs
-_EPISODES_A_JOB = 64  # whose vectors are read at once
+_SECONDS_PER_STEP = 1.0  # a child that is slower than this hangs
+_EPISODES_PER_JOB = 64  # whose vectors are read at once
 _FOUND = "found.json"  # beside the arrays: episodes that could not be read, and how others were
 _NOTED = "note "  # in the list of what is done
 
@@ -40,17 +40,17 @@ _NOTED = "note "  # in the list of what is done
 def cached_copy(
     source: SelectedSource, cache_dir: Path | None, image_size: tuple[int, int] | None
 ) -> tuple[Episodes, SelectedSource]:
-    """The arrays of a source whose columns are "state" and "action"; they are made if there are none yet.
+    """The arrays of a source with the columns "state" and "action"; created if they do not exist.
 
     Args:
         source: the part of a dataset that is needed.
-        cache_dir: a folder for the copies of any datasets. None: `.bimact_cache` beside the dataset or, where that
-            cannot be written, the user's cache folder.
-        image_size: larger images are stored in this height and width, by the same antialiased bilinear filter that
-            encoders use. None: as they are.
+        cache_dir: a folder for copies of datasets. None: `.bimact_cache` next to the dataset or, if that is not
+            writable, the user's cache folder.
+        image_size: height and width to which larger images are resized, with the antialiased bilinear filter of the
+            encoders. None: original size.
 
     Returns:
-        the arrays; and the source without the episodes that could not be read, with notes on how others were.
+        the arrays; and the source without unreadable episodes, with notes on how others were read.
 
     Raises:
         UserError: listing all episodes that cannot be read, unless the selection skips them; or if the copy cannot be
@@ -68,7 +68,7 @@ def copy_arrays(source: SelectedSource, image_size: tuple[int, int] | None) -> A
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which arrays a copy has."""
+    """The arrays of a copy."""
 
     source: SelectedSource
     image_size: tuple[int, int] | None
@@ -82,7 +82,7 @@ class _Plan:
         }
 
     def _resized(self) -> list[str]:
-        """Notes on images that are stored in another size than they were recorded in."""
+        """Notes on images that are not stored in their recorded size."""
         notes = []
         for name, (height, width) in self.sizes.items():
             recorded = self.source.cameras[name]
@@ -105,7 +105,7 @@ class _Plan:
 
     @cached_property
     def origin(self) -> str:
-        """Which files, in which state, the copy is made of."""
+        """Hash of the names, sizes and modification times of the copied files."""
         folder = self.source.path
         entries = [(name, (folder / name).stat()) for name in sorted(self.source.files)]
         states = [[name, status.st_size, status.st_mtime_ns] for name, status in entries]
@@ -206,7 +206,7 @@ def _announce(plan: _Plan, folder: ArrayFolder) -> None:
 
 
 def _decode(plan: _Plan, folder: ArrayFolder, done: set[str]) -> tuple[dict[int, str], list[str]]:
-    """Read all that is not done yet, in child processes.
+    """Read everything that is not done yet, in child processes.
 
     Returns:
         position of an episode → why it cannot be read; and notes on how others were read.
@@ -229,8 +229,8 @@ def _decode(plan: _Plan, folder: ArrayFolder, done: set[str]) -> tuple[dict[int,
                 _convert_part,
                 [(source, folder.unfinished, job, plan.sizes) for job in jobs],
                 describe=lambda source, folder, job, sizes: f"{source.path}, {source.episodes[job.episode].name}",
-                timeout=300 + longest * _SECONDS_A_STEP,
-                goes_on=True,
+                timeout=300 + longest * _SECONDS_PER_STEP,
+                keep_going=True,
             ):
                 job = jobs[number]
                 if isinstance(result, UserError):  # a child has crashed, or hangs
@@ -266,8 +266,8 @@ class _Job:
 
 def _jobs(source: Source) -> Iterator[_Job]:
     count = len(source.episodes)
-    for first in range(0, count, _EPISODES_A_JOB):
-        yield _Job(first, None, min(first + _EPISODES_A_JOB, count))
+    for first in range(0, count, _EPISODES_PER_JOB):
+        yield _Job(first, None, min(first + _EPISODES_PER_JOB, count))
     for episode in np.argsort(-source.lengths, kind="stable").tolist():  # the last ones keep no core waiting
         for camera in source.cameras:
             yield _Job(episode, camera, episode + 1)
@@ -275,7 +275,7 @@ def _jobs(source: Source) -> Iterator[_Job]:
 
 @dataclass
 class _Read:
-    """What came of a job: images that were read, episodes that could not be read, and how the images were read."""
+    """The result of a job: number of images read, unreadable episodes, and how frames were matched."""
 
     images: int = 0
     faults: dict[int, str] = field(default_factory=dict)
@@ -283,7 +283,7 @@ class _Read:
 
 
 def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tuple[int, int]]) -> _Read:
-    """In a child: write a part of the copy to the disk."""
+    """In a child: write a part of the copy to disk."""
     read = _Read()
     starts = np.concatenate([[0], np.cumsum(source.lengths)])
     if job.camera is None:
@@ -318,7 +318,7 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
 
 
 def _blocks(frames: Iterator[np.ndarray], size: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Images in the size that is wanted: (number of the first, (n, H, W, 3))."""
+    """Blocks of resized images: (index of the first, (n, H, W, 3))."""
     block: list[np.ndarray] = []
     done = 0
     for frame in frames:
@@ -332,7 +332,7 @@ def _blocks(frames: Iterator[np.ndarray], size: tuple[int, int]) -> Iterator[tup
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image (H, W, 3) uint8 in another height and width, by an antialiased bilinear filter."""
+    """An image (H, W, 3) uint8, resized to (height, width) with an antialiased bilinear filter."""
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))

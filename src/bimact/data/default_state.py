@@ -1,7 +1,7 @@
-"""Which columns make up the proprioceptive state where the format does not say: by whole words of their names.
+"""The proprioceptive state where the format does not define it: chosen by whole words of the columns' names.
 
-What tells of the action is never in it (the policy would copy it), nor is what a real robot does not know, such as the
-poses of objects in a simulation. Both can be chosen by `--state_keys`.
+It never contains actions (the policy would copy them) or quantities that a real robot does not measure, such as poses
+of simulated objects. Both can be selected by `--state_keys`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def words_of(name: str) -> list[str]:
 
 
 def is_answer(name: str) -> bool:
-    """Whether a column's name tells of what was, or is to be, commanded."""
+    """Whether a column's name denotes a command."""
     return any(
         word in _ANSWER_WORDS
         or (word.removesuffix("s") not in _NO_ACTION and any(answer in word for answer in _ANSWERS))
@@ -64,12 +64,12 @@ def is_answer(name: str) -> bool:
 
 
 def is_privileged(name: str) -> bool:
-    """Whether a column's name tells of things that a real robot does not measure."""
+    """Whether a column's name denotes a quantity that a real robot does not measure."""
     return not _PRIVILEGED.isdisjoint(words_of(name))
 
 
 def guessed_state(names: Iterable[str]) -> tuple[str, ...]:
-    """The columns that are the robot's own, in their order; all harmless ones where no name tells of the robot."""
+    """The columns whose names denote robot measurements, in order; without such names, all that are not excluded."""
     harmless = [
         name
         for name in names
@@ -80,7 +80,7 @@ def guessed_state(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def why_not_in_state(name: str) -> str | None:
-    """Why a column is kept out of the default state; None: its name says nothing against it."""
+    """Why a column is excluded from the default state; None: it is not."""
     if is_answer(name):
         return "by its name it is an action, which the default state must not contain"
     if is_privileged(name):
@@ -97,20 +97,20 @@ def action_in_state(
     parts: Sequence[tuple[str, int]],
     action_keys: Sequence[str],
 ) -> str | None:
-    """Look for a column of the state that is the action, of the same step or of one that is a few steps away.
+    """Find a column of the state that equals the action of the same step or of a nearby step.
 
-    A column is the action if all of its dimensions that tell anything are dimensions of the action, to the last bit, or
-    if it holds at least half of the action's. Where actions are what the robot measured some steps later, all columns
-    of the state are behind the action by the same steps, and none of them is told.
+    A column is the action if all of its informative dimensions equal dimensions of the action bit for bit, or if it
+    contains at least half of the action's. Where actions are states measured some steps later, all columns of the state
+    lag the action by the same number of steps; none of them is reported.
 
     Args:
         states: (T, S) of each episode.
         actions: (T, A) of each episode.
-        parts: name and size of the columns that the state is made of, in their order.
+        parts: name and size of the state's columns, in order.
         action_keys: columns of the action, for the sentence.
 
     Returns:
-        a sentence that names the column and by how many steps it is before or after the action; None: there is none.
+        a sentence with the column and its offset from the action in steps; None: there is none.
     """
     every = max(1, len(states) // _SAMPLED_EPISODES)
     sampled = zip(states[::every], actions[::every])
@@ -147,5 +147,5 @@ def action_in_state(
 
 
 def _telling(values: np.ndarray) -> np.ndarray:
-    """The dimensions of (N, D) with many values: where they are the same as another's, it is no chance."""
+    """The dimensions of (N, D) with many distinct values, whose equality is no coincidence."""
     return np.array([dim for dim in range(values.shape[1]) if len(np.unique(values[:, dim])) >= _DISTINCT], dtype=int)

@@ -1,4 +1,4 @@
-"""The one view of a dataset that all later code sees."""
+"""The view of a dataset that training and evaluation use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def identity_of(rows: Rows) -> dict[str, Any] | None:
 class Episodes:
     """Demonstrations, one after the other along the first axis of each array.
 
-    All quantities are in the robot's own units. Images stay where they are on disk until rows are asked for.
+    All quantities are in the robot's own units. Images stay on disk until rows are indexed.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Starts child processes in a moment, which hold nothing of this one, such as threads, a GPU or its main program."""
+"""Starts child processes quickly; they inherit nothing from this process: no threads, no GPU, no main program."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LOCK = threading.Lock()
 
 
 def fork_server(modules: Sequence[str]) -> ForkServerContext:
-    """The fork server of this process, which is started if there is none.
+    """The fork server of this process; it is started if necessary.
 
     Args:
-        modules: what its children have imported already.
+        modules: imported before its children start.
     """
     context = _Context()
     context.set_forkserver_preload(list(modules))
@@ -31,9 +31,9 @@ def fork_server(modules: Sequence[str]) -> ForkServerContext:
 
 @contextmanager
 def _no_modules_of_the_current_folder() -> Iterator[None]:
-    """A Python that is started meanwhile imports nothing from the working directory: an untrusted dataset may be there.
+    """Python processes started inside the block import nothing from the working directory, which may be untrusted.
 
-    Python can do so from version 3.11 on.
+    Effective from Python 3.11.
     """
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -48,9 +48,9 @@ def _no_modules_of_the_current_folder() -> Iterator[None]:
 
 @contextmanager
 def without_main_program() -> Iterator[None]:
-    """Processes that are started meanwhile do not run the main program again: it needs no `if __name__ == "__main__"`.
+    """Processes started inside the block do not run the main program again: it needs no `if __name__ == "__main__"`.
 
-    `multiprocessing` looks at `sys.modules["__main__"]` for what to run.
+    `multiprocessing` takes the program from `sys.modules["__main__"]`.
     """
     with _LOCK:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")

@@ -1,4 +1,4 @@
-"""Batches of windows, gathered by threads ahead of whoever takes them."""
+"""Batches of windows, prefetched by threads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _AHEAD = 4  # batches a thread
 class Loader:
     """Iterates over whole batches of a dataset, in the order of a sampler.
 
-    Reading images lets other threads run, so threads load as fast as processes would. But they start at once, hand
-    batches over without a copy, and need no shared memory, of which containers have little.
+    Reading images releases the GIL, so that threads load as fast as processes. They start immediately, pass batches
+    without a copy, and need no shared memory, which is scarce in containers.
 
     Args:
         dataset: gives a batch for a list of windows.
         batches: the windows of each batch.
-        num_workers: loading threads; 0: each batch is loaded when it is asked for; None: `default_workers()`.
+        num_workers: loading threads; 0: each batch is loaded on request; None: `default_workers()`.
         pin_memory: put batches into page-locked memory, for CUDA.
     """
 
@@ -46,7 +46,7 @@ class Loader:
         self._pin_memory = pin_memory
 
     def __len__(self) -> int:
-        """Batches of an iteration, where the sampler knows it."""
+        """Batches per iteration, if the sampler has a length."""
         return len(self._batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
@@ -74,13 +74,13 @@ class Loader:
 
 
 def _same_gpu() -> Callable[[], None]:
-    """What makes a new thread use this thread's GPU; otherwise its page-locked memory would be the first one's."""
+    """Thread initializer that selects this thread's GPU; otherwise page-locked memory would belong to GPU 0."""
     gpu = torch.cuda.current_device()
     return lambda: torch.cuda.set_device(gpu)
 
 
 def default_workers() -> int:
-    """One thread for every second core of this rank's, up to four: gathering rows is cheap next to a step."""
+    """One thread per two cores of this rank, at most four: gathering rows is cheap compared with a step."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, min(4, usable_cores() // (2 * ranks_here)))
 
@@ -96,7 +96,7 @@ def create_temporal_dataloader(
     num_workers: int = 0,
     seed: int = 0,
 ) -> Loader:
-    """Batches `obs, actions` over all steps of a dataset, in the form that `ActPolicy` takes.
+    """Batches `obs, actions` over all steps of a dataset, as `ActPolicy` takes them.
 
     Args:
         dataset_path: the demonstrations.
@@ -105,7 +105,7 @@ def create_temporal_dataloader(
         batch_size: B; the last batch may be smaller.
         shuffle: a new order each epoch instead of the order in time.
         cameras: which cameras; None: all.
-        num_workers: loading threads; 0: each batch is loaded when it is asked for.
+        num_workers: loading threads; 0: each batch is loaded on request.
         seed: of the order.
     """
     episodes = open_dataset(dataset_path)

@@ -1,10 +1,10 @@
 """Copies of datasets at URLs that fsspec knows: s3://, gs://, https://, file:// and others.
 
-    <cache>/remote/<hash of the URL>/<name>           the dataset, as it is at the URL
-    <cache>/remote/<hash of the URL>/.fetched.jsonl   a line for each file of it that is here, with its version
+    <cache>/remote/<hash of the URL>/<name>           the dataset, as at the URL
+    <cache>/remote/<hash of the URL>/.fetched.jsonl   a line per downloaded file, with its version
 
-A file is written beside, takes its name when it is whole, and gets its line then: what was interrupted goes on where
-it was, and a file is fetched again only when it has changed.
+A file is downloaded under a temporary name, then renamed and listed: an interrupted download is resumed, and a file is
+downloaded again only when it has changed.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class _Remote:
     """A file at a URL.
 
     Attributes:
-        path: what its file system calls it.
+        path: in its file system.
         name: inside the dataset; "": the dataset is this file.
-        size: in bytes; None: not told.
-        version: another one when its content is another.
+        size: in bytes; None: unknown.
+        version: changes with the content.
     """
 
     path: str
@@ -77,13 +77,13 @@ class _Remote:
 
 
 def mirrored(url: str, cache_dir: Path | None) -> Path:
-    """The copy of a dataset at a URL: made, or brought up to date.
+    """The local copy of a dataset at a URL, created or updated.
 
     Args:
-        cache_dir: where it goes; None: the user's cache folder.
+        cache_dir: folder of the copies; None: the user's cache folder.
 
     Returns:
-        its folder, or its file.
+        the copy's folder or file.
 
     Raises:
         UserError: if there is nothing at the URL, it cannot be read, or does not fit on the disk.
@@ -115,7 +115,7 @@ def _without_secrets(url: str) -> str:
 
 
 def _file_system(url: str, shown: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and what that calls the place."""
+    """fsspec's file system for a URL, and the path in it."""
     protocol = url.partition(":")[0].lower()
     try:
         system, root = url_to_fs(url, **(_http_options() if protocol.startswith("http") else {}))
@@ -128,7 +128,7 @@ def _file_system(url: str, shown: str) -> tuple[Any, str]:
 
 
 def _http_options() -> dict[str, Any]:
-    """No limit on the whole time, as aiohttp has it: large files take longer."""
+    """Without aiohttp's limit on the total time, which large files exceed."""
     import aiohttp
 
     silence = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=_SECONDS_OF_SILENCE)
@@ -136,7 +136,7 @@ def _http_options() -> dict[str, Any]:
 
 
 def _listed(system: Any, root: str, shown: str, is_folder: bool) -> list[_Remote]:
-    """All files of a dataset, or the one that it is."""
+    """All files of a dataset, or its only file."""
     if root.startswith(("http://", "https://")):
         info = {"mimetype": "text/html"} if is_folder else system.info(root)
         if info.get("mimetype") != "text/html":
@@ -154,7 +154,7 @@ def _listed(system: Any, root: str, shown: str, is_folder: bool) -> list[_Remote
 
 
 def _listed_by_pages(system: Any, root: str, shown: str) -> Iterator[_Remote]:
-    """The files that a web server lists on pages, one for each folder."""
+    """The files that a web server lists on one page per folder."""
     folders, files = [root], []
     for folder in folders:  # which grows
         for path in sorted(entry["name"] for entry in system.ls(f"{folder}/", detail=True)):
@@ -166,8 +166,8 @@ def _listed_by_pages(system: Any, root: str, shown: str) -> Iterator[_Remote]:
             else:
                 files.append((path, name))
         if len(folders) > _MOST_FOLDERS or len(files) > _MOST_FILES:
-            raise UserError(f"{shown} lists more files than any dataset has: give the folder of one dataset")
-    with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar("asking for the sizes of files", len(files)) as bar:
+            raise UserError(f"{shown} lists too many files: give the folder of one dataset")
+    with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar("requesting file sizes", len(files)) as bar:
         infos = pool.map(system.info, [path for path, _ in files])
         for info, (_, name) in zip(infos, files, strict=True):
             bar.advance()
@@ -180,16 +180,22 @@ def _remote(info: Mapping[str, Any], name: str) -> _Remote:
 
 
 def _name_inside(root: str, path: str, decode: Callable[[str], str] = str) -> str:
-    """A file's name inside the dataset, if it is there."""
+    """A file's name inside the dataset.
+
+    Raises:
+        UserError: if its path leads outside.
+    """
     name = decode(path.removeprefix(f"{root}/"))
     is_outside = not path.startswith(f"{root}/") or any(part in ("", ".", "..") for part in name.split("/"))
     if is_outside or "\\" in name or "\0" in name:
-        raise UserError(f"the server names a file {path!r:.200}, which leads out of the dataset: use no such server")
+        raise UserError(
+            f"the server names a file {path!r:.200}, which is outside of the dataset: do not use this server"
+        )
     return name
 
 
 def _name_of(root: str) -> str:
-    """What the copy is called: formats are told by it, such as x.zarr."""
+    """The copy's name, from which formats are recognised, such as x.zarr."""
     name = unquote(root.partition("?")[0].rpartition("/")[2])
     is_plain = re.fullmatch(r"[^/\\\0]{1,200}", name) is not None and not name.startswith(".")
     return name if is_plain else "dataset"
@@ -197,7 +203,7 @@ def _name_of(root: str) -> str:
 
 @contextmanager
 def _in_sentences(what: str) -> Iterator[None]:
-    """Turn the errors of fsspec and its drivers into sentences."""
+    """Turn errors of fsspec and its drivers into `UserError`s."""
     try:
         yield
     except library_errors() as error:
@@ -208,7 +214,7 @@ def _in_sentences(what: str) -> Iterator[None]:
             raise UserError(f"there is nothing at {what}") from None
         words = " ".join(f"{type(reason).__name__}: {reason}".split())[:200]
         is_refused = isinstance(reason, PermissionError) or status in (401, 403) or "Credentials" in words
-        todo = "see that its driver finds credentials" if is_refused else "try again, it goes on from there"
+        todo = "check the credentials of its driver" if is_refused else "run the same command again, it resumes"
         public = " (a public bucket: set FSSPEC_S3_ANON=true)" if is_refused and what.startswith("s3") else ""
         raise UserError(f"cannot read {what} ({words}): {todo}{public}") from None
 
@@ -218,7 +224,7 @@ def _in_sentences(what: str) -> Iterator[None]:
 
 @contextmanager
 def _alone(place: Path, shown: str) -> Iterator[None]:
-    """Wait until no other process makes the same copy."""
+    """Wait until no other process is making the same copy."""
     handle = lock_file(place / _LOCK)
     if handle is None:
         print(f"another process is downloading {shown}: waiting for it", flush=True)
@@ -253,7 +259,7 @@ def _bring_up_to_date(system: Any, files: list[_Remote], copy: Path, place: Path
 
 
 def _read_journal(place: Path) -> dict[str, tuple[str, int]]:
-    """name → version and bytes of each file that is here."""
+    """name → version and size in bytes of each downloaded file."""
     fetched = {}
     try:
         lines = (place / _JOURNAL).read_text().splitlines()
@@ -273,7 +279,7 @@ def _is_here(path: Path, fetched: tuple[str, int] | None, version: str) -> bool:
 
 
 class _Download:
-    """Fetches files, several at a time."""
+    """Downloads several files at a time."""
 
     def __init__(self, system: Any, copy: Path, unfinished: Path, journal: TextIO, bar: ProgressBar) -> None:
         self._system = system
@@ -314,9 +320,9 @@ class _Download:
             self._journal.flush()
 
     def count(self, size: int) -> None:
-        """Some more bytes are here."""
+        """Report downloaded bytes."""
         if self._ends.is_set():
-            raise UserError("the download was ended")
+            raise UserError("the download was stopped")
         with self._lock:
             self._bytes += size
             done = min(-(-self._bytes // _MB), self._bar.total)
@@ -325,7 +331,7 @@ class _Download:
 
 
 class _Counted(Callback):
-    """Counts the bytes of one file as they come, and ends a file that is longer than was told."""
+    """Counts the bytes of one file as they arrive, and stops if there are more than announced."""
 
     def __init__(self, download: _Download, file: _Remote) -> None:
         super().__init__()
@@ -336,7 +342,7 @@ class _Counted(Callback):
     def relative_update(self, inc: int = 1) -> None:
         self.bytes += inc
         if self._file.size is not None and self.bytes > self._file.size:
-            raise UserError(f"{self._file.shown} is longer than the {self._file.size} bytes that were told: try again")
+            raise UserError(f"{self._file.shown} is longer than the announced {self._file.size} bytes: try again")
         self._download.count(inc)
 
     def absolute_update(self, value: int) -> None:

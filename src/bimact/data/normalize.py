@@ -19,7 +19,7 @@ QUANTILES = 0.01, 0.99  # of normalisation by quantiles, as LeRobot's
 class Statistics:
     """Mean, standard deviation, lowest and highest value (D,) float32 of a vector, in the robot's units.
 
-    `quantiles` are its 1% and 99% quantiles (2, D); None where nobody asked for them.
+    `quantiles` are its 1% and 99% quantiles (2, D); None if not requested.
     """
 
     mean: np.ndarray
@@ -29,7 +29,7 @@ class Statistics:
     quantiles: np.ndarray | None = None
 
     def normalization(self, mode: str) -> tuple[np.ndarray, np.ndarray]:
-        """What is subtracted and by what is then divided (D,), for a mode of `state_normalization`."""
+        """Offset and scale (D,): normalised = (x - offset) / scale, for a mode of `state_normalization`."""
         if mode == "identity":
             return np.zeros_like(self.mean), np.ones_like(self.std)
         if mode == "mean_std":
@@ -43,8 +43,8 @@ class Statistics:
 def compute_statistics(parts: Iterable[np.ndarray], *, quantiles: bool = False) -> Statistics:
     """Statistics over the rows of arrays (N, D), in one pass and in float64.
 
-    Parts are merged by Chan, Golub and LeVeque's update, so that neither large offsets nor many rows cost
-    precision, and no more than one part is in memory unless quantiles are asked for.
+    Parts are merged by the update of Chan, Golub and LeVeque, which is precise for large offsets and many rows; only
+    one part is in memory at a time unless quantiles are requested.
 
     Args:
         parts: arrays such as the actions of each training episode.
@@ -100,7 +100,7 @@ def relative_chunk_statistics(
         quantiles: whether to compute them.
 
     Returns:
-        C statistics; steps that no episode reaches have those of the last one that some episode does.
+        C statistics; steps beyond all episodes have those of the last step that some episode reaches.
     """
     chosen = np.asarray(relative_to)
     bases = [np.where(chosen >= 0, np.asarray(state)[:, chosen], 0) for state in states]
@@ -116,12 +116,12 @@ def relative_chunk_statistics(
 
 
 class Normalizer(nn.Module):
-    """Robot's units ↔ what the network sees: (x - mean) / std; of other modes than mean_std by these names too.
+    """Robot's units ↔ the network's: (x - mean) / std; in other modes these are the mode's offset and scale.
 
-    The numbers are buffers: a checkpoint carries them.
+    The statistics are buffers, saved in checkpoints.
 
     Args:
-        shape: of the values: D, or C, D with numbers of their own for each step of a chunk.
+        shape: of the values: D; or C, D with separate statistics per step of a chunk.
     """
 
     mean: Tensor
@@ -133,7 +133,7 @@ class Normalizer(nn.Module):
         self.register_buffer("std", torch.ones(shape))
 
     def fit(self, statistics: Statistics | Sequence[Statistics], mode: str = "mean_std") -> None:
-        """Take the numbers of a mode from statistics, or from those of each step of a chunk."""
+        """Set the buffers from statistics, or from those of each step of a chunk."""
         steps = [statistics] if isinstance(statistics, Statistics) else statistics
         center, scale = (np.stack(values) for values in zip(*(step.normalization(mode) for step in steps)))
         self.mean.copy_(torch.as_tensor(center).view_as(self.mean))

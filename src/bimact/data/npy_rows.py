@@ -1,4 +1,4 @@
-"""Rows of a .npy file: those that lie close together through a memory map, others by reads."""
+"""Rows of a .npy file, through a memory map or, if rows are far apart in the file, by reads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _READ_FROM = 4096
 
 
 class NpyRows:
-    """Rows of a .npy file, or of one field of it; what is not asked for stays on the disk.
+    """Rows of a .npy file, or of one field of it; they stay on disk until they are indexed.
 
     Pickling it (to a loader's worker) passes the path, not the data.
 
     Args:
-        path: the file; no pickled one.
+        path: the file, without Python objects.
         field: one field of a structured array; None: the whole array.
-        dtype: type that rows are converted to; None: as they are.
+        dtype: that rows are converted to; None: unchanged.
     """
 
     def __init__(self, path: Path, field: str | None = None, dtype: Any = None) -> None:
@@ -60,7 +60,7 @@ class NpyRows:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Which file, in which state."""
+        """The file and its state."""
         status = self.path.stat()
         return {
             "file": str(self.path.resolve()),
@@ -81,7 +81,7 @@ class NpyRows:
         return {**self.__dict__, "_array": None, "_file": None}
 
     def _to_read(self, rows: Any) -> np.ndarray | None:
-        """The numbers of the rows that are asked for; None if they are to come from the memory map."""
+        """The row numbers to read; None if the memory map is to be used."""
         array = self.array
         is_one_piece = array.ndim > 1 and array.size > 0 and array[:1].flags.c_contiguous
         if not (hasattr(os, "preadv") and is_one_piece and array.strides[0] >= _READ_FROM):
@@ -111,7 +111,7 @@ class NpyRows:
         while left:
             count = os.preadv(self._file.fileno(), [left], position)
             if count == 0:
-                raise UserError(f"{self.path} has become shorter since it was opened: restore it, and start again")
+                raise UserError(f"{self.path} has become shorter since it was opened: restore it and start again")
             left, position = left[count:], position + count
 
 
@@ -135,7 +135,7 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def _runs(rows: np.ndarray, joined: bool) -> Iterator[tuple[int, int]]:
-    """Places (first, end) in `rows` of rows that follow each other in the file, if they are `joined` there."""
+    """Ranges (first, end) in `rows` of rows that are consecutive in the file, if rows are contiguous (`joined`)."""
     cuts = np.flatnonzero(np.diff(rows) != 1) + 1 if joined else np.arange(1, len(rows))
     places = [0, *cuts.tolist(), len(rows)]
     yield from pairwise(places)

@@ -1,4 +1,4 @@
-"""Which dataset formats there are; `open_source` and `open_dataset`, which recognise them."""
+"""The known dataset formats, and `open_source` and `open_dataset`, which recognise them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MOST_TOLD = 5
 
 
 def known_formats() -> list[Format]:
-    """Those of bimact, those that other packages' entry points in the group `bimact.formats` name, then any HDF5."""
+    """Formats of bimact, of other packages (entry points in the group `bimact.formats`), and last any HDF5."""
     any_hdf5: Format = import_module("bimact.data.formats.aloha_hdf5").ANY_HDF5
     return [*(_own(name) for name in _MODULES), *_plugins(), any_hdf5]
 
@@ -52,12 +52,12 @@ def _plugins() -> list[Format]:
 
 
 def open_source(path: str | Path, *, selection: Selection | None = None, cache_dir: str | Path | None = None) -> Source:
-    """Open demonstrations in any format that is known; nothing is decoded or converted yet.
+    """Open demonstrations in any known format; nothing is decoded or converted yet.
 
     Args:
-        path: a folder or file; a dataset's name on the Hugging Face hub, such as "lerobot/aloha_sim_insertion_human";
-            or a URL that fsspec knows (s3://, gs://, hf://).
-        selection: the part to use; None: all of it, under the columns' own names.
+        path: a folder or file; the name of a dataset on the Hugging Face hub, such as
+            "lerobot/aloha_sim_insertion_human"; or a URL supported by fsspec (s3://, gs://, hf://).
+        selection: the part to use; None: all of it, with the original column names.
         cache_dir: where downloads and converted copies go.
 
     Raises:
@@ -79,19 +79,19 @@ def open_dataset(
     cache_dir: str | Path | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Episodes:
-    """Open demonstrations for training: as arrays on disk, converted once if their format needs it.
+    """Open demonstrations for training: as arrays on disk, converted once if the format requires it.
 
-    What is left out, skipped, guessed or read otherwise than the files say is told by lines on standard output.
+    Prints what is left out, skipped, guessed or read differently from what the files specify.
 
     Args:
         path: as `open_source` takes it.
         selection: the part to use.
-        cache_dir: where downloads and converted copies go; None: beside the dataset, or the user's cache folder.
-        image_size: height and width that images are needed in; larger ones are stored in this size. None: as they are.
+        cache_dir: where downloads and converted copies go; None: next to the dataset, or the user's cache folder.
+        image_size: height and width to which a converted copy's larger images are resized. None: original size.
 
     Raises:
-        UserError: as `open_source`; listing all episodes that are damaged; if there are images and none that can be
-            used; or if the copy cannot be made.
+        UserError: as `open_source`; listing all damaged episodes; if none of the images can be used; or if the copy
+            cannot be written.
     """
     source = (selection or Selection()).applied_to(open_source(path, cache_dir=cache_dir))
     source.require_camera()
@@ -104,14 +104,14 @@ def open_dataset(
 def arrays_of(
     source: SelectedSource, cache_dir: str | Path | None, image_size: tuple[int, int] | None = None
 ) -> tuple[Episodes, SelectedSource]:
-    """A source as arrays on disk: its own files, or a copy that is made if there is none yet.
+    """A source as arrays on disk: its own files, or a copy that is created if necessary.
 
     Returns:
         the arrays; and the source, without the episodes that could not be read or hold NaN.
 
     Raises:
         UserError: listing all episodes that are damaged or hold NaN, unless the selection skips them, after all have
-            been read; or if the copy cannot be made.
+            been read; or if the copy cannot be written.
     """
     if not source.episodes:
         source.refuse_damaged()
@@ -140,7 +140,7 @@ def _open_first(path: Path, cache_dir: Path | None) -> Source:
                 for other in formats[: len(formats) - 1]  # the last one takes whatever is HDF5
                 if other is not candidate and not other.in_process and other.recognizes(path)
             ]
-            notes = (f"there is another dataset in the same folder, which is not read: {', '.join(others)}",)
+            notes = (f"another dataset in the same folder is not read: {', '.join(others)}",)
             source = dataclasses.replace(source, notes=(*source.notes, *notes)) if others else source
             return _with_unread_files(source)
     names = "; ".join(candidate.name for candidate in formats)
@@ -148,13 +148,13 @@ def _open_first(path: Path, cache_dir: Path | None) -> Source:
 
 
 def _with_unread_files(source: Source) -> Source:
-    """The same source, where data files in its folder that it does not read are told."""
+    """The same source, with notes on unread data files in its folder."""
     left_out, notes = unread_files(source)
     return dataclasses.replace(source, left_out=(*source.left_out, *left_out), notes=(*source.notes, *notes))
 
 
 def _not_found(path: Path) -> str:
-    """The absolute path that was looked at, and names that are near to it."""
+    """The error message: the absolute path, and similar names next to it."""
     absolute = path.resolve()
     parent = absolute.parent
     siblings = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
@@ -164,10 +164,10 @@ def _not_found(path: Path) -> str:
 
 
 def unread_files(source: Source) -> tuple[list[LeftOut], list[str]]:
-    """Data files below a dataset's folder, and folders of zarr, that its source does not name.
+    """Data files below a dataset's folder, and zarr folders, that its source does not read.
 
-    Only names are looked at. Hidden files, runs, converted copies, and folders whose files the format lists itself are
-    passed over; and so are videos, which people make of demonstrations to look at them, if there is a camera.
+    Judged by names only. Hidden files, runs, converted copies, and folders whose files the format lists itself are
+    ignored; so are videos, which are often made for viewing, if there is a camera.
 
     Returns:
         the videos, if there is no camera: they may be the images of these demonstrations; and a note on the others.
@@ -203,10 +203,8 @@ def unread_files(source: Source) -> tuple[list[LeftOut], list[str]]:
     videos = [name for name in sorted(found) if name.lower().endswith(_VIDEOS)]
     others = [name for name in sorted(found) if not name.lower().endswith(_VIDEOS)]
     several = " is" if len(others) == 1 else "s are"
-    reason = "lies beside the data, and this format reads no videos"
+    reason = "is next to the data, but this format does not read videos"
     return (
         [LeftOut("image", some_of(videos, _MOST_TOLD), reason)] if videos and not source.cameras else [],
-        [f"{len(others)} data file{several} in the folder and not read: {some_of(others, _MOST_TOLD)}"]
-        if others
-        else [],
+        [f"{len(others)} data file{several} in the folder not read: {some_of(others, _MOST_TOLD)}"] if others else [],
     )

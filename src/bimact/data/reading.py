@@ -1,4 +1,4 @@
-"""Which episodes training cannot take: those that cannot be read, and those with NaN or an infinite value."""
+"""Episodes that cannot be trained on: unreadable ones, and those with NaN or Inf."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bimact.data.workers import run_jobs
 from bimact.errors import UserError
 from bimact.progress import progress_bar
 
-_SECONDS, _SECONDS_A_STEP = 300.0, 1.0
+_SECONDS, _SECONDS_PER_STEP = 300.0, 1.0
 _MOST_NAMED = 5  # episodes in one sentence
 
 
@@ -21,10 +21,10 @@ def read_through(source: SelectedSource, *, decodes: bool = True) -> tuple[list[
     """Read all episodes in child processes.
 
     Args:
-        decodes: False: frames are matched with steps, and nothing is decoded or looked through for NaN.
+        decodes: False: only match frames with steps; decode nothing and do not look for NaN.
 
     Returns:
-        the episodes that cannot be read; and notes on how the frames of others are matched with steps.
+        the unreadable episodes; and notes on how the frames of others are matched with steps.
     """
     if not decodes and type(source.whole).frames_note is Source.frames_note:
         return [], []
@@ -32,9 +32,9 @@ def read_through(source: SelectedSource, *, decodes: bool = True) -> tuple[list[
     faults: list[Unusable] = []
     notes: list[tuple[int, str, FramesNote]] = []
     longest = max((episode.length for episode in source.episodes), default=0)
-    timeout = _SECONDS + longest * max(1, len(source.cameras)) * _SECONDS_A_STEP
+    timeout = _SECONDS + longest * max(1, len(source.cameras)) * _SECONDS_PER_STEP
     with progress_bar("reading all episodes" if decodes else "matching frames", source.num_steps) as progress:
-        for place, result in run_jobs(_read, jobs, describe=_described, timeout=timeout, goes_on=True):
+        for place, result in run_jobs(_read, jobs, describe=_described, timeout=timeout, keep_going=True):
             name = source.episodes[place].name
             if isinstance(result, UserError):
                 faults.append(Unusable(source.number_of(place), name, result.reason, is_missing=False))
@@ -46,10 +46,10 @@ def read_through(source: SelectedSource, *, decodes: bool = True) -> tuple[list[
 
 
 def frames_lines(source: Source, notes: Iterable[tuple[int, str, FramesNote]]) -> list[str]:
-    """A sentence for each way in which frames are matched otherwise than their times say.
+    """A sentence for each kind of matching that deviates from timestamps.
 
     Args:
-        notes: position of the episode, camera, and what is to be said of them.
+        notes: position of the episode, camera, note.
     """
     by_kind: dict[str, list[tuple[int, str, FramesNote]]] = {}
     for entry in sorted(notes, key=lambda entry: entry[:2]):
@@ -93,14 +93,13 @@ def _read(source: SelectedSource, episode: int, decodes: bool) -> dict[str, Fram
 
 
 def without_nonfinite(episodes: Episodes, source: SelectedSource) -> tuple[Episodes, SelectedSource]:
-    """The episodes that training can take.
+    """The episodes without NaN or Inf.
 
     Args:
         source: what the episodes were read from.
 
     Raises:
-        UserError: listing all damaged episodes, and those with a state or action that is NaN or infinite, unless these
-            are skipped.
+        UserError: listing all damaged episodes and those with NaN or Inf in state or action, unless these are skipped.
     """
     found = find_nonfinite(episodes)
     read = source.without(
@@ -112,7 +111,7 @@ def without_nonfinite(episodes: Episodes, source: SelectedSource) -> tuple[Episo
 
 
 def find_nonfinite(episodes: Episodes) -> dict[int, str]:
-    """Position of an episode with a value that is NaN or infinite → where the first one is."""
+    """Position of an episode with NaN or Inf → location of the first one."""
     found: dict[int, str] = {}
     for place in range(len(episodes.lengths)):
         rows = episodes.rows_of(place)
@@ -124,7 +123,7 @@ def find_nonfinite(episodes: Episodes) -> dict[int, str]:
 
 
 def nonfinite_value(state: np.ndarray, actions: np.ndarray, name: str) -> str | None:
-    """Where the first value of an episode, (T, S) and (T, A), is that is NaN or infinite; None: all are finite."""
+    """Location of an episode's first NaN or Inf in (T, S) and (T, A); None: all values are finite."""
     is_good = {"state": np.isfinite(state).all(axis=1), "actions": np.isfinite(actions).all(axis=1)}
     bad = {what: int(np.argmin(good)) for what, good in is_good.items() if not good.all()}
     if not bad:

@@ -1,4 +1,4 @@
-"""Datasets that are elsewhere: on the Hugging Face hub, or at any URL that fsspec knows."""
+"""Remote datasets: on the Hugging Face hub, or at any URL supported by fsspec."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _FILES = (".hdf5", ".h5", ".npy", ".zarr", ".zip", ".parquet", ".mp4")  # what e
 
 
 def local_copy(path: str, cache_dir: Path | None) -> Path | None:
-    """A dataset's local copy, if it is elsewhere; whatever of it is here already is not fetched again.
+    """The local copy of a remote dataset; files that were downloaded before are reused.
 
-    Where the hub does not answer, and a whole copy is here, that is taken and a line on standard output tells it.
+    If the hub does not answer and there is a complete copy, that is used and a note is printed.
 
     Args:
         path: a dataset's name on the Hugging Face hub, such as "lerobot/aloha_sim_insertion_human", with "@revision"
-            if it is not the newest; "hf://datasets/owner/name", with a folder of it behind; a URL that fsspec knows,
-            such as "s3://bucket/folder"; or a local path.
-        cache_dir: where copies of URLs go; None: the user's cache folder. Those of the hub go where huggingface_hub
-            keeps them.
+            if it is not the latest; "hf://datasets/owner/name", optionally with a folder; a URL of fsspec, such
+            as "s3://bucket/folder"; or a local path.
+        cache_dir: folder for copies of URLs; None: the user's cache folder. Datasets of the hub are stored in
+            huggingface_hub's cache.
 
     Returns:
-        the folder, or the file if the dataset is one; None: `path` is a local one.
+        the folder, or the dataset's only file; None: `path` is local.
 
     Raises:
-        UserError: if it is not there, may not be read, cannot be reached, or does not fit on the disk.
+        UserError: if it does not exist, access is denied, it cannot be reached, or it does not fit on the disk.
     """
     hub_url = _HUB_URL.fullmatch(path)
     if hub_url:

@@ -1,15 +1,14 @@
 """Loads pickles and pickled .npy files, and constructs nothing but arrays, numbers, text and containers from them.
 
-A pickle is a program: `np.load(allow_pickle=True)` runs it, whatever it does. Here the same program runs, but
-every function that it can name is one of the stand-ins below, which only keep what they are given once it has
-been checked; nothing of NumPy's own unpickling runs. When the program has ended, the stand-ins are exchanged
-for arrays and values.
+A pickle is a program, and `np.load(allow_pickle=True)` executes it, whatever it does. Here the same program runs, but
+every function that it can call is one of the placeholders below, which only check and store their arguments; NumPy's
+own unpickling is not used. When the program has ended, the placeholders are replaced by arrays and values.
 
-Before that, the file's operations are walked over once, without running them. That pass takes the large byte
-strings (the images) out of the program and hands them over as windows onto the memory-mapped file, so that a
-dataset may be larger than memory, and it refuses operations that ask for memory by a number alone.
+Before that, the file's operations are parsed once without executing them. This pass replaces large byte strings (the
+images) by views of the memory-mapped file, so that a dataset may be larger than memory, and it refuses operations that
+allocate memory by a number alone.
 
-A hostile file can still waste time. It cannot run code, write files or allocate much more than its own size.
+A malicious file can still waste time. It cannot run code, write files or allocate much more than its own size.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ _DAMAGE = (  # what NumPy's header reader, the unpickler and the stand-ins raise
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What a .npy file says of itself: shape and type of the array, and the byte where its content begins."""
+    """The header of a .npy file: shape and dtype of the array, and the offset of its content in bytes."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -68,10 +67,10 @@ class NpyHeader:
 def read_npy_header(path: Path) -> NpyHeader:
     """Read the header of a .npy file.
 
-    Field names are as written for ASCII only: NumPy offers no reader of version 3.0 headers alone.
+    Field names are correct for ASCII only: NumPy has no public reader of version 3.0 headers.
 
     Raises:
-        UserError: if the file cannot be read, is no .npy file or has a damaged header.
+        UserError: if the file cannot be read, is not a .npy file or has a damaged header.
     """
     try:
         with path.open("rb") as file:
@@ -104,19 +103,19 @@ def _read_header(file: BinaryIO, path: Path) -> NpyHeader:
 
 
 def load_pickled_npy(path: Path) -> np.ndarray:
-    """Load what `np.save` makes of Python objects, without running anything that the file contains.
+    """Load Python objects saved by `np.save` without executing anything in the file.
 
     Args:
         path: a .npy file whose header says dtype object.
 
     Returns:
-        the object array; () for an object that is no array, such as one dictionary. Arrays within it are
-        read-only, need not be aligned, and large ones stay in the file until they are read. Large bytearrays
-        come as bytes.
+        the object array; of shape () for an object that is not an array, such as one dictionary. Arrays in it are
+        read-only and possibly not aligned; large ones stay in the file until they are read. Large bytearrays become
+        bytes.
 
     Raises:
-        UserError: if the file is no such file, is damaged, or wants anything but arrays of plain types,
-            numbers, text, bytes, lists, tuples, dictionaries and sets; the sentence names what it wanted.
+        UserError: if the file is not such a file, is damaged, or contains anything but arrays of plain types, numbers,
+            text, bytes, lists, tuples, dictionaries and sets; the sentence names it.
     """
     header = read_npy_header(path)
     if header.dtype != object:
@@ -128,13 +127,13 @@ def load_pickled_npy(path: Path) -> np.ndarray:
 
 
 def load_pickle(path: Path) -> Any:
-    """Load what `pickle.dump` makes of arrays, numbers, text and containers, without running anything in the file.
+    """Load arrays, numbers, text and containers saved by `pickle.dump` without executing anything in the file.
 
     Args:
         path: a pickle file, such as the `dataset_stats.pkl` of the original ACT.
 
     Returns:
-        the object. Arrays within it are as `load_pickled_npy` gives them.
+        the object, with arrays as in `load_pickled_npy`.
 
     Raises:
         UserError: as `load_pickled_npy` does.
@@ -143,7 +142,7 @@ def load_pickle(path: Path) -> Any:
 
 
 def _load(path: Path, offset: int) -> Any:
-    """The object in a pickle that begins at a byte of a file."""
+    """The object in a pickle that begins at an offset in a file."""
     try:
         with path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -163,7 +162,7 @@ def _load(path: Path, offset: int) -> Any:
 
 
 class _Refused(Exception):
-    """The file wants something that is not given: the end of a sentence that begins with its name."""
+    """The file contains something forbidden: the predicate of a sentence about it."""
 
 
 # The walk over the operations ----------------------------------------------------------------------
@@ -193,9 +192,9 @@ _LENGTH_WIDTH = {
 
 
 def _divide(content: mmap.mmap, start: int) -> tuple[bytes, list[memoryview]]:
-    """Part a pickle into a small one and its large byte strings, which the small one takes as buffers.
+    """Split a pickle into a small one and its large byte strings, which become its out-of-band buffers.
 
-    Frames go too: they only tell how far to read ahead, and their lengths would no longer be true.
+    Frames are removed: they are only hints for reading ahead, and their lengths would be wrong.
     """
     program, payloads = bytearray(), []
     window = memoryview(content)
@@ -222,7 +221,7 @@ def _divide(content: mmap.mmap, start: int) -> tuple[bytes, list[memoryview]]:
 
 
 def _end_of_operation(content: mmap.mmap, at: int, code: int, count: int) -> int:
-    """Where an operation whose size is not fixed ends; `count` operations are before it."""
+    """The end of an operation of variable size; `count` operations precede it."""
     if code in _FORBIDDEN:
         raise _Refused(f"{_FORBIDDEN[code]}, which no dataset needs: save it with np.save")
     if code == _FRAME:

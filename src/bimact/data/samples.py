@@ -1,4 +1,4 @@
-"""Some observations of a dataset, in the size in which they were recorded: to try a policy on."""
+"""Sample observations of a dataset in their recorded size, for export and latency measurements."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from bimact.data.workers import run_apart
 
 
 def sample_histories(config: Config, path: str | Path, count: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
-    """Observation histories at random steps of a run's demonstrations; nothing is converted for it.
+    """Observation histories at random steps of a run's demonstrations; nothing is converted.
 
     Args:
         config: of the run, complete.
         path: the demonstrations.
         count: N.
-        seed: of the choice.
+        seed: of the random choice.
 
     Returns:
         `state` (N, T, S) float32 and `image_<camera>` (N, T, H, W, 3) uint8, oldest first; before an episode's first
         step the first observation is repeated.
 
     Raises:
-        UserError: if the dataset cannot be read, or lacks what the policy takes.
+        UserError: if the dataset cannot be read, or lacks the policy's inputs.
     """
     source = Selection.of(config).applied_to(open_source(path, cache_dir=config.cache_dir))
     steps = np.sort(np.random.default_rng(seed).choice(source.num_steps, min(count, source.num_steps), replace=False))
@@ -38,7 +38,7 @@ def sample_histories(config: Config, path: str | Path, count: int = 32, seed: in
 
 
 def _read(source: SelectedSource, steps: np.ndarray, cameras: list[str], context: int) -> dict[str, np.ndarray]:
-    """The histories at some steps, counted over all episodes."""
+    """The histories at some steps, numbered over all episodes."""
     ends = np.cumsum(source.lengths)
     found: dict[str, list[np.ndarray]] = {"state": [], **{f"image_{camera}": [] for camera in cameras}}
     for episode in np.unique(np.searchsorted(ends, steps, side="right")).tolist():

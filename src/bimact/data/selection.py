@@ -1,7 +1,7 @@
 """The part of a dataset that is used: which cameras, columns, dimensions and episodes, at which control frequency.
 
-What is not chosen is never looked at: a camera or column that is damaged, or not the same in all chosen episodes, is
-left out with its reason unless it was asked for, or there is no other.
+Anything not selected is never read: a camera or column that is damaged, or differs between the selected episodes, is
+left out with the reason, unless it was selected explicitly or is the only one.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _PREFIXES = ("observations/images/", "observation.images.", "observations/", "ob
 
 @dataclass(frozen=True)
 class Selection:
-    """What to use of a dataset; None: all, or what the format takes unless told otherwise.
+    """The part of a dataset to use; None: all, or the format's default.
 
     Attributes:
         cameras: by name, in this order; empty: no camera.
-        state_keys: columns whose values, one after the other, are the proprioceptive state. A name may stand for all
-            columns of a group: "qpos" for "qpos/left_arm" and "qpos/right_arm".
-        action_keys: columns whose values are the action; "qpos@+1" is the column "qpos" one step later.
+        state_keys: columns that are concatenated to the proprioceptive state. A name may stand for all columns of a
+            group: "qpos" for "qpos/left_arm" and "qpos/right_arm".
+        action_keys: columns that are concatenated to the action; "qpos@+1" is the column "qpos" one step later.
         state_dims: dimensions of that state to keep, such as "0:14" or "0:7,13:20,25".
         action_dims: dimensions of that action to keep.
         episodes: numbers, ranges and names of the episodes to use, such as ("0:40", "45").
         exclude_episodes: those to leave out.
-        max_episodes: of these, the first N.
-        skip_unreadable: leave out episodes that are damaged, instead of stopping.
-        fps: control frequency in Hz. If it differs from the dataset's, each step takes what was last recorded.
-        color_order: "rgb" or "bgr", where the files leave open how their images are to be read.
-        filter_key: a subset of the episodes that the dataset itself names (robomimic's `mask`).
+        max_episodes: only the first N of these.
+        skip_unreadable: leave out damaged episodes instead of stopping.
+        fps: control frequency in Hz. If it differs from the dataset's, each step takes the latest recorded one.
+        color_order: "rgb" or "bgr", where the files do not specify it.
+        filter_key: a subset of episodes defined in the dataset itself (robomimic's `mask`).
         skip_failed: leave out episodes that the dataset marks as failed.
     """
 
@@ -66,34 +66,36 @@ class Selection:
 
     @classmethod
     def of(cls, config: Config) -> Selection:
-        """What a training's settings say."""
+        """The selection in a training's settings."""
         values: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(cls)}
         for name, value in values.items():
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
     def applied_to(self, source: Source) -> SelectedSource:
-        """The part of a source, with the columns "state" and "action" alone.
+        """The selected part of a source, with only the columns "state" and "action".
 
         Raises:
-            UserError: if the dataset has no such camera, column, dimension, episode or subset, or what is chosen cannot
-                be used; the sentence lists what it has.
+            UserError: if the dataset has no such camera, column, dimension, episode or subset, or the selection cannot
+                be used; the sentence lists the available ones.
         """
         if self.color_order is not None and source.color_order is not None:
             source = dataclasses.replace(source, color_order=self.color_order)
         elif self.color_order is not None and source.cameras:
-            note = f"color_order {self.color_order} changes nothing: the format tells the colours of these images"
+            note = (
+                f"color_order {self.color_order} has no effect: the format specifies the colour order of these images"
+            )
             source = dataclasses.replace(source, notes=(*source.notes, note))
         if self.filter_key is not None:
             source = _filtered(source, self.filter_key)
         positions, unusable = _chosen_episodes(source, self)
         failed = [position for position in positions if source.episodes[position].is_failed]
         if failed and not self.skip_failed:
-            note = f"{len(failed)} of {len(positions)} episodes are marked as failed, and are used: --skip_failed true "
+            note = f"{len(failed)} of {len(positions)} episodes are marked as failed and are used: --skip_failed true "
             source = dataclasses.replace(source, notes=(*source.notes, note + "leaves them out"))
         elif self.skip_failed:
             if not failed:
-                note = "skip_failed leaves out no episode: the dataset marks none as failed"
+                note = "skip_failed has no effect: the dataset marks no episode as failed"
                 source = dataclasses.replace(source, notes=(*source.notes, note))
             for position in failed:
                 name = source.episodes[position].name
@@ -121,7 +123,7 @@ class Selection:
         else:
             cameras = tuple(dict.fromkeys(_camera_named(name, source) for name in self.cameras))
 
-        # An episode in which something needed is not as in most others cannot be used.
+        # An episode in which a selected camera or column differs from most others cannot be used.
         action_keys = tuple(key for key, _ in shifted)
         camera_forms = {name: _forms_in(name, source.cameras, source.camera_forms, positions) for name in cameras}
         keys = dict.fromkeys((*state_keys, *action_keys))
@@ -182,13 +184,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class Vector:
-    """Some dimensions of some columns, one after the other.
+    """Some dimensions of some columns, concatenated.
 
     Attributes:
         keys: the columns.
         sizes: of each.
-        shifts: of each: by how many steps it is taken later; the last step is repeated at the end.
-        dims: of all of them together.
+        shifts: of each: number of steps by which it is taken later; the last step is repeated at the end.
+        dims: dimensions of their concatenation.
     """
 
     keys: tuple[str, ...]
@@ -211,7 +213,7 @@ class Vector:
 
     @property
     def parts(self) -> list[tuple[str, int]]:
-        """Each column's name, with its shift, and how many of its dimensions are taken, in their order."""
+        """Each column's name, with its shift, and the number of its dimensions in use, in order."""
         ends = np.cumsum(self.sizes)
         owners = [int(np.searchsorted(ends, dim, side="right")) for dim in self.dims]
         counts = Counter(owners)
@@ -245,9 +247,9 @@ class SelectedSource(Source):
     """A part of another source.
 
     Attributes:
-        whole: the other one.
-        selection: what was asked for.
-        positions: (E,) where each episode is in the whole one.
+        whole: the other source.
+        selection: the requested part.
+        positions: (E,) position of each episode in `whole`.
     """
 
     whole: Source
@@ -261,7 +263,7 @@ class SelectedSource(Source):
         return {STATE: self.state, ACTION: self.action}
 
     def without(self, unusable: Iterable[Unusable]) -> SelectedSource:
-        """The same part without some of its episodes, which turned out to be unusable."""
+        """The same part without episodes that turned out to be unusable."""
         more = tuple(unusable)
         gone = {episode.number for episode in more}
         kept = [place for place in range(len(self.episodes)) if self.number_of(place) not in gone]
@@ -273,7 +275,7 @@ class SelectedSource(Source):
         )
 
     def refuse_damaged(self) -> None:
-        """See that there is no damaged episode, unless they are to be skipped, and at least one that can be used.
+        """Check that no episode is damaged (unless they are skipped) and at least one can be used.
 
         Raises:
             UserError: listing all of them.
@@ -287,10 +289,10 @@ class SelectedSource(Source):
             )
 
     def require_camera(self) -> None:
-        """See that there is a camera where the dataset has images, unless none was asked for.
+        """Check that there is a camera if the dataset has images, unless none was requested.
 
         Raises:
-            UserError: naming what there is.
+            UserError: naming the images and why they cannot be used.
         """
         if self.cameras or self.selection.cameras is not None:
             return
@@ -298,8 +300,8 @@ class SelectedSource(Source):
         if images:
             told = "; ".join(f"{entry.name} {entry.reason}" for entry in images[:_MOST_TOLD])
             raise UserError(
-                f"{self.path} has images, and none that can be used ({told}): store them in a form that "
-                'docs/formats.md names, or train without any camera by --cameras ""'
+                f"{self.path} has images, but none that can be used ({told}): store them in a form listed in "
+                'docs/formats.md, or train without cameras by --cameras ""'
             )
 
     def recorded_column(self, episode: int, key: str) -> np.ndarray:
@@ -379,7 +381,7 @@ class SelectedSource(Source):
         return self.fps == self.whole.fps or self.whole.fps is None
 
     def _steps(self, episode: int) -> np.ndarray:
-        """(T,) the step of the whole source that each step is."""
+        """(T,) the recorded step of each step."""
         length = self.episodes[episode].length
         if self._keeps_steps():
             return np.arange(length)
@@ -388,7 +390,7 @@ class SelectedSource(Source):
 
 
 def damaged_error(source: Source, damaged: Sequence[Unusable]) -> UserError:
-    """The sentence about episodes that are there and cannot be used, and what to do."""
+    """The error about damaged episodes, with the remedy."""
     numbers = ",".join(str(episode.number) for episode in damaged)
     total = len(source.episodes) + sum(not episode.is_missing for episode in source.unusable)
     many = f"{len(damaged)} of {max(total, len(damaged))} episodes cannot be used"
@@ -408,7 +410,7 @@ def _listed(episodes: Sequence[Unusable], source: Source) -> str:
 
 
 def _chosen_episodes(source: Source, selection: Selection) -> tuple[list[int], list[Unusable]]:
-    """Positions of the chosen episodes that may be used, and the chosen ones that cannot."""
+    """Positions of the selected usable episodes, and the selected unusable ones."""
     numbers = [source.number_of(position) for position in range(len(source.episodes))]
     known = {number: source.episodes[position].name for position, number in enumerate(numbers)}
     known |= {episode.number: episode.name for episode in source.unusable}
@@ -418,7 +420,7 @@ def _chosen_episodes(source: Source, selection: Selection) -> tuple[list[int], l
     if selection.exclude_episodes is not None:
         chosen -= _numbers("exclude_episodes", selection.exclude_episodes, known, source)
     if not chosen and known:
-        raise UserError(f"{source.path}: no episode is left by episodes and exclude_episodes: choose others")
+        raise UserError(f"{source.path}: episodes and exclude_episodes leave no episode: choose others")
     positions = [position for position, number in enumerate(numbers) if number in chosen]
     return positions, [episode for episode in source.unusable if episode.number in chosen]
 
@@ -436,7 +438,7 @@ def episodes_named(setting: str, items: Sequence[str], source: SelectedSource) -
 
 
 def one_column(setting: str, name: str, source: Source) -> str:
-    """The column that a name stands for.
+    """The column of a name.
 
     Raises:
         UserError: if there is none, or several.
@@ -486,22 +488,22 @@ def _resampled(source: Source, position: int, fps: float | None) -> SourceEpisod
     episode = dataclasses.replace(source.episodes[position], number=source.number_of(position))
     if fps is None or source.fps is None or fps == source.fps:
         return episode
-    # New steps whose time is before the end of the last one that was recorded.
+    # New steps that begin before the last recorded step ends.
     count = int(np.ceil(episode.length * (fps / source.fps) - 5e-4 * (fps / source.fps)))
     return dataclasses.replace(episode, length=max(1, count))
 
 
 def _recorded_steps(count: int, fps: float, recorded_fps: float) -> np.ndarray:
-    """(count,) the last step that was recorded at or before each new step's time."""
-    # A ratio such as 0.1 is no exact number: half a thousandth of a step belongs to the next one.
+    """(count,) the latest recorded step at or before the time of each new step."""
+    # Rounding errors of ratios such as 0.1: half a thousandth of a step counts as the next step.
     return np.floor(np.arange(count) * (recorded_fps / fps) + 5e-4).astype(np.int64)
 
 
 def parse_dims(setting: str, text: str, size: int) -> tuple[int, ...]:
-    """Dimensions such as "0:14" or "0:7,13:20,25", in the order that they stand.
+    """Dimensions such as "0:14" or "0:7,13:20,25", in the given order.
 
     Args:
-        setting: what messages call them.
+        setting: their name in messages.
         size: of the vector.
 
     Raises:
@@ -515,7 +517,7 @@ def parse_dims(setting: str, text: str, size: int) -> tuple[int, ...]:
         first = int(match[1])
         end = first + 1 if match[2] is None else int(match[2])
         if end <= first or end > size:
-            raise UserError(f"{setting} is '{text}': {part} is no part of the {size} dimensions that there are")
+            raise UserError(f"{setting} is '{text}': {part} is not within the {size} dimensions")
         dims += range(first, end)
     return tuple(dims)
 
@@ -523,7 +525,7 @@ def parse_dims(setting: str, text: str, size: int) -> tuple[int, ...]:
 def _filtered(source: Source, filter_key: str) -> Source:
     filtered = getattr(source, "filtered", None)
     if filtered is None:
-        raise UserError(f"{source.path} has no filter keys, so filter_key '{filter_key}' chooses nothing")
+        raise UserError(f"{source.path} has no filter keys: remove filter_key '{filter_key}'")
     chosen: Source = filtered(filter_key)
     return chosen
 
@@ -534,7 +536,7 @@ def _filtered(source: Source, filter_key: str) -> Source:
 def _forms_in(
     name: str, usual: Mapping[str, Any], others: Mapping[str, Mapping[int, Any]], positions: Sequence[int]
 ) -> tuple[Any, dict[int, Any]]:
-    """What a camera or column is in most of some episodes, and those episodes in which it is something else."""
+    """The form of a camera or column in most of some episodes, and the episodes in which it differs."""
     chosen = frozenset(positions)
     odd = {position: form for position, form in others.get(name, {}).items() if position in chosen}
     counts = Counter({usual[name]: len(positions) - len(odd)})
@@ -553,10 +555,9 @@ def _consistent(
     positions: Sequence[int],
     left_out: dict[tuple[str, str], LeftOut],
 ) -> tuple[str, ...]:
-    """Those that are the same in all of some episodes; all if none is. Why one is not used goes to `left_out`.
+    """Those that are equal in all of some episodes; all if none is. Reasons for the others go to `left_out`.
 
-    One that is damaged in some episodes, or whose files are missing there, counts as the same: its episodes are at
-    fault.
+    One that is damaged, or whose files are missing, in some episodes counts as equal: these episodes are unusable.
     """
     usual, others = (source.cameras, source.camera_forms) if kind == "image" else (source.columns, source.column_forms)
     found: dict[str, LeftOut] = {}
@@ -576,7 +577,7 @@ def _consistent(
 
 
 def _differs(form: Camera | Column | Fault, usual: Camera | Column) -> str:
-    """In what a camera or column differs from what it usually is: the end of a sentence that begins with its name."""
+    """How a camera or column differs from its usual form: the predicate of a sentence about it."""
     return form.reason if isinstance(form, Fault) else f"is {_size(form)}, in most episodes {_size(usual)}"
 
 
@@ -590,7 +591,7 @@ def _without_prefix(name: str) -> str:
 
 
 def _found(name: str, known: Iterable[str]) -> str | None:
-    """A name, with or without what its format puts before it, among those that there are."""
+    """The known name that equals a name, with or without its format's prefix."""
     names = list(known)
     if name in names:
         return name
@@ -636,23 +637,23 @@ def _unknown(kind: str, name: str, known: Iterable[str], source: Source) -> User
 
 
 def _nothing_chosen(no_state: bool, no_action: bool, source: Source) -> UserError:
-    """The sentence about a dataset that does not tell its state or action: what it has, and what could be chosen."""
+    """The error about a dataset that does not define its state or action, with the columns to choose from."""
     what = " and ".join(name for name, holds in (("the state", no_state), ("the action", no_action)) if holds)
     options = " and ".join(
         f"--{name}_keys A,B" for name, holds in (("state", no_state), ("action", no_action)) if holds
     )
     columns = ", ".join(f"{key} ({column.size})" for key, column in source.columns.items()) or "none"
     cameras = ", ".join(f"{name} ({camera.height}×{camera.width})" for name, camera in source.cameras.items())
-    text = f"{source.path} ({source.format}) does not tell which of its columns are {what}: choose by {options} among "
+    text = (
+        f"{source.path} ({source.format}) does not define which of its columns are {what}: choose by {options} among "
+    )
     text += columns + (f"; its cameras are {cameras}" if cameras else "")
     if source.left_out:
         unread = [f"{entry.name} ({entry.reason})" for entry in source.left_out[:_MOST_TOLD]]
         text += f"; it also holds {', '.join(unread)}"
     kept_out = [key for key in source.columns if no_state and why_not_in_state(key)]
     if kept_out and not no_action:
-        text += f"; kept out of the state by their names: {', '.join(kept_out)}"
+        text += f"; excluded from the state because of their names: {', '.join(kept_out)}"
     if no_action and source.state_keys:
-        text += (
-            f"; if the action is to be the state of the next step, say so by --action_keys {source.state_keys[0]}@+1"
-        )
+        text += f"; if the action should be the state of the next step, pass --action_keys {source.state_keys[0]}@+1"
     return UserError(text)

@@ -1,7 +1,7 @@
-"""What a dataset's files hold, before anything is converted: what each format's reader gives.
+"""The content of a dataset's files before any conversion: the interface of all format readers.
 
-A `Source` is small and picklable: it lists episodes, cameras and columns, and reads one episode's part at a time. All
-that looks through a dataset (the cached copy for training, `bimact check`, `view`, `convert`) goes through it.
+A `Source` is small and picklable: it lists episodes, cameras and columns, and reads a part of one episode at a time.
+Everything that reads a dataset (the cached copy for training, `bimact check`, `view`, `convert`) uses it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Column:
-    """A vector that each step has.
+    """A vector recorded at each step.
 
     Attributes:
-        size: numbers in it.
-        names: of its dimensions, such as the joints'; None: not told.
-        dtype: in the files.
+        size: number of dimensions.
+        names: of the dimensions, such as joints; None: unknown.
+        dtype: as stored in the files.
     """
 
     size: int
@@ -46,11 +46,11 @@ class SourceEpisode:
     """One demonstration.
 
     Attributes:
-        name: what messages call it, such as "episode_3.hdf5" or "episode 3".
+        name: used in messages, such as "episode_3.hdf5" or "episode 3".
         length: steps, at least one.
-        files: those that it is read from, relative to the dataset.
-        task: what was to be done, in words; None: not told.
-        number: the dataset's own, by which `--episodes` chooses it; None: its position.
+        files: files it is read from, relative to the dataset.
+        task: language description of the task; None: unknown.
+        number: the dataset's own episode number, which `--episodes` selects by; None: its position.
         is_failed: the dataset marks the demonstration as failed.
     """
 
@@ -64,13 +64,13 @@ class SourceEpisode:
 
 @dataclass(frozen=True)
 class Unusable:
-    """An episode that the dataset lists and that cannot be used.
+    """An episode listed by the dataset that cannot be used.
 
     Attributes:
-        number: as of a `SourceEpisode`.
+        number: as in `SourceEpisode`.
         reason: the end of a sentence that begins with the name and a colon.
-        is_missing: its files, or what the metadata must tell of it, are not there: it is skipped. False: it is there
-            and damaged, so that training stops unless it is excluded.
+        is_missing: its files or metadata are missing: it is skipped. False: it is present but damaged, so that training
+            stops unless it is excluded.
     """
 
     number: int
@@ -88,9 +88,9 @@ class Fault:
     """Why a camera or column cannot be used in an episode.
 
     Attributes:
-        reason: the end of a sentence that begins with the camera or column, such as "is not there".
-        kind: "absent": the episode does not have it, or as something else; "damaged": it is there and cannot be read;
-            "missing": its file is not there, so that whoever needs it skips the episode.
+        reason: the end of a sentence that begins with the camera or column, such as "is missing".
+        kind: "absent": the episode lacks it, or has it in another form; "damaged": it is present but cannot be read;
+            "missing": its file is missing, so that the episode is skipped if the camera or column is selected.
     """
 
     reason: str
@@ -99,11 +99,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class FramesNote:
-    """How the frames of a camera are matched with the steps of an episode, where that is not as their times say.
+    """How a camera's frames are matched with an episode's steps, where this deviates from their timestamps.
 
     Attributes:
-        what: the same for all episodes with this.
-        seconds: by how much times and frames disagree, at most; None: that says nothing here.
+        what: the kind of matching; equal for all episodes that share it.
+        seconds: largest difference between timestamps and frames; None: not meaningful.
     """
 
     what: str
@@ -115,12 +115,12 @@ class FramesNote:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something in the files that is neither a camera nor a column in use.
+    """Content of the files that is not used as a camera or column.
 
     Attributes:
-        kind: "image": it looks like a camera's images and cannot be read as such; "depth": depth images; "column":
-            a vector that is not used.
-        name: as the user would choose it.
+        kind: "image": presumably camera images, but not readable as such; "depth": depth images; "column": an unused
+            vector.
+        name: as it would be selected.
         reason: the end of a sentence that begins with the name, such as "has shape (40, 3)".
     """
 
@@ -131,29 +131,29 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """A dataset as its files hold it. Quantities are in the robot's own units.
+    """A dataset as stored in its files. Quantities are in the robot's own units.
 
     Attributes:
         path: the dataset's folder or file, absolute.
-        format: the format's name for people, such as "LeRobotDataset v3.0".
-        episodes: those that can be read, in the dataset's order.
+        format: display name of the format, such as "LeRobotDataset v3.0".
+        episodes: readable episodes in the dataset's order.
         cameras: colour cameras, by name; a name holds neither "/" nor a leading ".".
         columns: vectors by the format's own key, such as "observation.state" or "qpos".
-        state_keys: columns that make up the proprioceptive state unless the user chooses others.
-        action_keys: columns that make up the action unless the user chooses others.
-        read_as_float32: columns that the reader itself converts → their type in the files.
+        state_keys: columns of the proprioceptive state by default.
+        action_keys: columns of the action by default.
+        read_as_float32: columns converted by the reader → their dtype in the files.
         fps: control frequency in Hz; None: unknown.
-        color_order: "rgb" or "bgr", where the format leaves open how its images are to be read: what the reader took,
-            which may be replaced. None: there is no doubt.
-        files: all files that the content depends on, relative to `path` ("." for the path itself).
-        unusable: episodes that are listed and cannot be used, by their numbers.
-        left_out: what else is in the files, and why it is not used.
-        camera_forms: camera → position of an episode → what it is there, where it is not as in `cameras`.
-        column_forms: column → position of an episode → what it is there, where it is not as in `columns`.
+        color_order: "rgb" or "bgr" where the format does not specify it: the reader's choice, which may be overridden.
+            None: specified by the format.
+        files: all files of the content, relative to `path` ("." for the path itself).
+        unusable: listed episodes that cannot be used, by number.
+        left_out: unused content of the files, with the reason.
+        camera_forms: camera → position of an episode → its form there, where it differs from `cameras`.
+        column_forms: column → position of an episode → its form there, where it differs from `columns`.
         video_cameras: cameras whose images are in video files, which may be copied instead of encoded again.
-        left_aside: data files beside these, relative to `path`, of which `notes` tell why they are not read.
-        notes: what was guessed, or read otherwise than the files say: whole sentences.
-        metadata: whatever else is worth keeping, such as {"robot_type": "aloha"}; JSON's types only.
+        left_aside: other data files, relative to `path`; `notes` give the reason why they are not read.
+        notes: whole sentences on what was guessed, or read differently from what the files specify.
+        metadata: further information to keep, such as {"robot_type": "aloha"}; JSON types only.
     """
 
     path: Path
@@ -200,9 +200,9 @@ class Source(ABC):
 
     @abstractmethod
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
-        """The images (H, W, 3) uint8 RGB of one camera at some steps of one episode, one after the other.
+        """The images (H, W, 3) uint8 RGB of one camera at some steps of one episode, one by one.
 
-        Their size is what it is in the files: a `SelectedSource` sees that it is the camera's.
+        Images have their size in the files; `SelectedSource` checks that it is the camera's.
 
         Args:
             steps: ascending; a step may occur several times.
@@ -212,11 +212,11 @@ class Source(ABC):
         """
 
     def read_timestamps(self, episode: int) -> np.ndarray | None:
-        """(T,) float64 seconds as recorded; None: the format keeps none."""
+        """(T,) float64 seconds as recorded; None: not stored by the format."""
         return None
 
     def frames_note(self, episode: int, camera: str) -> FramesNote | None:
-        """How frames are matched with steps, where that is not as their times say.
+        """How frames are matched with steps, where this deviates from their timestamps.
 
         Raises:
             UserError: if they cannot be matched.
@@ -234,7 +234,7 @@ class Source(ABC):
         return None
 
     def mapped(self) -> Episodes | None:
-        """The whole dataset as arrays on disk, if its own files can be mapped into memory; None: they cannot."""
+        """The whole dataset as arrays on disk, if its files can be memory-mapped; else None."""
         return None
 
 
@@ -242,15 +242,15 @@ class Source(ABC):
 class Format:
     """A dataset format: how it is recognised and how it is opened.
 
-    Both run in a process of their own with limited memory and time, since a damaged file can crash the library that
-    reads it. Packages outside bimact add formats by an entry point in the group `bimact.formats` that names one.
+    Both run in a child process with limited memory and time, since a damaged file can crash the library that reads it.
+    Other packages add formats through an entry point in the group `bimact.formats`.
 
     Attributes:
-        name: for people.
+        name: display name.
         recognizes: looks at file names and first bytes; takes the dataset's folder or file.
         open: takes the path and a folder for converted copies (None: the format's own choice); raises a `UserError`
             if files are missing or damaged.
-        in_process: the reader is pure Python and guards itself: no process of its own is needed.
+        in_process: the reader is pure Python and robust against damaged files: no child process is needed.
     """
 
     name: str
@@ -267,15 +267,15 @@ def usual_forms(
     contents: Sequence[Mapping[str, _Form]],
     faults: Sequence[Mapping[str, Fault]] = (),
 ) -> tuple[dict[str, _Form], dict[str, dict[int, _Form | Fault]]]:
-    """Compare what episodes hold.
+    """Compare the content of episodes.
 
     Args:
         contents: of each episode, by name.
-        faults: of each episode: why something is not among its contents; what is not named there either is absent.
+        faults: of each episode: why something is not in its contents; anything not named there is absent.
 
     Returns:
-        name → what it is in most episodes that have it; and name → position of an episode → what it is there, where it
-        is not so. Columns of one size are the same; their type is the one that holds the numbers of all of them.
+        name → its form in most episodes that have it; and name → position of an episode → its form there, where it
+        differs. Columns of equal size count as equal, with a common dtype.
     """
     usual: dict[str, _Form] = {}
     others: dict[str, dict[int, _Form | Fault]] = {}

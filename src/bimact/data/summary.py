@@ -1,4 +1,4 @@
-"""What is used of a dataset and what is left out, in a few lines: each command that opens one prints them."""
+"""The used and unused parts of a dataset in a few lines, printed by each command that opens one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 10
 
 
 def dataset_lines(source: SelectedSource) -> list[str]:
-    """The part of a dataset that is used: cameras, columns and episodes; and what is left out, with the reason."""
+    """The used cameras, columns and episodes of a dataset; and what is left out, with the reason."""
     cameras = [f"{name} {camera.height}x{camera.width}" for name, camera in source.cameras.items()]
     total = len(source.whole.episodes) + len(source.whole.unusable)
     many = f"{len(source.episodes)}" + (f" of {total}" if total > len(source.episodes) else "")
@@ -42,14 +42,14 @@ def dataset_lines(source: SelectedSource) -> list[str]:
 
 
 def told_lines(source: SelectedSource) -> list[str]:
-    """What is left out or skipped, with the reason, and what was guessed or read otherwise; nothing if all is used."""
+    """What is left out or skipped, with the reason, and what was guessed; empty if everything is used as recorded."""
     lines = [*left_out_lines(source.left_out), *unusable_lines(source)]
     lines += [f"{'Note:':<{_WIDTH}}{note}" for note in source.notes]
     return [printable(line) for line in lines]
 
 
 def _vector(source: SelectedSource, name: str) -> str:
-    """Which columns are the state or the action, and of which type if it is converted."""
+    """The columns of the state or action, with their dtype if it is converted."""
     vector, whole = source.vectors[name], source.whole
     parts = ", ".join(f"{key} {size}" for key, size in vector.parts)
     dtype = np.result_type(*(np.dtype(whole.read_as_float32.get(key, whole.columns[key].dtype)) for key in vector.keys))
@@ -57,14 +57,14 @@ def _vector(source: SelectedSource, name: str) -> str:
 
 
 def _color_order(source: SelectedSource) -> str | None:
-    """How images are read whose order of colours the files leave open."""
+    """The colour order of images whose files do not specify it."""
     if source.color_order is None:
         return None
     looked = source.metadata.get("color_order") if source.selection.color_order is None else None
     if not isinstance(looked, dict):
         return f"{source.color_order}"
-    sure = "" if looked.get("is_sure") else ", which do not tell for sure"
-    return f"{source.color_order}, by looking at {looked.get('frames')} images{sure}; --color_order chooses"
+    sure = "" if looked.get("is_sure") else ", not certain"
+    return f"{source.color_order}, detected from {looked.get('frames')} images{sure}; override with --color_order"
 
 
 def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
@@ -80,10 +80,10 @@ def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
 
 
 def unusable_lines(source: SelectedSource, known: Sequence[Unusable] = ()) -> list[str]:
-    """A line for each of the first episodes that are not used, and one for how many more there are.
+    """A line for each of the first unused episodes, and one with the number of the others.
 
     Args:
-        known: those that were told before.
+        known: episodes already printed.
     """
     unusable = [episode for episode in source.unusable if episode not in known]
 
@@ -100,7 +100,7 @@ def unusable_lines(source: SelectedSource, known: Sequence[Unusable] = ()) -> li
 
 
 def dataset_record(source: SelectedSource) -> dict[str, Any]:
-    """The same in JSON's types, for `metrics.jsonl` and the report."""
+    """The same in JSON types, for `metrics.jsonl` and the report."""
     return {
         "path": str(source.path),
         "format": source.format,

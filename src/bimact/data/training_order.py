@@ -1,4 +1,4 @@
-"""Which windows each optimizer step takes, and which of them are this process's: resumable at any sample."""
+"""The windows of each optimizer step and their division over processes: resumable at any sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bimact.data.windows import WindowIndex
 
 @dataclass(frozen=True)
 class Part:
-    """A batch that one process takes at once, and how much it counts in its optimizer step.
+    """A batch of one process, and its weight in its optimizer step.
 
     The losses of a step are means over all windows of all processes: over real action steps (the action loss) and
     over windows (the KL divergence). Data-parallel training averages gradients over processes, so a part's own
@@ -37,13 +37,13 @@ class Step:
 class TrainingOrder(Sampler[list[int]]):
     """The windows of each epoch, over all processes, in an order that depends on the seed and the epoch alone.
 
-    An epoch has as many samples as there are windows. Without weights each window occurs once; else in proportion to
-    its weight, rounded up or down at random so that the proportion holds over epochs.
+    An epoch has as many samples as there are windows. Without weights each window occurs once; with weights, in
+    proportion to its weight, rounded up or down at random so that the proportion holds over epochs.
 
-    As a batch sampler it gives the windows of each part of this process. With R processes and A parts a step, a
-    step takes the next R x A x batch_size windows of the order, the processes a share each; an epoch's last step
-    divides what is left. A process without a share then takes one window with the weight 0, since it has to take
-    part in the average.
+    As a batch sampler it yields the windows of each part of this process. With R processes and A parts per step, a step
+    takes the next R x A x batch_size windows of the order, divided equally over processes; an epoch's last step divides
+    the remaining ones. A process without a share then takes one window with weight 0, since it has to take part in the
+    all-reduce.
 
     Args:
         index: of the training windows.
@@ -52,12 +52,12 @@ class TrainingOrder(Sampler[list[int]]):
         accumulate: A.
         rank: this process's number.
         ranks: R.
-        weights: (W,) how often each window is drawn, relative to their mean; None: equally often.
+        weights: (W,) relative sampling frequencies of the windows; None: uniform.
         views: of each window's cached features; a sample has one of them, by seed, epoch and its place in the epoch.
 
     Attributes:
-        epoch: whose order the next iteration gives.
-        done: how many windows of that epoch are left out, being done already.
+        epoch: of the next iteration.
+        done: windows of that epoch that are done already and skipped.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TrainingOrder(Sampler[list[int]]):
 
     @property
     def steps_left(self) -> int:
-        """Optimizer steps that the epoch still has."""
+        """Remaining optimizer steps of the epoch."""
         return -(-(self.num_windows - self.done) // self.windows_per_step)
 
     @property
@@ -100,7 +100,7 @@ class TrainingOrder(Sampler[list[int]]):
         return -(-self.num_windows // self.windows_per_step)
 
     def length_of_run(self, step: int, num_epochs: int, num_steps: int | None) -> tuple[int, int]:
-        """Optimizer steps and epochs of a whole run that has done `step` steps; `num_steps` counts if it is given."""
+        """Optimizer steps and epochs of a whole run that has done `step` steps; `num_steps` has precedence."""
         if num_steps is None:
             after = num_epochs - self.epoch - 1
             return step + (self.steps_left + after * self.steps_per_epoch if after >= 0 else 0), num_epochs
@@ -108,15 +108,15 @@ class TrainingOrder(Sampler[list[int]]):
         return num_steps, self.epoch + 1 + -(-left // self.steps_per_epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """The position, and how windows are divided."""
+        """The position, and the division of windows."""
         division = {"windows_a_step": self.windows_per_step, "ranks": self._ranks}
         return {"epoch": self.epoch, "done": self.done, **division}
 
     def load_state_dict(self, state: dict[str, int]) -> str | None:
-        """Take over a position.
+        """Restore a position.
 
         Returns:
-            what it means that windows were divided otherwise, if they were.
+            a note if windows were divided differently; else None.
         """
         self.epoch, self.done = state["epoch"], state["done"]
         if (state["windows_a_step"], state["ranks"]) == (self.windows_per_step, self._ranks):
@@ -136,8 +136,8 @@ class TrainingOrder(Sampler[list[int]]):
     def _order(self) -> np.ndarray:
         """(W,) the epoch's windows; of view v those from v · W on.
 
-        With weights, by systematic sampling: along the windows in a random order, each takes its part of a line of
-        length W, and the points u, u + 1, u + 2, … on it are drawn.
+        With weights, by systematic sampling: the windows, in random order, divide a line of length W in proportion to
+        their weights, and the points u, u + 1, u + 2, … on it are drawn.
         """
         draw = np.random.default_rng((self._seed, self.epoch))
         order = draw.permutation(self.num_windows)

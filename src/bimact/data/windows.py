@@ -1,4 +1,4 @@
-"""Training samples: at a time step, the past observations, the coming actions, and which of them are real."""
+"""Training samples: for each time step, the observation history, the future actions, and their padding mask."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def split_episodes(lengths: Sequence[int] | np.ndarray, val_split: float, seed: 
     """Split episodes, never their steps, into training and validation.
 
     Args:
-        lengths: steps of each episode; only their number counts.
-        val_split: share of episodes to hold out. A share above 0 holds out at least one, and always leaves
-            one for training.
-        seed: of the choice.
+        lengths: steps of each episode; only the number of episodes matters.
+        val_split: fraction of episodes to hold out. Above 0 at least one is held out, and at least one is left for
+            training.
+        seed: of the random choice.
 
     Returns:
         the numbers of the training and of the validation episodes, each sorted.
@@ -44,11 +44,11 @@ def split_each(episodes: Episodes, val_split: float, seed: int) -> tuple[np.ndar
 
 @dataclass(frozen=True)
 class WindowIndex:
-    """Which rows belong to the window at each time step of some episodes.
+    """The rows of the window at each time step of some episodes.
 
     Before an episode's first step the first observation is repeated; after its last step the last action is
-    repeated and marked as padding. No window crosses an episode's border, and each step of the episodes is
-    the present of exactly one window.
+    repeated and marked as padding. No window crosses an episode boundary, and each step of the episodes is
+    the current step of exactly one window.
     """
 
     temporal_context: int
@@ -85,7 +85,7 @@ class WindowIndex:
         return np.maximum(self.rows[windows, None] + past, self.first[windows, None])
 
     def real_steps(self) -> np.ndarray:
-        """(W,) how many actions of each window's chunk are no padding."""
+        """(W,) number of actions of each window's chunk that are not padding."""
         return np.minimum(self.last - self.rows + 1, self.chunk_size)
 
     def actions(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,9 +100,9 @@ class WindowDataset(Dataset[Batch]):
 
     A batch is `obs, actions`: `image_<camera>` (B, T, 3, H, W) uint8, `state` (B, T, S) float32,
     `action_is_pad` (B, C) bool; actions (B, C, A) float32. Images are gathered from the memory map in one
-    indexing operation a camera; their memory is laid out (B, T, H, W, 3), which is what convolutions on
-    channels-last tensors read fastest. Where the episodes have an encoder's tokens, these take the place of the
-    images: `features_<camera>` (B, T, rows, columns, E). Where they have tokens of augmented images too, in `views`,
+    indexing operation per camera; their memory layout is (B, T, H, W, 3), the fastest for convolutions on
+    channels-last tensors. If the episodes have an encoder's tokens, these replace the images: `features_<camera>`
+    (B, T, rows, columns, E). Where they have tokens of augmented images too, in `views`,
     window w + v · W (W windows) has those of view v, counted from 1.
     """
 
@@ -148,10 +148,10 @@ class WindowDataset(Dataset[Batch]):
 
 
 def _gather(source: object, rows: np.ndarray) -> np.ndarray:
-    """Rows in any shape (…) of an array (N, …)."""
+    """Rows, given in any shape, of an array (N, …)."""
     return np.ascontiguousarray(source[rows.reshape(-1)]).reshape(*rows.shape, *source.shape[1:])  # type: ignore
 
 
 def in_batches(windows: Iterable[int], batch_size: int) -> BatchSampler:
-    """Windows in their order, as batches of which the last one may be smaller."""
+    """Windows in order, as batches; the last one may be smaller."""
     return BatchSampler(windows, batch_size, drop_last=False)

@@ -1,7 +1,6 @@
-"""Runs functions in child processes: in parallel, and where a damaged file may crash the library that reads it.
+"""Runs functions in child processes: in parallel, and protected against crashes of libraries on damaged files.
 
-A child has a limit on its memory, ignores Ctrl-C (the main process decides what it means) and ends with the process
-that started it.
+A child has a memory limit, ignores Ctrl-C (the main process handles it) and ends with its parent process.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ def run_apart(function: Callable[..., Any], *args: Any, what: str, timeout: floa
     """Call a function in a child process.
 
     Args:
-        function: of the top level of a module that is not the main program; its arguments and result are pickled.
-        what: what the sentence about a child that fails begins with, such as a file's name.
-        timeout: seconds after which the child is taken to hang.
+        function: at the top level of a module other than the main program; its arguments and result are pickled.
+        what: subject of the error message if the child fails, such as a file's name.
+        timeout: seconds after which the child counts as hanging.
 
     Raises:
-        UserError: that of the function; or if the child crashes, hangs or runs out of memory.
+        UserError: raised by the function; or if the child crashes, hangs or runs out of memory.
     """
     ((_, result),) = run_jobs(function, [args], describe=lambda *_: what, timeout=timeout, workers=1)
     return result
@@ -50,30 +49,31 @@ def run_jobs(
     describe: Callable[..., str],
     timeout: float,
     workers: int | None = None,
-    goes_on: bool = False,
+    keep_going: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """Call a function for each of many jobs in child processes.
 
     Args:
-        function: of the top level of a module that is not the main program; its arguments and results are pickled.
+        function: at the top level of a module other than the main program; its arguments and results are pickled.
         jobs: the arguments of each call.
-        describe: takes a job's arguments; what the sentence about a child that fails begins with.
-        timeout: seconds after which a job is taken to hang.
-        workers: children; None: one for each core.
-        goes_on: a `UserError` is yielded as the result of its job, and the others run on.
+        describe: takes a job's arguments; returns the subject of the error message if the child fails.
+        timeout: seconds after which a job counts as hanging.
+        workers: number of child processes; None: one per core.
+        keep_going: yield a `UserError` as the result of its job and continue with the others.
 
     Yields:
-        (number of the job, its result) as they are done.
+        (number of the job, its result) in order of completion.
 
     Raises:
-        UserError: the first one of a job, or if a child crashes, hangs or runs out of memory; nothing runs on then.
+        UserError: the first one of a job, or if a child crashes, hangs or runs out of memory; all jobs are stopped
+            then.
     """
     if multiprocessing.current_process().daemon:  # such a process may have no children
         for place, job in enumerate(jobs):
             try:
                 done = function(*job)
             except UserError as error:
-                if not goes_on:
+                if not keep_going:
                     raise
                 done = error
             yield place, done
@@ -95,7 +95,7 @@ def run_jobs(
                 try:
                     result = _result_of(future, describe(*jobs[number]), timeout)
                 except UserError as error:
-                    if not goes_on:
+                    if not keep_going:
                         raise
                     result = error
                 yield number, result
@@ -127,7 +127,7 @@ def _guarded(function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except UserError as error:
-        # Without its cause, which may be an object of a library that cannot be pickled.
+        # Without its cause, which may not be picklable.
         raise UserError(str(error), error.reason) from None
 
 
@@ -144,19 +144,19 @@ def _start_child(main_process: int) -> None:
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform != "win32":
-        # Locks that libraries make (numcodecs does) have no name then, which would outlive a child that is killed.
+        # Locks created by libraries (numcodecs) are then unnamed; named ones would outlive a killed child.
         multiprocessing.set_start_method("fork", force=True)
     threading.Thread(target=_end_with, args=(main_process,), daemon=True).start()
     if sys.platform == "linux":
         import resource
 
-        # What is allocated; files that are mapped to be read do not count, and may be larger.
+        # Limits allocations only: memory-mapped files may be larger.
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _end_with(main_process: int) -> None:
-    """End this child when the main process has ended: its results have no reader."""
+    """End this child when the main process has ended."""
     while psutil.pid_exists(main_process):
         time.sleep(_SECONDS_TO_LOOK_FOR_PARENT)
     os._exit(1)

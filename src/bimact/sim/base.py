@@ -1,4 +1,4 @@
-"""What a simulated task is to `bimact record`, `bimact evaluate --task`, `eval_task` and `bimact sim-robot`.
+"""The interface of simulated tasks for `bimact record`, `bimact evaluate --task`, `eval_task` and `bimact sim-robot`.
 
 Another package can add a task of any robot and any simulator: a `SimulatedTask`, whose environments are `TaskEnv`s,
 named by an entry point in `bimact.tasks` (see docs/extending.md; examples/robosuite is such a package).

@@ -18,7 +18,7 @@ _VIDEO_FPS = 25  # or the control frequency, where that is lower
 
 
 class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
-    """Executes `execute_steps` actions per call and observes only the last `history` of them.
+    """Executes `execute_steps` actions per call and observes only the last `history` steps.
 
     Rendering dominates the time of a rollout, so a camera image is rendered only if the policy will see it.
 

@@ -40,14 +40,14 @@ class RecordingSettings:
 
     Attributes:
         task: name of the simulated task.
-        episodes: demonstrations to record.
+        episodes: number of demonstrations.
         cameras: which cameras to record.
         image_size: height and width of the images in pixels.
         noise: uniform noise on the grippers' waypoints, in metres.
         seed: of the first episode's scene; episode i starts from seed + i.
         action_noise: standard deviation of the noise on executed actions (see `action_noise`); the recorded actions
             are those without noise.
-        noisy_episodes: how many episodes have it, spread evenly; None: with action_noise half of them.
+        noisy_episodes: number of episodes with this noise, evenly spread; None: half of them if there is any.
         randomize: largest magnitudes of what looks different in each episode (names: `bimact.sim.perturbations.LOOKS`).
     """
 
@@ -87,7 +87,7 @@ class RecordingSettings:
 
     @property
     def found(self) -> SimulatedTask:
-        """The task itself."""
+        """The task of this name."""
         return find_task(self.task)
 
     def is_noisy(self, number: int) -> bool:
@@ -106,7 +106,7 @@ class RecordingSettings:
         return observation_dtype(dict.fromkeys(self.cameras, self.image_size), len(self.found.state_names))
 
     def as_json(self) -> dict[str, Any]:
-        """The settings in JSON's types: lists instead of tuples."""
+        """The settings in JSON types: lists instead of tuples."""
         return dict(json.loads(json.dumps(asdict(self))))
 
 
@@ -132,7 +132,7 @@ def record(settings: RecordingSettings, output_dir: str | Path, workers: int | N
         the episodes, in order. Finished episodes are kept.
 
     Raises:
-        UserError: if the folder holds anything else or cannot be written, or the disk is too small.
+        UserError: if the folder has other content or cannot be written, or the disk is too small.
     """
     settings.check()
     folder = Path(output_dir)
@@ -164,7 +164,7 @@ def record(settings: RecordingSettings, output_dir: str | Path, workers: int | N
 
 
 def _is_complete(folder: Path, settings: RecordingSettings) -> bool:
-    """Whether the folder holds the dataset with these settings; any other one is refused."""
+    """Whether the folder contains the dataset with these settings; any other one is refused."""
     if (folder / JOURNAL).exists() or not (folder / OBSERVATIONS).exists():
         return False
     found: dict[str, Any] = {}
@@ -181,7 +181,7 @@ def _continue_or_begin(folder: Path, settings: RecordingSettings) -> dict[int, R
         _refuse_other(folder, content["settings"], settings)
         return {entry["number"]: RecordedEpisode(**entry) for entry in content["episodes"]}
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder.resolve()} is not empty and holds no recording: choose another --output_dir")
+        raise UserError(f"{folder.resolve()} is not empty and contains no recording: choose another --output_dir")
     _allocate(folder, settings)
     _write_journal(folder, settings, {})
     return {}
@@ -194,7 +194,7 @@ def _refuse_other(folder: Path, found: dict[str, Any], settings: RecordingSettin
         there = found.get(name, usual[name])
         if there != value:
             raise UserError(
-                f"{folder.resolve()} holds a dataset with other settings ({name} is {there}, "
+                f"{folder.resolve()} contains a dataset with other settings ({name} is {there}, "
                 f"not {value}): choose another --output_dir"
             )
 
@@ -312,11 +312,11 @@ class _Worker:
 
 
 def action_noise(names: Sequence[str], steps: int, fps: float, generator: np.random.Generator) -> np.ndarray:
-    """Smooth noise on executed actions, so that demonstrations show how to come back from a deviation.
+    """Smooth noise on executed actions, so that demonstrations contain recoveries from deviations.
 
-    Noise of this kind belongs on what the robot executes, not on the recorded actions: those stay the demonstrator's,
-    which lead back (DART, Laskey et al. 2017, arXiv:1703.09327). It is an Ornstein-Uhlenbeck process of 0.25 s, which
-    begins at 0; grippers, dimensions with `gripper` in their name, have none.
+    The noise is added to the executed, not to the recorded actions: these remain the demonstrator's corrective ones
+    (DART, Laskey et al. 2017, arXiv:1703.09327). It is an Ornstein-Uhlenbeck process of 0.25 s
+    that begins at 0; grippers (dimensions with `gripper` in their names) have none.
 
     Returns:
         (steps, A) with a standard deviation of 1 after the first half second.

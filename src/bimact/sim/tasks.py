@@ -180,7 +180,7 @@ def find_task(name: str) -> SimulatedTask:
         words = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"the task '{name}' of another package cannot be loaded ({words}): reinstall it") from error
     if not isinstance(task, SimulatedTask):
-        raise UserError(f"the entry point '{name}' in bimact.tasks names no task but a {type(task).__name__}")
+        raise UserError(f"the entry point '{name}' in bimact.tasks is not a task but a {type(task).__name__}")
     return task
 
 
@@ -200,10 +200,10 @@ def load_model(
     With `mocap`, the variant whose grippers are welded to mocap bodies. `edit` changes what is compiled. The two
     settings:
 
-    - No multi-point convex collision (MuJoCo ≥ 3.8 has it on): with it, half of the good insertions fail.
-    - The weld's pull on a gripper's orientation is scaled by the body's rotational inverse weight, which
-      MuJoCo 3 computes so that the orientation lags by up to 70°. Giving it the value of the translational
-      weight brings the error back below 1°, as on MuJoCo 2.3.7, for which the demonstrators were made.
+    - No multi-point convex collision (on by default from MuJoCo 3.8): with it, half of the correct insertions fail.
+    - The weld's torque on a gripper is scaled by the body's rotational inverse weight. With the value that MuJoCo 3
+      computes, the orientation lags by up to 70°. The value of the translational weight reduces the error below 1°, as
+      on MuJoCo 2.3.7, for which the demonstrators were made.
     """
     file = task.mocap_model_file if mocap else task.model_file
     path = str(assets_folder() / file)

@@ -67,7 +67,7 @@ class SweepPlan:
 
     @property
     def comparable(self) -> dict[str, Any]:
-        """What all trials have to share besides the sweep file, for their results to be comparable."""
+        """Settings, other than the sweep file, that all trials must share for comparable results."""
         names = [
             name
             for name, entry in keys().items()
@@ -114,7 +114,7 @@ def plan_sweep(
         raise UserError(f"--jobs is {jobs}, it has to be at least 1")
     for name in settings:
         if name in sweep.space:
-            raise UserError(f"'{name}' is a parameter of {sweep.path}: take it out there to set it for all trials")
+            raise UserError(f"'{name}' is a parameter of {sweep.path}: remove it there to set it for all trials")
     constants = {
         name: as_text(distribution.choices[0])
         for name, distribution in sweep.space.items()
@@ -148,7 +148,7 @@ def plan_sweep(
 
 
 def in_project(path: str | Path) -> Path:
-    """A relative path from here or, where there is no such file, from the project's root."""
+    """A path relative to the working directory or, if there is no such file, to the project's root."""
     project = Path(bimact.__file__).parents[2]  # where an editable installation comes from
     path = Path(expand_home(path))
     return path if path.exists() or not (project / path).exists() else project / path
@@ -158,7 +158,7 @@ def _check_demonstrations(sweep: Sweep, base: Config) -> str:
     """Check that there are episodes to train on and, for val_loss, to validate on.
 
     Returns:
-        what identifies these demonstrations.
+        an identifier of these demonstrations.
     """
     shares: list[Any] = [base.val_split]
     if "val_split" in sweep.space:

@@ -157,7 +157,7 @@ def _scatter(axes: Axes, sweep: Sweep, trials: Sequence[FrozenTrial], places: Ma
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis where values are of several sizes; plain numbers on any."""
+    """A logarithmic axis if values span orders of magnitude; plain numbers on any axis."""
     finite = [value for value in values if math.isfinite(value)]
     plain_numbers(axes)
     if not finite:

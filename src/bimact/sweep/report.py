@@ -64,7 +64,7 @@ def importances(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, float]
     Pruned trials count with their last values.
 
     Returns:
-        nothing, if there are too few trials or parameters.
+        empty if there are too few trials or parameters.
     """
     judged, names = _judged(trials), varied(sweep.space)
     values = {last_value(trial) for trial in judged}
@@ -98,7 +98,7 @@ def at_the_edge(sweep: Sweep, best: FrozenTrial) -> list[str]:
         low, high = plots.with_margin(distribution.low, distribution.high, distribution.log, -_EDGE)
         if not low <= best.params[name] <= high:
             end = "lower" if best.params[name] < low else "upper"
-            sentences.append(f"{name} is at the {end} end of its range: a wider range may hold a better value.")
+            sentences.append(f"{name} is at the {end} end of its range: a wider range may contain a better value.")
     return sentences
 
 
@@ -163,7 +163,7 @@ def _options(command: str) -> list[str]:
 
 
 def _words(distribution: BaseDistribution) -> str:
-    """A distribution in words."""
+    """A description of a distribution."""
     if isinstance(distribution, CategoricalDistribution):
         texts = [short(choice) for choice in distribution.choices]
         return texts[0] if len(texts) == 1 else "one of " + ", ".join(texts)

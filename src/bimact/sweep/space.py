@@ -27,7 +27,7 @@ def flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
     """Names of settings, nested ones with dots, and their entries."""
     for name, spec in parameters.items():
         if not isinstance(spec, Mapping):
-            raise UserError(f"parameter '{prefix}{name}' is {spec!r}, it has to hold value, values, or min and max")
+            raise UserError(f"parameter '{prefix}{name}' is {spec!r}, it has to contain value, values, or min and max")
         if isinstance(spec.get("parameters"), Mapping):
             yield from flatten(spec["parameters"], f"{prefix}{name}.")
         else:
@@ -125,7 +125,7 @@ def grid_values(name: str, distribution: BaseDistribution) -> list[Any]:
     assert isinstance(distribution, FloatDistribution)
     if distribution.step is None:
         raise UserError(
-            f"parameter '{name}' is a range without steps, of which a grid has no end: "
+            f"parameter '{name}' is a range without steps, whose grid is infinite: "
             "give values, or distribution: q_uniform with its step q"
         )
     steps = round((distribution.high - distribution.low) / distribution.step)
@@ -151,11 +151,11 @@ def _implied_kind(spec: Mapping[str, Any]) -> str:
 def _choices(spec: Mapping[str, Any]) -> list[Any]:
     values = [spec["value"]] if "value" in spec else spec.get("values")
     if not isinstance(values, list) or not values:
-        raise ValueError("values has to be a list with something in it")
+        raise ValueError("values has to be a non-empty list")
     # Optuna stores single values only; a list becomes the text that a setting is given as.
     choices = [as_text(value) if isinstance(value, (list, dict)) else value for value in values]
     if len(set(choices)) < len(choices):
-        raise ValueError(f"values {choices} has one twice")
+        raise ValueError(f"values {choices} contains duplicates")
     return choices
 
 

@@ -1,4 +1,4 @@
-"""A sweep in Optuna's storage: its trials, the next one, and those whose process is gone."""
+"""A sweep in Optuna's storage: its trials, the next one, and those whose process has ended."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SweepStudy:
         warm_up: number of values of the metric before a trial may be pruned; None: no pruning.
 
     Raises:
-        UserError: if the database cannot be opened, or holds another sweep under this name.
+        UserError: if the database cannot be opened, or contains another sweep of this name.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class SweepStudy:
         before = self.study.user_attrs.get("sweep")
         if before is None:
             if any(self.folder.glob("trial-*")):
-                raise UserError(f"{self.folder} holds trials of another study: {_free_name(self.folder)}")
+                raise UserError(f"{self.folder} contains trials of another study: {_free_name(self.folder)}")
             self.study.set_user_attr("sweep", now)
             return
         changes = list(_changes(before, now))
@@ -184,7 +184,7 @@ def process_mark(process: psutil.Process) -> dict[str, Any]:
 
 
 def end_orphan(trial: FrozenTrial) -> None:
-    """End the training of a trial whose sweep is gone, if it still runs on this machine."""
+    """End the training of a trial whose sweep process has ended, if it still runs on this machine."""
     mark = trial.user_attrs.get("process")
     if mark is None or trial.user_attrs["owner"]["host"] != socket.gethostname():
         return
@@ -201,7 +201,7 @@ def _begun(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _is_lost(trial: FrozenTrial) -> bool:
-    """Whether the process that supervises a running trial is gone."""
+    """Whether the process that supervises a running trial has ended."""
     owner = trial.user_attrs.get("owner")
     if owner is not None and owner["host"] == socket.gethostname():
         return _process(owner) is None
@@ -268,7 +268,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {entry}" for key, entry in value.items()) + "}"
-    return "not there" if value is None else str(value)
+    return "not set" if value is None else str(value)
 
 
 def _free_name(folder: Path) -> str:

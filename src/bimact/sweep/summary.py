@@ -1,4 +1,4 @@
-"""What a sweep prints: a line per trial, and at the end the best one and how to train with its settings."""
+"""The output of a sweep: a line per trial, and at the end the best one and how to train with its settings."""
 
 from __future__ import annotations
 

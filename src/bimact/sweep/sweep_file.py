@@ -91,7 +91,7 @@ def read_sweep(path: str | Path) -> Sweep:
     path = Path(expand_home(path))
     written = read_yaml(path, "sweep file")
     if written is None or not isinstance(written.value, dict):
-        raise UserError(f"sweep file {path} holds no `key: value` lines")
+        raise UserError(f"sweep file {path} contains no `key: value` lines")
     # Numbers are as in YAML (1e-6 is one), text as it is written.
     content: dict[str, Any] = written.plain()
     for key in ("name", "program"):
@@ -139,7 +139,7 @@ def _sweep(path: Path, content: Mapping[str, Any]) -> Sweep:
 
     metric = content.get("metric", {})
     if not isinstance(metric, Mapping):
-        raise UserError(f"metric is {metric}, it has to hold name and goal")
+        raise UserError(f"metric is {metric}, it has to contain name and goal")
     goal = metric.get("goal", "minimize")
     if goal not in ("minimize", "maximize"):
         raise UserError(f"the goal of the metric is {goal}, it has to be minimize or maximize")
@@ -153,7 +153,7 @@ def _sweep(path: Path, content: Mapping[str, Any]) -> Sweep:
     for name, spec in flatten(specs):
         check_name(name)
         if name in parameters:
-            raise UserError(f"parameter '{name}' is there twice")
+            raise UserError(f"parameter '{name}' is given twice")
         parameters[name], space[name] = spec, distribution_of(name, spec)
         check_values(name, space[name])
         hint = hint_of(name, spec, space[name])
@@ -187,7 +187,7 @@ def _arguments(command: Any) -> list[str]:
         return []
     items = [str(item) for item in command] if isinstance(command, list) else []
     if "${program}" not in items:
-        raise UserError("command has to be a list with ${program} in it")
+        raise UserError("command has to be a list that contains ${program}")
     place = items.index("${program}")
     before, after = items[:place], [item for item in items[place + 1 :] if item != "${args}"]
     strange = [item for item in before if item not in ("${env}", "${interpreter}", "python", "python3")]

@@ -40,8 +40,8 @@ def encode_clip(
 
     Args:
         path: the MP4 file; it appears when it is complete.
-        token: cancellation token: a file that exists as long as the video is wanted, and holds the number of steps
-            that are done.
+        token: cancellation token: a file that exists as long as the video is needed, and contains the number of
+            finished steps.
         max_width: wider images are scaled down; None: all keep their size.
 
     Raises:
@@ -114,7 +114,7 @@ class ClipStore:
 
     Args:
         source: the dataset.
-        folder: for the videos; it exists, and nothing else uses it.
+        folder: an existing one, used only for the videos.
     """
 
     def __init__(self, source: Source, folder: Path) -> None:
@@ -171,7 +171,7 @@ class ClipStore:
                 self._changed.wait(_SECONDS_UNTIL_CANCELLED / 3)
 
     def _ask(self, episode: int) -> list[_Clip]:
-        """The clips of an episode, which are wanted from now on; those that nobody waits for are cancelled."""
+        """The clips of an episode, now requested; clips that are no longer requested are cancelled."""
         now = time.monotonic()
         for number, camera in enumerate(self._source.cameras):
             if (episode, camera) not in self._clips:

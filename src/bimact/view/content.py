@@ -1,4 +1,4 @@
-"""What the page shows of a dataset, its joints and its episodes, in JSON's types."""
+"""The content of the page: a dataset, its joints and its episodes, in JSON types."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ _SECONDS_PER_JOB = 600.0
 class Histogram:
     """Counts of finite values in bins of equal width, of a dataset that is read in parts, in any order, once.
 
-    A bin's width is a power of two and its edges are multiples of it, so the bins of any two histograms become the same
-    by merging neighbours: counts are exact in any order.
+    A bin's width is a power of two and its edges are multiples of it, so the bins of any two histograms can be made
+    equal by merging neighbours: counts are exact in any order.
 
     Attributes:
         exponent: bins are 2**exponent wide.
@@ -80,7 +80,7 @@ class Histogram:
         return histogram
 
     def _at(self, exponent: int) -> Histogram:
-        """The same in bins that are 2**exponent wide, which is no narrower than they are."""
+        """The same with bins of width 2**exponent, at least the present width."""
         shift = min(exponent - self.exponent, 62)  # the limit of int64; numbers of bins are below 2**41
         first = self.first >> shift
         numbers = (np.arange(len(self.counts)) + self.first) >> shift

@@ -35,7 +35,7 @@ def render_page(name: str, embedded: Mapping[str, Any] | None = None) -> tuple[s
 
     Returns:
         the page, and its content security policy: whatever the names in a dataset contain, only scripts and styles with
-        this page's random number run, and nothing is loaded from elsewhere.
+        this page's random number run, and nothing is loaded from other sites.
     """
     nonce = secrets.token_urlsafe(16)
     policy = (

@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not _THIS_MACHINE.fullmatch(self.headers.get("Host", "")):
-            return self._send_error(HTTPStatus.FORBIDDEN, "this page is served to 127.0.0.1 and localhost alone")
+            return self._send_error(HTTPStatus.FORBIDDEN, "this page is served to 127.0.0.1 and localhost only")
         path = self.path.partition("?")[0]
         for pattern, answer in _ROUTES:
             match = re.fullmatch(pattern, path)
@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
                     return answer(self, *match.groups())
                 except UserError as error:
                     return self._send_error(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-        self._send_error(HTTPStatus.NOT_FOUND, "there is nothing of this name")
+        self._send_error(HTTPStatus.NOT_FOUND, "not found")
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged."""

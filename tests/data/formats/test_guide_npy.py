@@ -477,7 +477,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, values: np.ndar
     for name in SIZES:
         del columns[f"image_{name}"]
     save_observations(tmp_path, columns)
-    assert "has images, and none that can be used (odd has " in refusal(tmp_path)
+    assert "has images, but none that can be used (odd has " in refusal(tmp_path)
 
 
 def test_an_episode_without_steps_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

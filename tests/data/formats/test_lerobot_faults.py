@@ -141,7 +141,7 @@ def test_an_episode_whose_rows_are_in_several_places_is_damaged(tmp_path: Path) 
 def test_a_dataset_without_any_episode_that_can_be_read_is_refused(tmp_path: Path, variant: Variant) -> None:
     folder = write_lerobot(tmp_path / "set", LENGTHS, variant)
     shutil.rmtree(folder / "videos")
-    with pytest.raises(UserError, match=r"has images, and none that can be used \(top videos.* is missing"):
+    with pytest.raises(UserError, match=r"has images, but none that can be used \(top videos.* is missing"):
         Selection().applied_to(open_lerobot(folder)).require_camera()
 
 

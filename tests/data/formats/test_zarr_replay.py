@@ -296,7 +296,7 @@ def test_empty_episodes_are_named_and_left_out(tmp_path: Path) -> None:
 def test_steps_after_the_last_episode_belong_to_none(tmp_path: Path) -> None:
     source = opened(write_replay(tmp_path / "x.zarr", [4, 3], replay_arrays([4, 6])))
     assert len(read_all(source)["state"]) == 7
-    assert source.notes[0].endswith("up to 3 rows after the last episode belong to none and are not used")
+    assert source.notes[0].endswith("up to 3 rows after the last episode belong to no episode and are not used")
 
 
 def test_open_source_reads_a_buffer_in_a_process_of_its_own(buffer: Path) -> None:
@@ -388,7 +388,7 @@ def test_arrays_outside_of_data_are_left_out_with_the_reason(buffer: Path, versi
     more = {"zarr_format": version} if HAS_V3 else {}
     zarr.save_array(str(buffer / "wrenches" / "left"), np.ones((9, 2)), **more)
     left_out = open_zarr_replay(buffer, None).left_out
-    assert [(entry.name, entry.reason) for entry in left_out] == [("wrenches/left", "lies outside of data")]
+    assert [(entry.name, entry.reason) for entry in left_out] == [("wrenches/left", "is outside of data")]
 
 
 def test_an_episode_that_ends_behind_an_array_is_damaged(tmp_path: Path) -> None:

@@ -1,19 +1,19 @@
-"""ALOHA's demonstrations: one HDF5 file an episode, as ACT, ACT++ and Mobile ALOHA record them.
+"""ALOHA's demonstrations: one HDF5 file per episode, as recorded by ACT, ACT++ and Mobile ALOHA.
 
 - `/action` (T, A); its rows are the episode's steps;
 - `/observations/qpos`, on real robots also `qvel` and `effort` (T, S);
 - `/observations/images/<camera>`: (T, H, W, 3) uint8 RGB; or JPEG files as rows (T, bytes) padded with zeros (ACT++'s
-  `compress`), or as byte strings (T,). What `/compress_len` says is not needed: a JPEG file tells its own end;
-- `/base_action` (T, 2) of Mobile ALOHA's wheels, joined to the action as ACT++ does. ACT++ also averages it over 5
-  steps when it loads a file; here it stays as it was recorded;
-- any other (T, D) or (T,) numbers are columns too, by their path without `observations/`, such as `left/force`; and
-  images elsewhere in the file are cameras. Of two that would have the same name, such as `/observations/qpos` and
-  `/qpos`, the second one is `root/qpos`. Depth and what cannot be read is left out with the reason.
+  `compress`), or as byte strings (T,). `/compress_len` is not needed: a JPEG file contains its own end;
+- `/base_action` (T, 2) of Mobile ALOHA's wheels, appended to the action as in ACT++. ACT++ also averages it over 5
+  steps on loading; here it stays as recorded;
+- any other (T, D) or (T,) numbers are columns, named by their path without `observations/`, such as `left/force`;
+  images elsewhere in the file are cameras. Of two with the same name, such as `/observations/qpos` and `/qpos`, the
+  second one is `root/qpos`. Depth and unreadable content is left out with the reason.
 
-Files of another layout are read the same way, but that the user chooses which columns are the state and the action.
-The files tell no rate unless they have an attribute `fps`: ALOHA is controlled 50 times a second. Fourteen numbers are
-two arms of six joints and a gripper, the left arm first. Which way JPEG files keep red and blue is told by an attribute
-`color_order` ("rgb": as the JPEG standard says; "bgr": red and blue swapped), else by `color_order.py` from the images.
+Files of another layout are read in the same way, except that the user chooses the columns of state and action. Without
+an attribute `fps` the control frequency is ALOHA's 50 Hz. Fourteen dimensions are two arms of six joints and a gripper,
+the left arm first. The colour order of JPEG files is taken from an attribute `color_order` ("rgb": as in the JPEG
+standard; "bgr": red and blue swapped), else detected from the images by `color_order.py`.
 
 Source: record_sim_episodes.py and constants.py in https://github.com/tonyzhaozh/act; compress_data.py and utils.py in
 https://github.com/MarkFzp/act-plus-plus; record_episodes.py in https://github.com/MarkFzp/mobile-aloha.
@@ -87,7 +87,7 @@ _MOST_TOLD = 10
 
 @dataclass
 class _File(Contents):
-    """What one episode's file holds."""
+    """The content of one episode's file."""
 
     name: str = ""
     number: int = 0
@@ -104,11 +104,11 @@ class _File(Contents):
 
 @dataclass(frozen=True, kw_only=True)
 class AlohaHdf5(Source):
-    """Episodes in files of their own.
+    """Episodes in separate files.
 
     Attributes:
-        paths: camera or column → the places where it is in files, the first of those in one file first.
-        whites: camera of floats → the number that stands for white.
+        paths: camera or column → its possible paths in files, in order of preference.
+        whites: camera of floats → the value of white.
     """
 
     paths: Mapping[str, tuple[str, ...]]
@@ -133,7 +133,7 @@ class AlohaHdf5(Source):
 
 
 def is_aloha_hdf5(path: Path) -> bool:
-    """Whether a path is an episode's file, or a folder of them; files called episode_<number> may be damaged."""
+    """Whether a path is an episode's file, or a folder of them; files named episode_<number> may be damaged."""
     names = ["."] if path.is_file() else _episode_files(path)[0]
     layouts = (_has_layout(path, name) for name in names)
     readable = list(islice((layout for layout in layouts if layout is not None), _FILES_TO_RECOGNIZE))
@@ -144,36 +144,36 @@ def is_aloha_hdf5(path: Path) -> bool:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a path is an HDF5 file, or a folder with some."""
+    """Whether a path is an HDF5 file, or a folder that contains some."""
     return (
         (path.suffix.lower() in SUFFIXES and has_signature(path)) if path.is_file() else bool(_episode_files(path)[0])
     )
 
 
 def open_aloha_hdf5(path: Path, cache_dir: Path | None) -> AlohaHdf5:
-    """Open a folder of episodes' files, or one such file. They are read as they are.
+    """Open a folder of episodes' files, or one such file; nothing is converted.
 
     Args:
-        path: files in it are taken in natural order, or those in its folders if it has none. If some are called
-            episode_<number>, all others are left aside.
+        path: its files in natural order, or those in its subfolders if it has none. If some are named
+            episode_<number>, all others are ignored.
 
     Raises:
-        UserError: if there is no file with steps in it, or files were recorded at several rates.
+        UserError: if no file contains steps, or the files have different control frequencies.
     """
     return _open(path.absolute(), "ALOHA HDF5", _FPS)
 
 
 def open_hdf5_episodes(path: Path, cache_dir: Path | None) -> AlohaHdf5:
-    """Open files of another layout, one an episode: the user chooses what of them is state and action."""
-    return _open(path.absolute(), "HDF5, a file for each episode", None)
+    """Open files of another layout, one per episode: the user chooses the columns of state and action."""
+    return _open(path.absolute(), "HDF5, one file per episode", None)
 
 
 def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
     names, left_aside = (["."], []) if path.is_file() else _episode_files(path)
     if not names:
-        raise UserError(f"{path} holds no .hdf5 files")
+        raise UserError(f"{path} contains no .hdf5 files")
     read = [_read(path, name, number) for name, number in zip(names, numbers_in(names))]
-    # An episode of another rate, or whose encoded images are said to have another order of colours, than most episodes.
+    # Episodes whose rate, or whose color_order of encoded images, differs from most others.
     rates = Counter(file.fps or usual_fps for file in read if file.fault is None)
     for file in read if len(rates) > 1 else ():
         most, rate = rates.most_common(1)[0][0], file.fps or usual_fps
@@ -193,7 +193,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
     if not files:
         told = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD])
         more = f"; and {len(unusable) - _MOST_TOLD} more" if len(unusable) > _MOST_TOLD else ""
-        raise UserError(f"{path} holds no episode that can be read: {told}{more}")
+        raise UserError(f"{path} contains no readable episode: {told}{more}")
     found = agreed(files)
     cameras = found.cameras
     in_order = [*(key for key in _KNOWN if key in found.columns), *sorted(found.columns.keys() - set(_KNOWN))]
@@ -206,14 +206,14 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
     sim = {bool(file.sim) for file in files if file.sim is not None}
     fps, notes = _fps_notes(files, usual_fps)
     notes += [
-        f"{name} is {' in some files and '.join(f'/{place}' for place in places)} in others: both are taken as one"
+        f"{name} is {' in some files and '.join(f'/{place}' for place in places)} in others: both are treated as one"
         for name, places in paths.items()
         if len(places) > 1 and (name in cameras or name in columns)
     ]
     notes += conversion_notes([file.forms for file in files], found.whites)
     notes += number_notes(names, [file.number for file in read])
     if left_aside:
-        notes.append(f"left aside, since others are called episode_<number>: {some_of(left_aside)}")
+        notes.append(f"not read, since others are named episode_<number>: {some_of(left_aside)}")
     source = AlohaHdf5(
         path=path,
         format=format_name,
@@ -251,14 +251,14 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
 
 
 FORMAT = Format(name="ALOHA's episode_{i}.hdf5", recognizes=is_aloha_hdf5, open=open_aloha_hdf5)
-ANY_HDF5 = Format(name="other HDF5 files, one an episode", recognizes=is_hdf5, open=open_hdf5_episodes)
+ANY_HDF5 = Format(name="other HDF5 files, one per episode", recognizes=is_hdf5, open=open_hdf5_episodes)
 
 
 # Files ----------------------------------------------------------------------------------------------
 
 
 def _episode_files(folder: Path) -> tuple[list[str], list[str]]:
-    """The episodes' files, relative to the folder, in natural order; and the HDF5 files that are none."""
+    """The episodes' files, relative to the folder, in natural order; and the other HDF5 files."""
     names = hdf5_files(folder)
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
     inside = [f"{entry.name}/{name}" for entry in entries for name in hdf5_files(entry)]
@@ -268,7 +268,7 @@ def _episode_files(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _has_layout(path: Path, name: str) -> bool | None:
-    """Whether a file looks like an episode; None: it cannot be read."""
+    """Whether a file has the layout of an episode; None: it cannot be read."""
     try:
         with open_hdf5(file_inside(path, name)) as file:
             observations = find_group(file, "observations")
@@ -279,7 +279,7 @@ def _has_layout(path: Path, name: str) -> bool | None:
 
 
 def _read(path: Path, name: str, number: int) -> _File:
-    """What a file holds. Images are looked at as far as their size needs it."""
+    """The content of a file. Images are decoded only to find their size."""
     where = str(path if name == "." else path / name)
     found = _File(where, name=name, number=number)
     try:
@@ -317,7 +317,7 @@ def _read(path: Path, name: str, number: int) -> _File:
 
 
 def _order(place: str) -> tuple[bool, list[str]]:
-    """Which of several places comes first: that of images, then as `walk` gives them."""
+    """Sort key of paths: images first, then in the order of `walk`."""
     return not place.startswith(f"{_IMAGES}/"), place.split("/")
 
 
@@ -330,7 +330,7 @@ def _with_names(key: str, column: Column) -> Column:
 
 
 def _read_rate(file: h5py.File, found: _File) -> None:
-    """Take a file's rate from its attribute `fps`; else from an attribute or a dataset with a name for such."""
+    """Read a file's rate from its attribute `fps`; else from another attribute or dataset with a suitable name."""
     told = attribute(file, "fps")
     found.fps = rate_of(told)
     if found.fps is None and h5py.h5a.exists(file.id, b"fps"):
@@ -346,7 +346,7 @@ def _read_rate(file: h5py.File, found: _File) -> None:
 
 
 def _fps_notes(files: Sequence[_File], usual: float | None) -> tuple[float | None, list[str]]:
-    """Steps a second of files that agree, and notes where they do not tell."""
+    """The control frequency in Hz, and notes on where it is from."""
     notes = [
         f"{file.where}: the attribute fps is {file.odd_fps}, which is not a rate"
         for file in files
@@ -354,14 +354,14 @@ def _fps_notes(files: Sequence[_File], usual: float | None) -> tuple[float | Non
     ][:_MOST_TOLD]
     told = next((file.fps for file in files if file.fps is not None), None)
     for name in dict.fromkeys(file.rate_from for file in files if file.rate_from is not None):
-        notes.append(f"the rate, {told:g} Hz, is told by the {name} of the files")
+        notes.append(f"the control frequency, {told:g} Hz, is taken from the {name} of the files")
     if told is None and usual is not None:
-        notes.append(f"no file tells its rate: {usual:g} Hz, as ALOHA's")
+        notes.append(f"the files do not specify the control frequency: {usual:g} Hz is assumed, as for ALOHA")
     return told or usual, notes
 
 
 def _with_color_order(source: AlohaHdf5, files: Sequence[_File]) -> AlohaHdf5:
-    """Decide how JPEG images are to be read, and say in the metadata why."""
+    """Choose the colour order of JPEG images, and record the reason in the metadata."""
     notes = [
         f"{file.where}: the attribute color_order is {file.odd_colors}, which is neither rgb nor bgr"
         for file in files
@@ -371,8 +371,8 @@ def _with_color_order(source: AlohaHdf5, files: Sequence[_File]) -> AlohaHdf5:
     arrays = dict.fromkeys(name for file in swapped for name in file.cameras if name not in file.encoded)
     if arrays:
         notes.append(
-            f"the attribute color_order is bgr, which is of encoded images: the images of camera {', '.join(arrays)} "
-            "are arrays, and taken for RGB"
+            f"the attribute color_order is bgr, which is for encoded images: those of camera {', '.join(arrays)} "
+            "are arrays and read as RGB"
         )
     source = dataclasses.replace(source, notes=(*source.notes, *notes))
     encoded = [file for file in files if file.encoded]
@@ -381,9 +381,7 @@ def _with_color_order(source: AlohaHdf5, files: Sequence[_File]) -> AlohaHdf5:
     told = [file.color_order for file in encoded if file.color_order is not None]
     if told:  # all the same
         silent = len(encoded) - len(told)
-        note = (
-            f"{silent} of {len(encoded)} files do not tell color_order: it is taken to be {told[0]}, as in the others"
-        )
+        note = f"{silent} of {len(encoded)} files do not specify color_order: {told[0]} is assumed, as in the others"
         return dataclasses.replace(source, color_order=told[0], notes=(*source.notes, *([note] if silent else [])))
     episodes, steps = _FRAMES_FOR_COLORS
     colors = colors_of(image for file in _spread(encoded, episodes) for image in _some_images(source.path, file, steps))
@@ -392,7 +390,7 @@ def _with_color_order(source: AlohaHdf5, files: Sequence[_File]) -> AlohaHdf5:
 
 
 def _some_images(path: Path, file: _File, count: int) -> Iterator[np.ndarray]:
-    """Images as the JPEG standard says, at some steps of all cameras."""
+    """Images decoded as the JPEG standard specifies, at some steps of all cameras."""
     with open_hdf5(file_inside(path, file.name)) as opened:
         for camera in file.encoded:
             where = f"{file.where}, camera {camera}"
@@ -404,6 +402,6 @@ def _some_images(path: Path, file: _File, count: int) -> Iterator[np.ndarray]:
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """So many items, as far from each other as can be."""
+    """`count` items at equal distances."""
     numbers = sorted({round(number) for number in np.linspace(0, len(items) - 1, count)})
     return [items[number] for number in numbers]

@@ -1,17 +1,17 @@
-"""Whether JPEG images, decoded as the JPEG standard says, have red and blue in their places.
+"""Detects whether JPEG images, decoded as the JPEG standard specifies, have red and blue swapped.
 
-OpenCV takes the first channel for blue. Files that were written by `cv2.imencode` from RGB arrays, and are read by
-`cv2.imdecode` into arrays that are taken for RGB, come out right, though every other decoder shows red things blue.
-ACT++ writes and reads so; others write what the standard says. The files do not tell which.
+OpenCV treats the first channel as blue. Files written by `cv2.imencode` from RGB arrays are read back correctly by
+`cv2.imdecode`, but every other decoder shows red objects blue. ACT++ writes and reads such files; others follow the
+standard. The files do not specify which.
 
-What decides here is which hues are strong. Among strongly coloured things, those that reflect more red than blue (wood,
-skin, food, cardboard, red and yellow paint) are more common than those that reflect more blue. Faint colours are left
-out, since they follow the light: a camera's white balance makes white metal blue as easily as it makes it yellow.
+The criterion is the hue of saturated colours. Saturated objects that reflect more red than blue (wood, skin, food,
+cardboard, red and yellow paint) are more common than those that reflect more blue. Unsaturated colours are ignored,
+since they depend on the white balance.
 
-How sure it is: of 17 scenes in their right colours (three real episodes of a humanoid's hands, ALOHA's two simulated
-tasks, twelve photographs) 13 had a warmth above 0.8; one, of a blue circuit board, -0.9; three were between, among them
-ALOHA's insertion of a red peg into a blue socket (-0.4). With red and blue swapped all have the opposite sign. So the
-warmth is believed above 0.6; below that, images are taken to be as ACT++ writes them.
+Reliability: of 17 scenes with correct colours (three real episodes of a humanoid's hands, ALOHA's two simulated tasks,
+twelve photographs) 13 had a warmth above 0.8; one, of a blue circuit board, -0.9; three were between, among them
+ALOHA's insertion of a red peg into a blue socket (-0.4). With red and blue swapped all have the opposite sign. The
+warmth is used if its magnitude is above 0.6; otherwise ACT++'s colour order is assumed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _SHRUNK = 4  # times, along each side: compression's artefacts in colours are as
 
 @dataclass(frozen=True)
 class Colors:
-    """What images tell of their colours.
+    """The colour statistics of images.
 
     Attributes:
-        warmth: from -1, all strong colours have more blue than red, to 1, all have more red; 0: there are none.
-        frames: images that were looked at.
+        warmth: from -1 (all saturated colours have more blue than red) to 1 (all have more red); 0: there are none.
+        frames: number of images examined.
     """
 
     warmth: float
@@ -51,7 +51,7 @@ class Colors:
 
 
 def colors_of(images: Iterable[np.ndarray]) -> Colors:
-    """Look at images (H, W, 3) uint8 as a JPEG decoder gives them; they may differ in size."""
+    """Colour statistics of images (H, W, 3) uint8 as decoded from JPEG; they may differ in size."""
     warm = cold = 0.0
     frames = 0
     for image in images:

@@ -1,7 +1,7 @@
-"""Reads HDF5 files so that a damaged or hostile one ends in a sentence.
+"""Reads HDF5 files; damaged and malicious ones end in a `UserError`.
 
-Followed are hard links alone: soft and external links, virtual datasets and external storage may lead to any file. No
-dataset is read before its size was compared with what the file really stores.
+Only hard links are followed: soft and external links, virtual datasets and external storage may lead to any file. The
+size of each dataset is compared with the file's actual storage before it is read.
 
 Source: the HDF5 file format specification, version 3.0 (https://support.hdfgroup.org/documentation/hdf5/latest).
 """
@@ -58,7 +58,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open a file for reading.
 
     Raises:
-        UserError: naming the file, if HDF5 cannot open it, or has an error inside the block.
+        UserError: naming the file, if HDF5 cannot open it or fails inside the block.
     """
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
@@ -78,14 +78,14 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             if is_empty:
                 reason = "it is empty"
             elif "lock file" in said or "already open" in said:
-                reason, advice = "another program is writing it; wait until it has finished", ""
+                reason, advice = "another program is writing to it; wait until it has finished", ""
             elif isinstance(error, MemoryError):
-                reason = "it asks for more memory than there is, so it is damaged"
+                reason = "it requests more memory than available, so it is damaged"
         raise UserError(f"cannot read {path}: {reason}{advice}", reason) from None
 
 
 def has_signature(path: Path) -> bool:
-    """Whether a file begins as HDF5 files do, damaged or not."""
+    """Whether a file begins with the HDF5 signature, damaged or not."""
     try:
         with path.open("rb") as file:
             return file.read(len(_SIGNATURE)) == _SIGNATURE
@@ -107,25 +107,25 @@ def hdf5_files(folder: Path) -> list[str]:
 
 
 def file_inside(dataset: Path, name: str) -> Path:
-    """The file of a dataset; "." is the dataset itself.
+    """A file of a dataset; "." is the dataset itself.
 
     Raises:
-        UserError: if it is not there, or is a link that leaves the dataset.
+        UserError: if it does not exist, or is a link out of the dataset.
     """
     if name == ".":
         refuse_pointer(dataset)
         return dataset
     if real_file(dataset, name) is None:
-        raise UserError(f"{dataset / name} is not there any more")
+        raise UserError(f"{dataset / name} no longer exists")
     return dataset / name
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """Names sorted so that numbers in them count: demo_2 before demo_10."""
+    """Names sorted with numbers by value: demo_2 before demo_10."""
 
     def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
         parts = re.findall(r"\d+|\D+", name)
-        # Not int(): there is no limit to a name's digits, but to those of int().
+        # Not int(), which limits the number of digits.
         return [
             (0, len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (1, 0, part) for part in parts
         ], name
@@ -134,23 +134,23 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
 
 def numbers_in(names: Sequence[str]) -> list[int]:
-    """What episodes are called by: the last number in each name, if all have one and none twice; else their places."""
+    """Episode numbers: the last number in each name if all have one and they are unique; else positions."""
     found = [re.findall(r"\d{1,9}", Path(name).stem) for name in names]
     numbers = [int(digits[-1]) for digits in found if digits]
     return numbers if len(set(numbers)) == len(names) else list(range(len(names)))
 
 
 def number_notes(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
-    """What episodes are called where that is not the number in their names."""
+    """Notes on episode numbers that differ from the numbers in the names."""
     own = [re.findall(r"\d{1,9}", Path(name).stem) for name in names]
     if names == ["."] or all(digits and int(digits[-1]) == number for digits, number in zip(own, numbers)):
         return []
     told = some_of([f"{number} is {name}" for name, number in zip(names, numbers)])
-    return [f"episodes are numbered by their places, since their names do not tell them apart by numbers: {told}"]
+    return [f"episodes are numbered by position, since the numbers in their names are not unique:  {told}"]
 
 
 def printable(text: str) -> str:
-    """Text in one line, without what a terminal takes for commands."""
+    """Text in one line, without control characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
@@ -158,7 +158,7 @@ def printable(text: str) -> str:
 
 
 def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
-    """What stands at a path inside a group; None: nothing.
+    """The item at a path inside a group; None: there is none.
 
     Raises:
         UserError: if the path leads through a soft or external link.
@@ -170,26 +170,26 @@ def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
         if is_link(here, part):
             raise UserError(
                 f"{name_of(here)}/{part} in {group.file.filename} is a link, and links are not followed, since they "
-                "can lead to any file: store the data itself there"
+                "may lead to any file: store the data itself there"
             )
         here = here[part]
     return here if isinstance(here, h5py.Group | h5py.Dataset) else None
 
 
 def find_dataset(group: h5py.Group, *paths: str) -> h5py.Dataset | None:
-    """The first dataset among some paths; None: at none of them is one."""
+    """The first existing dataset among some paths; None: there is none."""
     return next((item for path in paths if isinstance(item := find(group, path), h5py.Dataset)), None)
 
 
 def dataset_at(group: h5py.Group, *paths: str) -> h5py.Dataset:
-    """The first dataset among some paths.
+    """The first existing dataset among some paths.
 
     Raises:
-        UserError: if at none of them is one.
+        UserError: if there is none.
     """
     found = find_dataset(group, *paths)
     if found is None:
-        raise UserError(f"{group.file.filename} has no {name_of(group)}/{paths[-1]} any more: copy it again")
+        raise UserError(f"{group.file.filename} no longer has {name_of(group)}/{paths[-1]}: copy it again")
     return found
 
 
@@ -199,7 +199,7 @@ def find_group(group: h5py.Group, path: str) -> h5py.Group | None:
 
 
 def members(group: h5py.Group | None) -> list[str]:
-    """The names in a group, sorted; without those that cannot be shown or used for a file."""
+    """The names in a group, sorted; without those that cannot be printed or used as a file name."""
     names = [] if group is None else [name for name in group if isinstance(name, str)]  # bytes: not UTF-8
     return sorted(name for name in names if name.isprintable() and not name.startswith("."))
 
@@ -207,14 +207,14 @@ def members(group: h5py.Group | None) -> list[str]:
 def walk(
     group: h5py.Group, prefix: str = "", depth: int = 0, seen: frozenset[int] = frozenset()
 ) -> Iterator[tuple[str, h5py.Dataset | str]]:
-    """All datasets in a group and in those inside it, by their paths; or why one is not read."""
+    """All datasets in a group and its subgroups, by path; or the reason why one is not read."""
     address = h5py.h5o.get_info(group.id).addr
     if address in seen:  # a group that holds itself
         return
     shown = members(group)
     for name in group:
         if name not in shown:
-            yield prefix + ascii(name)[1:-1], "has a name that cannot be shown"
+            yield prefix + ascii(name)[1:-1], "has a name that cannot be printed"
     for name in shown:
         path = f"{prefix}{name}"
         if is_link(group, name):
@@ -224,13 +224,13 @@ def walk(
         if isinstance(item, h5py.Dataset):
             yield path, item
         elif isinstance(item, h5py.Group) and depth == _DEEPEST:
-            yield path, f"lies in more than {_DEEPEST} groups"
+            yield path, f"is nested in more than {_DEEPEST} groups"
         elif isinstance(item, h5py.Group):
             yield from walk(item, f"{path}/", depth + 1, seen | {address})
 
 
 def is_link(group: h5py.Group, name: str) -> bool:
-    """Whether a name stands for a path, in this file or another one."""
+    """Whether a name is a soft or external link."""
     kind: int = group.id.links.get_info(name.encode()).type
     return kind != h5py.h5l.TYPE_HARD
 
@@ -241,7 +241,7 @@ def name_of(item: h5py.Group | h5py.Dataset) -> str:
 
 
 def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Value | None:
-    """One text or number; None: there is none, or something else."""
+    """A single text or number; None: there is none, or it has another type."""
     if not h5py.h5a.exists(item.id, name.encode()):
         return None
     opened = h5py.h5a.open(item.id, name.encode())
@@ -259,10 +259,10 @@ def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Value | None:
 
 
 def read_texts(dataset: h5py.Dataset) -> list[str]:
-    """The texts (N,) of a dataset, each in one line; none if it holds something else.
+    """The texts (N,) of a dataset, each in one line; empty if it has another type.
 
     Raises:
-        UserError: if it may not be read.
+        UserError: if it cannot be read.
     """
     if dataset.ndim != 1 or h5py.check_string_dtype(dataset.dtype) is None:
         return []
@@ -271,19 +271,19 @@ def read_texts(dataset: h5py.Dataset) -> list[str]:
 
 
 def text_of(item: h5py.Group | h5py.Dataset, *names: str) -> str | None:
-    """The first attribute that is text and not empty."""
+    """The first attribute that is non-empty text."""
     values = (attribute(item, name) for name in names)
     return next((value for value in values if isinstance(value, str) and value), None)
 
 
 def rate_of(value: object) -> float | None:
-    """A control frequency in Hz; None: it is none."""
+    """A control frequency in Hz; None: the value is not one."""
     is_rate = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
     return float(value) if is_rate else None  # type: ignore[arg-type]
 
 
 def json_of(item: h5py.Group | h5py.Dataset, name: str) -> dict[str, Any]:
-    """The object in an attribute; empty if it is anything else."""
+    """The JSON object in an attribute; empty if it is anything else."""
     try:
         content = json.loads(text_of(item, name) or "{}")
     except (ValueError, RecursionError):
@@ -295,10 +295,10 @@ def json_of(item: h5py.Group | h5py.Dataset, name: str) -> dict[str, Any]:
 
 
 def fault_of(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> str | None:
-    """Why a dataset is not read, as the end of a sentence; None: it may be read.
+    """Why a dataset is not read, as the predicate of a sentence; None: it can be read.
 
     Args:
-        may_be_sparse: parts that were never written are zeros, as in the padding of JPEG files.
+        may_be_sparse: unwritten parts are legitimate zeros, as in the padding of JPEG files.
     """
     settings = dataset.id.get_create_plist()
     if dataset.is_virtual or settings.get_external_count():
@@ -308,9 +308,9 @@ def fault_of(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> str | Non
     for number in range(settings.get_nfilters()):
         code, _, _, name = settings.get_filter(number)
         if not h5py.h5z.filter_avail(code):
-            said = printable(name.decode(errors="replace")) or "of no name"
+            said = printable(name.decode(errors="replace")) or "unnamed"
             return (
-                f"needs the HDF5 filter {code} ({said}), which is not there: install hdf5plugin and set "
+                f"needs the HDF5 filter {code} ({said}), which is not installed: install hdf5plugin and set "
                 "HDF5_PLUGIN_PATH to its PLUGIN_PATH, or write the data without that filter"
             )
     # HDF5 reads what was never written as zeros.
@@ -318,9 +318,9 @@ def fault_of(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> str | Non
     stored, end = dataset.id.get_storage_size(), dataset.file.id.get_filesize()
     offset = dataset.id.get_offset()  # None for chunks, for data in the header, and for what was never written
     if stored > end or (offset is not None and offset + size > end):
-        return f"claims {size} bytes, which reach beyond the file's end: copy or record it again"
+        return f"has {size} bytes, beyond the end of the file: copy or record it again"
     if dataset.chunks is None:
-        return "was never written, though the file announces it: record it again" if stored < size else None
+        return "was never written, although the file declares it: record it again" if stored < size else None
     parts = math.prod(-(-rows // chunk) for rows, chunk in zip(dataset.shape, dataset.chunks, strict=True))
     lacking = parts - dataset.id.get_num_chunks()
     if lacking > 0 and not may_be_sparse:
@@ -329,7 +329,7 @@ def fault_of(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> str | Non
 
 
 def check(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> None:
-    """See that a dataset may be read.
+    """Check that a dataset can be read.
 
     Raises:
         UserError: naming file and dataset.
@@ -345,12 +345,12 @@ def is_numeric(dtype: np.dtype[Any]) -> bool:
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """A type in this machine's byte order; an enumeration's numbers."""
+    """A dtype in this machine's byte order; that of the numbers for an enumeration."""
     return np.dtype(dtype.newbyteorder("=").str)
 
 
 def one_number(dataset: h5py.Dataset | None) -> float | None:
-    """The number of a dataset that holds a single one; None: it does not, or may not be read."""
+    """The value of a dataset with a single number; None: it has another content, or cannot be read."""
     if dataset is None or dataset.size != 1 or not is_numeric(dataset.dtype):
         return None
     is_here = not dataset.is_virtual and not dataset.id.get_create_plist().get_external_count()
@@ -364,7 +364,7 @@ def read_vectors(dataset: h5py.Dataset) -> np.ndarray:
     """(T, D) numbers of a dataset (T, D) or (T,).
 
     Raises:
-        UserError: if it may not be read.
+        UserError: if it cannot be read.
     """
     check(dataset)
     values = np.asarray(dataset[()]).reshape(len(dataset), -1)
@@ -372,9 +372,9 @@ def read_vectors(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def read_rows(dataset: h5py.Dataset, steps: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(step, its row) for each of some ascending steps; a repeated step gives the same row again.
+    """(step, its row) for each of some ascending steps; a repeated step yields the same row again.
 
-    Rows that are compressed together are read together, so that they are unpacked once.
+    Rows of one chunk are read together, so that it is decompressed once.
     """
     together = 1 if dataset.chunks is None else dataset.chunks[0]
     row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
@@ -391,17 +391,17 @@ def read_rows(dataset: h5py.Dataset, steps: Sequence[int]) -> Iterator[tuple[int
 
 @dataclass
 class Contents:
-    """What one episode holds.
+    """The content of one episode.
 
     Attributes:
-        where: what messages call it.
+        where: its name in messages.
         length: steps.
-        forms: how the images of each camera are held.
+        forms: form of each camera's images.
         encoded: cameras whose images are JPEG or PNG files.
-        whites: of cameras of floats, the number that stands for white in the first image; None: it is too dark.
-        left_out: what is neither a camera nor a column in this episode, by its name.
-        damaged: those of it that cannot be read, though others of their kind can.
-        fault: why none of it can be used.
+        whites: of cameras of floats, the value of white in the first image; None: it is too dark.
+        left_out: content of this episode that is neither a camera nor a column, by name.
+        damaged: the unreadable ones of these that would be a camera or a column.
+        fault: why the whole episode is unusable.
         is_missing: it has no steps.
     """
 
@@ -420,13 +420,13 @@ class Contents:
     def add(
         self, name: str, dataset: h5py.Dataset | str, *, camera: str | None = None, is_camera: bool = False
     ) -> None:
-        """Take a dataset as a camera or a column, or leave it out with the reason.
+        """Add a dataset as a camera or a column, or leave it out with the reason.
 
         Args:
             name: of the column.
-            dataset: text: why it is not read.
-            camera: its name if it is a camera; None: that of the column.
-            is_camera: its place says that it holds images.
+            dataset: or text: why it is not read.
+            camera: its name if it is a camera; None: the name of the column.
+            is_camera: its path implies that it contains images.
         """
         camera = camera or name
         if camera in self.cameras or name in self.columns:
@@ -446,7 +446,7 @@ class Contents:
             self.damaged.add(camera if is_camera else name)
 
     def _add_camera(self, name: str, dataset: h5py.Dataset, is_camera: bool) -> bool:
-        """Whether a dataset holds images, readable or not."""
+        """Whether a dataset contains images, readable or not."""
         form = image_form(dataset.shape[1:], dataset.dtype, is_camera=is_camera)
         may_be_encoded = _holds_files(dataset) and (is_camera or self._begins_as_image(dataset))
         looks_like_images = is_camera or may_be_encoded or form is not None
@@ -497,7 +497,7 @@ class Contents:
             self.columns[name] = Column(math.prod(dataset.shape[1:]), dtype=str(native(dataset.dtype)))
 
     def _check(self, dataset: h5py.Dataset, may_be_sparse: bool = False) -> None:
-        """See that a dataset has a row for each step, which may be read; a fault is the end of a sentence."""
+        """Check that a dataset has a readable row per step; a fault is the predicate of a sentence."""
         if dataset.shape[0] != self.length:
             raise UserError(f"has {dataset.shape[0]} rows, the action {self.length}")
         fault = fault_of(dataset, may_be_sparse=may_be_sparse)
@@ -509,10 +509,10 @@ class Contents:
 
 
 def steps_of(action: h5py.Dataset, where: str) -> int:
-    """The rows of the action, which are the episode's steps.
+    """The number of rows of the action: the episode's steps.
 
     Raises:
-        UserError: if it may not be read.
+        UserError: if it cannot be read.
     """
     check(action)
     if len(action) > _MOST_STEPS:
@@ -523,11 +523,11 @@ def steps_of(action: h5py.Dataset, where: str) -> int:
 
 @dataclass(frozen=True)
 class Agreed:
-    """What episodes hold together, as a `Source` tells it.
+    """The common content of episodes, as in `Source`.
 
     Attributes:
-        left_out: what is neither a camera nor a column in any episode.
-        whites: camera of floats → the number that stands for white in most episodes.
+        left_out: content that is neither a camera nor a column in any episode.
+        whites: camera of floats → the value of white in most episodes.
     """
 
     cameras: dict[str, Camera]
@@ -539,7 +539,7 @@ class Agreed:
 
 
 def agreed(episodes: Sequence[Contents]) -> Agreed:
-    """Compare episodes. A camera whose floats are of another range than in most is left out of those episodes."""
+    """Compare episodes. A camera of floats is left out of episodes with another value range than most."""
     told: dict[str, Counter[float]] = {}
     for episode in episodes:
         for name, white in episode.whites.items():
@@ -572,7 +572,7 @@ def agreed(episodes: Sequence[Contents]) -> Agreed:
 
 
 def is_no(value: object) -> bool:
-    """Whether an attribute such as `success` says no; None: there is none."""
+    """Whether an attribute such as `success` is false; None counts as true."""
     return value is not None and str(value).lower() in _NO
 
 
@@ -584,11 +584,11 @@ def encoded_images(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(step, image (H, W, 3) uint8 RGB) of JPEG, PNG or WebP files for some ascending steps.
 
-    A repeated step gives the same array again.
+    A repeated step yields the same array again.
 
     Args:
         dataset: rows (T, bytes) or byte strings (T,) padded with zeros, or rows of any length (T,).
-        describe: step → what messages call it.
+        describe: step → its name in messages.
     """
     last, image = -1, np.empty(0, np.uint8)
     for step, content in _rows(dataset, steps):
@@ -615,8 +615,8 @@ def frames_of(
     """Images of a camera, as `Source.read_frames` gives them.
 
     Args:
-        swaps: red and blue of encoded files change places.
-        white: the number that stands for white in images of floats.
+        swaps: exchange red and blue of encoded files.
+        white: the value of white in images of floats.
 
     Raises:
         UserError: if an image cannot be read.

@@ -1,15 +1,15 @@
-"""Raw memory maps under the names of .npy files, as the recorder of the training guide's own repository writes them.
+"""Raw memory maps with the names of .npy files, as written by the recorder of the training guide's own repository.
 
-It saves arrays of zeros by `np.save`, maps the files into memory from their first byte on and writes rollouts there, so
-that the header is overwritten, and as many bytes as it had are left over at the end.
+It saves arrays of zeros by `np.save`, maps the files into memory from their first byte on and writes rollouts there.
+The header is thus overwritten, and as many unused bytes remain at the end.
 
 - `observations.npy`: rows of float32: left image, right image (each H x W x 3, from 0 to 1), qpos (16), qvel (16).
-- `actions.npy`: rows of 14 float32. Both files have space for all rows that were asked for, filled or not.
-- `rollout_length.npy`: uint16 steps of each rollout, a true .npy file.
+- `actions.npy`: rows of 14 float32. Both files have space for all requested rows, filled or not.
+- `rollout_length.npy`: uint16 steps of each rollout, a proper .npy file.
 - `metadata.txt`: one line such as `total_sample_count=1000 max_steps_per_rollout=600 camera_height=128 camera_width=128
   skip_frames=0 sample_count=1000 rollout_count=5`.
 
-The last rollout may be longer than the space that was left for it: then only its beginning is there.
+The last rollout may be longer than the remaining space: then only its beginning is stored.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WIDE_SIZES = (  # (H, W) that cameras have, besides squares; 16:9 has as many p
 
 @dataclass(frozen=True)
 class _Layout:
-    """How many rows the files have space for, and the size of the images in them."""
+    """Number of rows that the files have space for, and size of their images."""
 
     rows: int
     height: int
@@ -96,12 +96,12 @@ class RawMemmap(Source):
             if not ((colors >= 0) & (colors <= 255)).all():
                 raise UserError(
                     f"{self.path / OBSERVATIONS}: the {camera} image of {self.episodes[episode].name}, step {step} has "
-                    "values outside of 0 to 1: record the episode again, or see that metadata.txt tells the right size"
+                    "values outside of 0 to 1: record the episode again, or correct the image size in metadata.txt"
                 )
             yield colors.astype(np.uint8).reshape(self.layout.height, self.layout.width, 3)
 
     def _floats(self, name: str, begins: Sequence[int], count: int) -> np.ndarray:
-        """(len(begins), count) numbers of a file, from some of its bytes on."""
+        """(len(begins), count) floats of a file, from some offsets on."""
         rows = np.empty((len(begins), count), np.float32)
         file_path = _required(self.path, name)
         try:
@@ -118,15 +118,15 @@ class RawMemmap(Source):
 
 
 def is_raw_memmap(path: Path) -> bool:
-    """Whether a folder has an observations.npy and an actions.npy that both lack the first bytes of such files."""
+    """Whether a folder's observations.npy and actions.npy both lack the header of .npy files."""
     return all(_lacks_magic(path / name) for name in (OBSERVATIONS, ACTIONS))
 
 
 def open_raw_memmap(path: Path, cache_dir: Path | None) -> RawMemmap:
-    """Open a folder of raw memory maps. They are read as they are.
+    """Open a folder of raw memory maps; nothing is converted.
 
     Raises:
-        UserError: if a file is missing, cut off or contradicts another, or nothing tells the size of the images.
+        UserError: if a file is missing, cut off or contradicts another, or the image size is unknown.
     """
     path = path.absolute()
     numbers = _read_metadata(path)
@@ -152,7 +152,7 @@ def open_raw_memmap(path: Path, cache_dir: Path | None) -> RawMemmap:
             Unusable(
                 number,
                 f"episode {number}",
-                f"{METADATA} counts {len(recorded)} rollouts, so it was not finished"
+                f"{METADATA} counts {len(recorded)} rollouts, so this one was not finished"
                 if number >= len(lengths)
                 else "it has no steps in the files",
                 is_missing=True,
@@ -164,7 +164,7 @@ def open_raw_memmap(path: Path, cache_dir: Path | None) -> RawMemmap:
             *guess,
             *_more_counted(numbers, all_lengths),
             *(
-                f"episode {number} has {length} steps, and only {fit} fit into the files: it is used up to there"
+                f"episode {number} has {length} steps, but only {fit} fit into the files: these are used"
                 for number, (length, fit) in enumerate(zip(recorded, lengths, strict=True))
                 if 0 < fit < length
             ),
@@ -205,7 +205,7 @@ def _required(path: Path, name: str) -> Path:
 
 
 def _read_metadata(path: Path) -> dict[str, int]:
-    """The numbers that metadata.txt names; those that it only lists stand under "0", "1", ..."""
+    """The named numbers in metadata.txt, and unnamed ones under "0", "1", ..."""
     real = real_file(path, METADATA)
     if real is None:
         return {}
@@ -235,13 +235,13 @@ def _read_lengths(path: Path) -> list[int]:
 
 
 def _that_fit(lengths: list[int], rows: int, path: Path) -> list[int]:
-    """(E,) the steps of each rollout that are in the files: of the last one it may be only the first ones."""
+    """(E,) stored steps of each rollout; of the last one possibly only the first steps."""
     if not any(lengths):
         raise UserError(f"{path / LENGTHS} lists no episode with a step: record at least one")
     before_last = sum(lengths[:-1])
     if before_last + bool(lengths[-1]) > rows:
         raise UserError(
-            f"{path / LENGTHS} adds up to {sum(lengths)} steps, and the files have space for {rows}: write all files "
+            f"{path / LENGTHS} adds up to {sum(lengths)} steps, but the files have space for {rows}: write all files "
             "from the same recording"
         )
     return [*lengths[:-1], min(lengths[-1], rows - before_last)]
@@ -251,25 +251,25 @@ def _more_counted(numbers: dict[str, int], lengths: list[int]) -> list[str]:
     """Notes on rollouts and steps that metadata.txt counts and rollout_length.npy does not list."""
     counts = {"rollouts": ("rollout_count", len(lengths)), "steps": ("sample_count", sum(lengths))}
     return [
-        f"{METADATA} counts {numbers[key]} {what}, and {LENGTHS} {listed}: the rest is not read"
+        f"{METADATA} counts {numbers[key]} {what}, but {LENGTHS} {listed}: the rest is not read"
         for what, (key, listed) in counts.items()
         if numbers.get(key, 0) > listed
     ]
 
 
 def _layout(path: Path, numbers: dict[str, int]) -> tuple[_Layout, list[str]]:
-    """The layout of the rows, as metadata.txt says or as the sizes of the files show; and notes on guesses."""
+    """The layout of the rows, from metadata.txt or inferred from file sizes; and notes on guesses."""
     size, action_bytes = (_required(path, name).stat().st_size for name in (OBSERVATIONS, ACTIONS))
     height, width = (numbers.get(f"camera_{side}", numbers.get(side)) for side in ("height", "width"))
     if height is None or width is None:
         return _inferred_layout(path, numbers, size, action_bytes)
     if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
-        raise UserError(f"{path / METADATA} tells of images of {height} x {width} pixels: correct it")
+        raise UserError(f"{path / METADATA} specifies images of {height} x {width} pixels: correct it")
     layout = _Layout(0, height, width)
     rows = numbers.get("total_sample_count", size // layout.row_bytes)
     if size - rows * layout.row_bytes > _MOST_LEFT_OVER:
         raise UserError(
-            f"{path / OBSERVATIONS} has {size} bytes and {METADATA} tells of {rows} rows of {layout.row_bytes}: "
+            f"{path / OBSERVATIONS} has {size} bytes but {METADATA} specifies {rows} rows of {layout.row_bytes}: "
             "correct its camera_height, camera_width or total_sample_count"
         )
     return _Layout(rows, height, width), []
@@ -291,16 +291,16 @@ def _inferred_layout(path: Path, numbers: dict[str, int], size: int, action_byte
         if len(choices) == 1 and pixels <= _LARGEST_SIDE**2:
             by = f"{METADATA} lists these numbers" if told else f"an image has {pixels} pixels"
             height, width = choices.pop()
-            note = f"nothing names the size of the images: height {height} and width {width} are taken, since {by}"
+            note = f"the image size is not specified: height {height} and width {width} are assumed, since {by}"
             return _Layout(rows, height, width), [f"{note}; write camera_height=... camera_width=... if that is wrong"]
     raise UserError(
-        f"nothing tells the size of the images in {path / OBSERVATIONS}: write camera_height=... camera_width=... into "
+        f"the size of the images in {path / OBSERVATIONS} is unknown: write camera_height=... camera_width=... into "
         f"{path / METADATA}"
     )
 
 
 def _refuse_cut_off(source: RawMemmap, name: str, row_bytes: int) -> None:
-    """See that a file has all rows of all episodes."""
+    """Check that a file has all rows of all episodes."""
     rows = _required(source.path, name).stat().st_size // row_bytes
     last = source.starts[-1] + source.episodes[-1].length
     if rows < last:

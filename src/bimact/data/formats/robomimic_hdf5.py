@@ -1,15 +1,15 @@
 """robomimic's demonstrations: one HDF5 file, with a group `data/demo_<number>` for each.
 
-- `actions` (T, A); its rows are the demonstration's steps, and the attribute `num_samples` says as many;
-- `obs/<key>`: cameras, (T, H, W, 3) or (T, 3, H, W) uint8 RGB, and vectors (T, D) or (T,). Both keep their key for a
-  name, such as "agentview_image" and "robot0_eef_pos"; depth and what cannot be read is left out with the reason;
-- `states`, `rewards`, `dones` and other vectors beside `actions` are columns too; `next_obs` is not read;
+- `actions` (T, A); its rows are the demonstration's steps, also given by the attribute `num_samples`;
+- `obs/<key>`: cameras, (T, H, W, 3) or (T, 3, H, W) uint8 RGB, and vectors (T, D) or (T,). Both are named by
+  their keys, such as "agentview_image" and "robot0_eef_pos"; depth and unreadable content is left out with the reason;
+- `states`, `rewards`, `dones` and other vectors next to `actions` are columns too; `next_obs` is not read;
 - `mask/<filter key>`: names of demonstrations, such as those for training.
 
 The state is `eef_pos`, `eef_quat` and `gripper_qpos` of each robot and arm (`robot0_…`, `robot1_…`, `robot0_left_…`),
-as in robomimic's own settings; without them, the vectors of `obs` whose names tell of the robot.
-The rate is the simulation's `control_freq` in `env_args`; the task is a demonstration's language, else the
-environment's name.
+as in robomimic's own settings; without them, the vectors of `obs` whose names denote robot measurements.
+The control frequency is the simulation's `control_freq` in `env_args`; the task is a demonstration's language
+instruction, else the environment's name.
 
 Source: https://robomimic.github.io/docs/datasets/overview.html; robomimic/config/base_config.py and
 robomimic/utils/dataset.py in https://github.com/ARISE-Initiative/robomimic.
@@ -73,7 +73,7 @@ _IMAGE_AXES = 4
 
 @dataclass
 class _Demo(Contents):
-    """What one demonstration holds.
+    """The content of one demonstration.
 
     Attributes:
         observed: columns that are observations.
@@ -88,12 +88,12 @@ class _Demo(Contents):
 
 @dataclass(frozen=True, kw_only=True)
 class RobomimicHdf5(Source):
-    """Demonstrations of one file.
+    """Demonstrations in one file.
 
     Attributes:
         file: relative to `path`; "." for the path itself.
         filter_keys: names of subsets → their demonstrations.
-        whites: camera of floats → the number that stands for white.
+        whites: camera of floats → the value of white.
     """
 
     file: str
@@ -101,10 +101,10 @@ class RobomimicHdf5(Source):
     whites: Mapping[str, float]
 
     def filtered(self, name: str) -> RobomimicHdf5:
-        """The demonstrations that the file lists under `mask/<name>`.
+        """The demonstrations listed under `mask/<name>`.
 
         Raises:
-            UserError: if there is no such list, or it names others than there are.
+            UserError: if there is no such list, or it names missing demonstrations.
         """
         if name not in self.filter_keys:
             has = ", ".join(self.filter_keys) or "none"
@@ -115,7 +115,7 @@ class RobomimicHdf5(Source):
         known = {self.episodes[place].name for place in kept} | {episode.name for episode in unusable}
         missing = natural_order(chosen - known)
         if missing or not known:
-            lacks = f"names {missing[0]}, which is not there" if missing else "names no demonstration"
+            lacks = f"names {missing[0]}, which does not exist" if missing else "names no demonstration"
             raise UserError(f"{self.path}: the filter key '{name}' {lacks}: choose another one")
 
         def moved(forms: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
@@ -138,7 +138,7 @@ class RobomimicHdf5(Source):
         name, in_groups = self.episodes[episode].name, camera.replace(".", "/")
         with self._demo(episode) as demo:
             yield from frames_of(
-                # As named by `_read`: beside the action, else in obs; and "." stands for "/".
+                # As named by `_read`: next to the action, else in obs; "." stands for "/".
                 dataset_at(demo, camera, f"obs/{camera}", f"obs/{in_groups}", in_groups),
                 steps,
                 swaps=False,
@@ -152,12 +152,12 @@ class RobomimicHdf5(Source):
             name = self.episodes[episode].name
             demo = find_group(file, f"data/{name}")
             if demo is None:
-                raise UserError(f"{file.filename} has no data/{name} any more: copy it again")
+                raise UserError(f"{file.filename} no longer has data/{name}: copy it again")
             yield demo
 
 
 def is_robomimic_hdf5(path: Path) -> bool:
-    """Whether a path is such a file, or a folder with some. A single HDF5 file that is damaged counts as one."""
+    """Whether a path is such a file, or a folder that contains some. A single damaged HDF5 file counts as one."""
     names = ["."] if path.is_file() else hdf5_files(path)
     layouts = [_has_layout(path, name) for name in names]
     if layouts == [None]:
@@ -167,10 +167,10 @@ def is_robomimic_hdf5(path: Path) -> bool:
 
 
 def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
-    """Open a file, or the only such file in a folder. It is read as it is.
+    """Open a file, or the only such file in a folder; nothing is converted.
 
     Raises:
-        UserError: if the file is damaged, or holds no demonstration with steps that can be read.
+        UserError: if the file is damaged, or contains no readable demonstration with steps.
     """
     path = path.absolute()
     name = "." if path.is_file() else _only_file(path)
@@ -186,7 +186,7 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         if data is None or not demos:
             told = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD])
             raise UserError(
-                f"{where} holds no demonstrations with steps (data/demo_<number>)" + (f": {told}" if told else "")
+                f"{where} contains no demonstrations with steps (data/demo_<number>)" + (f": {told}" if told else "")
             )
         environment = json_of(data, "env_args")
         aside = _left_aside(file, data, read)
@@ -231,7 +231,7 @@ FORMAT = Format(name="robomimic's HDF5 file", recognizes=is_robomimic_hdf5, open
 
 
 def _has_layout(path: Path, name: str) -> bool | None:
-    """Whether a file holds demonstrations; None: it cannot be read."""
+    """Whether a file contains demonstrations; None: it cannot be read."""
     try:
         with open_hdf5(file_inside(path, name)) as file:
             data = find_group(file, "data")
@@ -245,29 +245,29 @@ def _only_file(folder: Path) -> str:
     layouts = {name: _has_layout(folder, name) for name in names}
     found = [name for name, has_layout in layouts.items() if has_layout] or names
     if len(found) != 1:
-        raise UserError(f"{folder} holds {len(found)} files of demonstrations: name one of them, such as {found[0]}")
+        raise UserError(
+            f"{folder} contains {len(found)} files of demonstrations: choose one of them, such as {found[0]}"
+        )
     damaged = [name for name, has_layout in layouts.items() if has_layout is None and name != found[0]]
     if damaged:  # which may be demonstrations, too
         raise UserError(
-            f"{folder} holds {found[0]} and files that cannot be read ({some_of(damaged)}): copy these again, or name "
-            f"the file to use, such as {folder / found[0]}"
+            f"{folder} contains {found[0]} and files that cannot be read ({some_of(damaged)}): copy these again, or "
+            f"choose the file to use, such as {folder / found[0]}"
         )
     return found[0]
 
 
 def _left_aside(file: h5py.File, data: h5py.Group, read: Sequence[_Demo]) -> list[str]:
-    """Notes on what of a file is in no demonstration that is read."""
+    """Notes on unread content of a file."""
     known = {demo.name for demo in read}
     names = [f"data/{name}" for name in data if name not in known]
     names += [name for name in file if name not in ("data", "mask")]
     told = some_of([ascii(name)[1:-1] for name in names])
-    notes = [f"not read, since demonstrations are groups in data, without a dot before their names: {told}"]
+    notes = [f"not read, since demonstrations are groups in data without a leading dot in their names: {told}"]
     notes = notes if names else []
     total, steps = attribute(data, "total"), sum(demo.length for demo in read)
     if isinstance(total, int) and total > steps and not any(demo.fault for demo in read):
-        notes.append(
-            f"the attribute total counts {total} steps, and the demonstrations have {steps}: some may be missing"
-        )
+        notes.append(f"the attribute total is {total} steps, but the demonstrations have {steps}: some may be missing")
     return notes
 
 
@@ -276,7 +276,7 @@ def _demo_names(data: h5py.Group) -> list[str]:
 
 
 def _read(data: h5py.Group, name: str, number: int, path: str) -> _Demo:
-    """What a demonstration holds; of it only the first images are read."""
+    """The content of a demonstration; only its first images are read."""
     demo = _Demo(f"{path}, {name}", name=name, number=number)
     try:
         group = find_group(data, name)
@@ -298,7 +298,7 @@ def _read(data: h5py.Group, name: str, number: int, path: str) -> _Demo:
             elif isinstance(group[key], h5py.Dataset):
                 demo.add(key, group[key])
             elif key not in ("obs", "next_obs"):
-                demo.add(key, "is a group; of groups only obs is read")
+                demo.add(key, "is a group; only the group obs is read")
         before = {*demo.columns, *demo.cameras, *demo.left_out}
         observations = find_group(group, "obs")
         for key, item in walk(observations) if observations is not None else ():
@@ -323,7 +323,7 @@ def _of_all_subsets(filter_keys: Mapping[str, Sequence[str]]) -> tuple[str, ...]
 
 
 def _state_keys(observed: Sequence[str], left_out: Sequence[LeftOut]) -> tuple[str, ...]:
-    """Columns that make up the state, among those that are observations."""
+    """The columns of the state among the observations."""
     known = [*observed, *(entry.name for entry in left_out)]
     matches = [match for name in known if (match := _STATE.fullmatch(name))]
     arms = natural_order({match[1] for match in matches})
@@ -342,7 +342,7 @@ def _filter_keys(mask: h5py.Group | None) -> dict[str, tuple[str, ...]]:
 
 
 def _task_of(group: h5py.Group) -> str | None:
-    """What a demonstration, or all of them, say of their task in words."""
+    """The task description of a demonstration, or of all of them."""
     told = [text_of(group, *_TASKS), json_of(group, "ep_meta").get("lang")]
     told.append(json_of(group, "problem_info").get("language_instruction"))
     return next((text for value in told if (text := _plain_text(value))), None)

@@ -1,10 +1,10 @@
-"""Arrays of a zarr folder or .zip file, read so that a damaged or hostile one ends in a sentence.
+"""Arrays of a zarr folder or .zip file; damaged and malicious ones end in a `UserError`.
 
-What zarr gets to see is a small store in memory: metadata that were checked here, and the chunks of one block. Nothing
-of the dataset is read but ordinary files inside it, none larger than its content can be, and no codec runs but those
-listed here, since others run code (numcodecs' pickle).
+zarr itself reads a small store in memory, with metadata that were checked here and the chunks of one block. Only
+ordinary files inside the dataset are read, none larger than its content can be, and only the codecs listed here are
+run, since others execute code (numcodecs' pickle).
 
-Zarr reads a chunk that is missing as zeros. Here it is an error, since a copy that was cut short looks just so.
+zarr reads a missing chunk as zeros. Here it is an error, since an incomplete copy looks the same.
 
 Source: the specifications of zarr v2 and v3 (https://zarr-specs.readthedocs.io).
 """
@@ -53,25 +53,26 @@ Place = Callable[[int], str]  # a row of an array → where that is, such as "ep
 
 
 class ZarrFiles(ABC):
-    """The files of one zarr hierarchy. It is small and picklable."""
+    """The files of one zarr hierarchy; small and picklable."""
 
     @abstractmethod
     def names(self) -> tuple[list[str], dict[str, list[str]]]:
-        """All files, such as "data/img/.zarray", sorted; and links to folders, or to nothing → names in that folder."""
+        """All files, such as "data/img/.zarray", sorted; and links to folders, or broken links → names in that
+        folder."""
 
     @abstractmethod
     def where(self, name: str) -> str:
-        """What messages call a file."""
+        """A file's name in messages."""
 
     @abstractmethod
     def read(self, name: str, limit: int) -> bytes | None:
         """The content of a file; None: there is no such file.
 
         Args:
-            limit: bytes that it may have.
+            limit: maximum size in bytes.
 
         Raises:
-            UserError: if it has more, cannot be read, or lies outside the dataset.
+            UserError: if it is larger, cannot be read, or is outside the dataset.
         """
 
     def read_json(self, name: str) -> dict[str, Any] | None:
@@ -89,7 +90,7 @@ class ZarrFiles(ABC):
 
 @dataclass(frozen=True)
 class FolderFiles(ZarrFiles):
-    """Those in a folder."""
+    """Files in a folder."""
 
     root: Path
 
@@ -137,11 +138,11 @@ class FolderFiles(ZarrFiles):
 
 @dataclass(frozen=True)
 class ZipFiles(ZarrFiles):
-    """Those in a .zip file.
+    """Files in a .zip file.
 
     Attributes:
         path: the .zip file.
-        prefix: folder inside it that the hierarchy is in, such as "dataset.zarr/"; "": none.
+        prefix: folder of the hierarchy inside it, such as "dataset.zarr/"; "": none.
     """
 
     path: Path
@@ -149,7 +150,7 @@ class ZipFiles(ZarrFiles):
 
     @classmethod
     def open(cls, path: Path) -> ZipFiles:
-        """Find the hierarchy inside a .zip file: the folder that holds `meta/episode_ends`."""
+        """Find the hierarchy inside a .zip file: the folder that contains `meta/episode_ends`."""
         names = _archive(path).namelist()
         found = {
             name.rpartition("meta/episode_ends/")[0]
@@ -157,7 +158,9 @@ class ZipFiles(ZarrFiles):
             if name.endswith(("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json"))
         }
         if len(found) != 1:
-            raise UserError(f"{path} holds {len(found) or 'no'} replay buffers (meta/episode_ends): it has to hold one")
+            raise UserError(
+                f"{path} holds {len(found) or 'no'} replay buffers (meta/episode_ends): it has to contain one"
+            )
         return cls(path, found.pop())
 
     def names(self) -> tuple[list[str], dict[str, list[str]]]:
@@ -196,12 +199,12 @@ def _archive(path: Path) -> zipfile.ZipFile:
         status = path.stat()
         return _open_archive(path, status.st_size, status.st_mtime_ns)
     except Exception as error:
-        raise UserError(f"{path} is no readable .zip file ({in_words(error)}): copy it again") from None
+        raise UserError(f"{path} is not a readable .zip file ({in_words(error)}): copy it again") from None
 
 
 @lru_cache(maxsize=2)
 def _open_archive(path: Path, size: int, mtime_ns: int) -> zipfile.ZipFile:
-    """An archive stays open for as long as it is read: its table of contents may have a line for each image."""
+    """An archive stays open while it is read: its table of contents may have an entry per image."""
     return zipfile.ZipFile(path)
 
 
@@ -214,13 +217,13 @@ class ZarrArray:
 
     Attributes:
         name: in the hierarchy, such as "data/img".
-        kind: the type of its content, as the metadata have it.
-        dtype: that of its numbers, in this machine's byte order; None: it holds no numbers and is never read.
-        chunks: size of a chunk's file along each axis.
+        kind: the dtype, as in the metadata.
+        dtype: in this machine's byte order; None: it is not numeric and never read.
+        chunks: shape of a chunk's file.
         version: 2 or 3.
-        document: the metadata that zarr sees.
+        document: the metadata passed to zarr.
         key_prefix, separator: of the names of chunks.
-        codec: the first one that runs on a chunk's file; None: none does.
+        codec: the first one applied to a chunk's file; None: there is none.
     """
 
     files: ZarrFiles
@@ -240,7 +243,7 @@ class ZarrArray:
         """Read and check an array's metadata; None: there is no array of this name.
 
         Raises:
-            UserError: if the metadata are damaged, ask for absurd sizes or name a codec that may not be safe.
+            UserError: if the metadata are damaged, have absurd sizes or name a codec that may be unsafe.
         """
         for document, parse in (("zarr.json", _parse_v3), (".zarray", _parse_v2)):
             where = files.where(f"{name}/{document}")
@@ -292,11 +295,11 @@ class ZarrArray:
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of whole chunks that are read together: enough to be worth it, few enough for any memory."""
+        """Number of rows, in whole chunks, that are read together."""
         return self.chunks[0] * max(1, _BLOCK_BYTES // max(1, self.chunk_bytes * math.prod(self._chunks_beside())))
 
     def _chunks_beside(self) -> list[int]:
-        """How many chunks there are along each axis but the first."""
+        """Number of chunks along each axis except the first."""
         return [-(-size // chunk) for size, chunk in zip(self.shape[1:], self.chunks[1:], strict=True)]
 
     def _check_sizes(self, where: str) -> None:
@@ -308,8 +311,8 @@ class ZarrArray:
         is_absurd = 0 in self.chunks or self.chunk_bytes > _LARGEST_CHUNK
         if is_absurd or math.prod(self._chunks_beside()) > _MOST_CHUNKS_A_STEP:
             raise UserError(
-                f"{where} tells of chunks of {self.chunks!s:.80} numbers in an array of {self.shape!s:.80}, with which "
-                "nothing can work: copy the dataset again, or write it with other chunks"
+                f"{where} has chunks of {self.chunks!s:.80} numbers in an array of {self.shape!s:.80}, too many to "
+                "read: copy the dataset again, or write it with larger chunks"
             )
 
     def _chunk(self, key: str, place: str) -> bytes:
@@ -317,7 +320,7 @@ class ZarrArray:
         content = self.files.read(f"{self.name}/{key}", self.chunk_bytes + self.chunk_bytes // 8 + _MOST_ADDED)
         if content is None:
             raise UserError(
-                f"{where} is missing ({place}), and zarr would take its numbers for zeros: copy the dataset again; if "
+                f"{where} is missing ({place}), and zarr would read it as zeros: copy the dataset again; if "
                 "they are zeros, write it with zarr's setting array.write_empty_chunks"
             )
         # A Blosc chunk tells its own size in bytes 12 to 16, and the library reads beyond the end of a shorter one.
@@ -353,7 +356,7 @@ def _decoded(version: int, document: bytes, chunks: Mapping[str, bytes], start: 
 
 
 def _parse_v2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What `ZarrArray` takes of a `.zarray`."""
+    """The fields of `ZarrArray` in a `.zarray`."""
     kind = content["dtype"]
     is_number = isinstance(kind, str) and _NUMBERS_V2.fullmatch(kind) is not None
     dtype = np.dtype(kind).newbyteorder("=") if is_number else None
@@ -399,7 +402,7 @@ def _parse_v2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _parse_v3(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What `ZarrArray` takes of a `zarr.json`."""
+    """The fields of `ZarrArray` in a `zarr.json`."""
     if _zarr_version() < 3:
         raise UserError(
             f"{where} is of zarr's version 3, which needs the package zarr 3 and with it Python 3.11 or newer"
@@ -450,11 +453,11 @@ def _check_codecs_v3(codecs: list[Mapping[str, Any]], where: str) -> None:
 
 
 def _check_codec(name: Any, settings: Mapping[str, Any], known: set[str], where: str) -> None:
-    """Refuse a codec that is not listed here, and one that makes objects."""
+    """Refuse a codec that is not listed here, and one that creates objects."""
     if name not in known:
         raise UserError(
-            f"{where} names the codec {name!r:.60}, which bimact does not run, since some codecs run code of the "
-            "dataset: write the array with blosc or zstd"
+            f"{where} names the codec {name!r:.60}, which bimact does not run, since some codecs execute code "
+            "from the dataset: write the array with blosc or zstd"
         )
     for setting in ("dtype", "astype"):
         kind = settings.get(setting)

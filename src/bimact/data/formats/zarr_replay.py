@@ -1,15 +1,15 @@
 """Replay buffers of diffusion_policy: a zarr hierarchy of version 2 or 3, as a folder or as a .zip file.
 
-`data/` holds arrays whose first axis is all steps of all episodes, `meta/episode_ends` (E,) the row after each
-episode's last step. What an array is, its shape and its name tell:
+`data/` contains arrays whose first axis is the steps of all episodes, `meta/episode_ends` (E,) the row after each
+episode's last step. The meaning of an array follows from its shape and name:
 
-- cameras: (N, H, W, 3) or (N, 3, H, W), with 4 channels, 1 or none too, uint8, or floats up to 255 or up to 1;
+- cameras: (N, H, W, 3) or (N, 3, H, W), also with 4, 1 or no channels, uint8, or floats up to 255 or up to 1;
 - columns: (N,) and (N, D) numbers;
-- the action: `action`, or `actions`. UMI's buffers have neither: there the user chooses;
-- the state: the first there is of `state`, `robot_state`, `agent_pos`, `qpos`, `robot_eef_pose` (diffusion_policy's
+- the action: `action`, or `actions`. UMI's buffers have neither: the user chooses;
+- the state: the first existing one of `state`, `robot_state`, `agent_pos`, `qpos`, `robot_eef_pose` (diffusion_policy's
   real robots) and `robot_joint`; else all of `robot<i>_eef_pos`, `robot<i>_eef_rot_axis_angle`,
-  `robot<i>_gripper_width` and the like (UMI, robomimic), robot by robot; else the columns whose names tell of the
-  robot and not of an action (`default_state.py`).
+  `robot<i>_gripper_width` and the like (UMI, robomimic), robot by robot; else the columns whose names denote
+  robot measurements and not actions (`default_state.py`).
 
 Source: diffusion_policy/common/replay_buffer.py in https://github.com/real-stanford/diffusion_policy, and the buffers
 of https://github.com/real-stanford/universal_manipulation_interface.
@@ -56,7 +56,7 @@ _FPS_ATTRIBUTES = ("fps", "frequency", "control_frequency", "control_freq", "hz"
 
 @dataclass(frozen=True)
 class _Places:
-    """What messages call the rows of a buffer."""
+    """Names of a buffer's rows for messages."""
 
     starts: tuple[int, ...]  # (E,) ascending: each episode's first row
     names: tuple[str, ...]
@@ -71,9 +71,9 @@ class ZarrReplay(Source):
     """A replay buffer.
 
     Attributes:
-        arrays: those of `data` that are cameras or columns.
-        places: where each episode is in them.
-        whites: camera of floats → the number that stands for white.
+        arrays: cameras and columns in `data`.
+        places: position of each episode in them.
+        whites: camera of floats → the value of white.
     """
 
     arrays: Mapping[str, ZarrArray]
@@ -103,20 +103,20 @@ class ZarrReplay(Source):
 
 
 def is_zarr_replay(path: Path) -> bool:
-    """Whether a path is a zarr folder, a .zarr.zip file, or a folder that holds some of them."""
+    """Whether a path is a zarr folder, a .zarr.zip file, or a folder that contains some of them."""
     if path.is_file():
         return path.name.endswith(".zarr.zip")
     return path.name.endswith(".zarr") or _is_buffer(path) or bool(_buffers_in(path))
 
 
 def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
-    """Open a replay buffer. Its files are read as they are.
+    """Open a replay buffer; nothing is converted.
 
     Args:
-        path: its folder or .zip file, or a folder that holds just one.
+        path: its folder or .zip file, or a folder that contains exactly one.
 
     Raises:
-        UserError: if it is damaged, or holds what cannot be read without risk.
+        UserError: if it is damaged, or cannot be read safely.
     """
     path = path.absolute()
     buffer = _buffer_of(path)
@@ -126,7 +126,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     arrays, left_out = _arrays(files, names, links, ends)
     if not arrays:
         told = "; ".join(f"{entry.name} {entry.reason}" for entry in left_out[:_MOST_TOLD])
-        raise UserError(f"{files.where('data')} holds no arrays of numbers: copy the dataset again ({told or 'none'})")
+        raise UserError(f"{files.where('data')} contains no numeric arrays: copy the dataset again ({told or 'none'})")
     lengths = [end - start for start, end in zip([0, *ends], ends)]
     numbers = [number for number, length in enumerate(lengths) if length]
     episode_names = tuple(f"episode {number}" for number in numbers)
@@ -140,7 +140,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     faults = {key: _beyond(array, places, lengths) for key, array in arrays.items()}
     longer = {key: array.shape[0] - ends[-1] for key, array in arrays.items() if array.shape[0] > ends[-1]}
     after = f"{', '.join(longer)}: up to {max(longer.values(), default=0)} rows after the last episode"
-    beyond = [f"{after} belong to none and are not used"] if longer else []
+    beyond = [f"{after} belong to no episode and are not used"] if longer else []
     read_from = _relative(path, buffer, [f"data/{key}" for key in arrays])
     return ZarrReplay(
         path=path,
@@ -185,17 +185,17 @@ def _buffers_in(path: Path) -> list[Path]:
 
 
 def _buffer_of(path: Path) -> Path:
-    """The buffer that a path names, or the only one in a folder."""
+    """The buffer at a path, or the only one in a folder."""
     if path.is_file() or path.name.endswith(".zarr") or _is_buffer(path):
         return path
     buffers = _buffers_in(path)
     if len(buffers) > 1:
-        raise UserError(f"{path} holds several datasets: give one of them, such as {buffers[0]}")
+        raise UserError(f"{path} contains several datasets: choose one of them, such as {buffers[0]}")
     return buffers[0]
 
 
 def _relative(path: Path, buffer: Path, names: list[str]) -> tuple[str, ...]:
-    """Names inside a buffer → names inside the dataset; those of a .zip file are the file itself."""
+    """Names inside a buffer → names inside the dataset; for a .zip file, the file itself."""
     inside = "" if buffer == path else buffer.name
     if buffer.is_file():
         return (inside or ".",)
@@ -210,7 +210,7 @@ def _read_ends(files: ZarrFiles) -> list[int]:
     array = ZarrArray.open(files, _ENDS)
     where = files.where(_ENDS)
     if array is None:
-        raise UserError(f"{where} is missing: without it this is no replay buffer, or a copy that was cut short")
+        raise UserError(f"{where} is missing: this is not a replay buffer, or an incomplete copy")
     if array.dtype is None or array.dtype.kind not in "iu" or len(array.shape) != 1:
         raise UserError(f"{where} is {_described(array)}: it has to be (episodes,) of int64")
     if not 0 < array.shape[0] <= _MOST_EPISODES:
@@ -220,16 +220,16 @@ def _read_ends(files: ZarrFiles) -> list[int]:
         if end < start:
             raise UserError(f"{where} is damaged: episode {episode} ends at row {end} and begins at row {start}")
     if not 0 < ends[-1] <= _MOST_STEPS:
-        raise UserError(f"{where} tells of {ends[-1]} steps: record some, or copy the dataset again")
+        raise UserError(f"{where} lists {ends[-1]} steps: record some, or copy the dataset again")
     return ends
 
 
 def _arrays(
     files: ZarrFiles, names: list[str], links: Mapping[str, list[str]], ends: Sequence[int]
 ) -> tuple[dict[str, ZarrArray], list[LeftOut]]:
-    """The cameras and columns in `data`, and what else there is.
+    """The cameras and columns in `data`, and the rest.
 
-    One that is too short for more than half of the episodes is none with a row for each step.
+    An array too short for more than half of the episodes does not have a row per step.
     """
     arrays: dict[str, ZarrArray] = {}
     left_out: list[LeftOut] = []
@@ -252,7 +252,7 @@ def _arrays(
             groups.add(folder)
             continue
         if place != "data":
-            left_out.append(LeftOut("column", key, "lies outside of data"))
+            left_out.append(LeftOut("column", key, "is outside of data"))
             continue
         form = None if array.dtype is None else image_form(array.shape[1:], array.dtype)
         is_camera, is_column = isinstance(form, ImageForm), _is_column(array)
@@ -264,10 +264,10 @@ def _arrays(
             is_odd |= array.dtype == np.uint8 and len(array.shape) > _AXES_OF_IMAGES
             left_out.append(LeftOut("image" if is_odd or is_camera else "column", key, f"is {_described(array)}"))
         elif is_camera and "/" in key:
-            left_out.append(LeftOut("image", key, "is in a group: cameras stand in data itself"))
+            left_out.append(LeftOut("image", key, "is in a group: cameras must be in data itself"))
         elif array.shape[0] < ends[(len(ends) - 1) // 2]:
             kind = "image" if is_camera else "column"
-            reason = f"has {array.shape[0]} steps, {_ENDS} tells of {ends[-1]}"
+            reason = f"has {array.shape[0]} steps, {_ENDS} lists {ends[-1]}"
             left_out.append(LeftOut(kind, key, reason))
         else:
             arrays[key] = array
@@ -277,11 +277,11 @@ def _arrays(
 def _of_no_array(
     names: Sequence[str], links: Mapping[str, list[str]], documented: set[str], groups: set[str]
 ) -> list[LeftOut]:
-    """Files and links that belong to no array, such as the chunks of one whose document was not copied.
+    """Files and links that belong to no array, such as chunks of an array whose metadata file was not copied.
 
     Args:
-        documented: folders that have a document, which need no look.
-        groups: folders that hold arrays.
+        documented: folders with a metadata file, which are not examined.
+        groups: folders that contain arrays.
     """
     groups = groups.union(folder[: match.start()] for folder in documented for match in re.finditer("/", folder))
     found: dict[str, list[str]] = {}
@@ -304,19 +304,19 @@ def _of_no_array(
             or any(name.lower().endswith(_PICTURES) for name in inside)
         )
         if place in links:
-            reason = "is a link to a folder, which is not followed: put the folder itself there"
+            reason = "is a link to a folder, and links are not followed: copy the folder itself there"
         elif chunks:
-            reason = "has chunks, and no .zarray or zarr.json that tells of them: copy the dataset again"
+            reason = "has chunks but no .zarray or zarr.json: copy the dataset again"
         else:
-            reason = "is no zarr array"
+            reason = "is not a zarr array"
         left_out.append(LeftOut("image" if is_image else "column", place.removeprefix("data/"), reason))
     return left_out
 
 
 def _beyond(array: ZarrArray, places: _Places, lengths: Sequence[int]) -> dict[int, Fault]:
-    """Positions of the episodes that end behind an array's last row."""
+    """Positions of the episodes that end after an array's last row."""
     ends = [start + length for start, length in zip(places.starts, filter(None, lengths), strict=True)]
-    reason = f"has {array.shape[0]} rows, and {_ENDS} says that the episode ends at row {{}}"
+    reason = f"has {array.shape[0]} rows, but {_ENDS} says that the episode ends at row {{}}"
     return {position: Fault(reason.format(end), "damaged") for position, end in enumerate(ends) if end > array.shape[0]}
 
 
@@ -343,7 +343,7 @@ def _state_keys(columns: Mapping[str, ZarrArray], unread: set[str]) -> tuple[str
 
 
 def _white(array: ZarrArray, places: _Places) -> float:
-    """The number that stands for white in a camera of floats, by the first images of some episodes."""
+    """The value of white in a camera of floats, from the first images of some episodes."""
 
     def images() -> Iterator[np.ndarray]:
         for start in places.starts[:_IMAGES_FOR_SCALE]:
@@ -356,7 +356,7 @@ def _white(array: ZarrArray, places: _Places) -> float:
 def _fps(
     files: ZarrFiles, times: ZarrArray | None, places: _Places, steps: int
 ) -> tuple[float | None, tuple[str, ...]]:
-    """Steps a second, as an attribute says or as times show that may be seconds; and a note if these do."""
+    """The control frequency in Hz, from an attribute or from timestamps; and a note on the latter."""
     for folder in ("", "data/", "meta/"):
         attributes: object = files.read_json(f"{folder}.zattrs")
         if attributes is None:  # of version 3
@@ -379,8 +379,10 @@ def _fps(
         return None, ()
     rate = round(1 / middle, 2)
     if not _SLOWEST <= rate <= _FASTEST:
-        told = f"its steps are {middle:g} apart, which are no seconds"
+        told = f"its steps are {middle:g} apart, which cannot be seconds"
         return None, (
-            f"no attribute tells the control frequency, and {times.name} does not either ({told}): give --fps",
+            f"no attribute specifies the control frequency, and neither does {times.name} ({told}): give --fps",
         )
-    return rate, (f"no attribute tells the control frequency: {rate:g} Hz is taken from {times.name}, as seconds",)
+    return rate, (
+        f"no attribute specifies the control frequency: {rate:g} Hz is taken from {times.name}, read as seconds",
+    )
