@@ -137,7 +137,7 @@ def test_no_precision_in_all_spellings(spelling: str, tmp_path: Path) -> None:
 
 
 def test_two_ways_of_acting_exclude_each_other() -> None:
-    with pytest.raises(UserError, match=r"execute_steps \(5\) has no meaning"):
+    with pytest.raises(UserError, match=r"execute_steps \(5\) has no effect"):
         load_config(None, ["temporal_ensemble=true", "execute_steps=5"])
 
 
@@ -350,7 +350,7 @@ def test_a_home_folder_is_put_in_the_place_of_its_sign(tmp_path: Path, monkeypat
         ("cameras:\n- [a]", "line 1: an item of setting 'cameras' is a list"),
         ("cameras:\n- a: b", "line 1: an item of setting 'cameras' is a group of keys"),
         ("cameras:\n- a\n-", "line 1: an item of setting 'cameras' is empty"),
-        ("encoder.name: a\nencoder:\n  name: b", "line 3: 'encoder.name' is given twice, before in line 1"),
+        ("encoder.name: a\nencoder:\n  name: b", "line 3: 'encoder.name' is given twice, first in line 1"),
     ],
 )
 def test_faults_name_file_and_line(yaml: str, sentence: str, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_images_that_no_one_reads_are_told(dataset: Path) -> None:
         del step["image_right"]
     save_dictionaries(dataset, steps)
     (finding,) = [finding for finding in check_dataset(dataset).errors if finding.code == "unread-image"]
-    with pytest.raises(UserError, match="has images, and none that can be used"):
+    with pytest.raises(UserError, match="has images, but none that can be used"):
         open_dataset(dataset)
 
 

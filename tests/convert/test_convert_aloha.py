@@ -145,7 +145,7 @@ def test_what_acts_own_loader_cannot_take_is_told(tmp_path: Path) -> None:
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     columns = {"qpos": Column(2), "action": Column(2), "images": Column(1), "obs/images": Column(1)}
-    with pytest.raises(UserError, match="would both be called"):
+    with pytest.raises(UserError, match="would both be named"):
         converted(
             smooth_source(tmp_path / "source", columns={**columns, "obs.images": Column(1)}),
             tmp_path / "out",

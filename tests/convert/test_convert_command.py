@@ -62,7 +62,7 @@ def test_the_part_that_is_chosen_is_written(dataset: Path, tmp_path: Path) -> No
     ("options", "sentence"),
     [
         (("--to", "lerobot", "--cameras", "top"), "has no camera 'top'; it has left, right"),
-        (("--to", "guide", "--codec", "h264"), "--codec belongs to --to lerobot"),
+        (("--to", "guide", "--codec", "h264"), "--codec is an option of --to lerobot"),
         (("--to", "zarr", "--max_episodes", "0"), "setting 'max_episodes' is 0"),
     ],
 )

@@ -41,7 +41,7 @@ def test_names_lose_what_formats_put_before_them() -> None:
 
 def test_names_that_would_be_the_same_stay_whole() -> None:
     assert short_names(("obs/a", "observation.a"), taken=["b"]) == {"obs/a": "a", "observation.a": "observation.a"}
-    with pytest.raises(UserError, match="would both be called 'a'"):
+    with pytest.raises(UserError, match="would both be named 'a'"):
         short_names(("a",), taken=["a"])
 
 
@@ -130,7 +130,7 @@ def test_the_size_is_foreseen(to: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("to", "options", "sentence"),
     [
-        ("zarr", {"codec": "h264"}, "--codec belongs to --to lerobot"),
+        ("zarr", {"codec": "h264"}, "--codec is an option of --to lerobot"),
         ("guide", {"lossless": True}, "--lossless belongs to --to lerobot"),
         ("lerobot", {"compress": True}, "--compress belongs to --to aloha_hdf5"),
         ("lerobot", {"lossless": True, "codec": "av1"}, "--codec has no meaning"),

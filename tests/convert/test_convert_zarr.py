@@ -90,7 +90,7 @@ def test_names_are_short_and_stay_apart(tmp_path: Path) -> None:
     source = smooth_source(
         tmp_path / "source", [2], columns=columns, cameras=cameras, state_keys=("obs/state",), action_keys=("actions",)
     )
-    with pytest.raises(UserError, match="would both be called 'top'"):
+    with pytest.raises(UserError, match="would both be named 'top'"):
         converted(source, tmp_path / "out", "zarr")
     columns["obs/lid"] = columns.pop("obs/top")
     folder = converted(source, tmp_path / "out", "zarr")

@@ -324,9 +324,9 @@ def test_what_check_finds_is_repaired_by_the_command_that_it_prints(
         (("--split", "x@1"), "--split: "),
         (("--rename", "left"), "--rename is 'left'"),
         (("--rename", "head=front"), "has no camera or column 'head'; it has left, right"),
-        (("--rename", "left=right"), "would both be called 'right'"),
+        (("--rename", "left=right"), "would both be named 'right'"),
         (("--drop_features", "state"), "leaves no state"),
-        (("--trim_idle", "--to", "zarr", "--codec", "av1"), "--codec belongs to --to lerobot"),
+        (("--trim_idle", "--to", "zarr", "--codec", "av1"), "--codec is an option of --to lerobot"),
     ],
 )
 def test_wrong_edits_are_refused_in_a_sentence(

@@ -244,7 +244,7 @@ def without_readable_images(folder: Path) -> Path:
 def test_training_without_a_camera_has_to_be_asked_for(tmp_path: Path) -> None:
     without_readable_images(tmp_path)
     config = tiny_config(dataset_dir=str(tmp_path))
-    with pytest.raises(UserError, match=r"has images, and none that can be used.*top has shape.*--cameras \"\""):
+    with pytest.raises(UserError, match=r"has images, but none that can be used.*top has shape.*--cameras \"\""):
         open_demonstrations(config, tmp_path)
     lines: list[str] = []
     episodes, _ = open_demonstrations(tiny_config(cameras=[]), tmp_path, lines.append)
@@ -356,7 +356,7 @@ def test_the_state_of_a_later_step_can_be_asked_for_as_the_action(tmp_path: Path
         with h5py.File(file, "a") as handle:
             del handle["action"]
             qpos = handle["observations/qpos"][()]
-    with pytest.raises(UserError, match=r"does not tell which.*the action.*--action_keys qpos@\+1"):
+    with pytest.raises(UserError, match=r"does not define which.*the action.*--action_keys qpos@\+1"):
         selected(tmp_path)
     source = selected(tmp_path, action_keys=("observations/qpos@+2",))
     read = source.read_columns(1, ["state", "action"])
@@ -978,7 +978,7 @@ def test_cameras_that_info_does_not_name_are_left_out(tmp_path: Path, variant: V
     name = LEFT if variant is V2_IMAGES else "left_wrist"
     assert left_out(source)[name].kind == "image" and "not in meta/info.json" in left_out(source)[name].reason
     without_feature(write_lerobot(tmp_path / "none", (4, 4), variant, cameras=(TOP,)), TOP)
-    with pytest.raises(UserError, match="has images, and none that can be used"):
+    with pytest.raises(UserError, match="has images, but none that can be used"):
         open_dataset(tmp_path / "none")
     assert not open_dataset(tmp_path / "none", selection=Selection(cameras=())).images
 
@@ -986,7 +986,7 @@ def test_cameras_that_info_does_not_name_are_left_out(tmp_path: Path, variant: V
 def test_images_of_another_type_are_images(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "bytes", (4,), V2_IMAGES, cameras=(TOP,))
     change_feature(tmp_path / "bytes", TOP, dtype="binary")
-    with pytest.raises(UserError, match="has images, and none that can be used"):
+    with pytest.raises(UserError, match="has images, but none that can be used"):
         open_dataset(tmp_path / "bytes")
     write_lerobot(tmp_path / "arrays", (4,), V2, cameras=(TOP,))
     rows = pa.array(ramp(4).reshape(4, -1).tolist(), pa.list_(pa.uint8()))
@@ -1158,9 +1158,9 @@ def test_zarr_arrays_without_their_document_are_left_out(tmp_path: Path) -> None
     assert list(source.cameras) == ["camera_0", "top"]
     reason = "has chunks but no .zarray or zarr.json: copy the dataset again"
     assert left_out(source)["camera_1"] == LeftOut("image", "camera_1", reason)
-    with pytest.raises(UserError, match=r"has images, and none that can be used .*camera_0 has chunks.*top has chunks"):
+    with pytest.raises(UserError, match=r"has images, but none that can be used .*camera_0 has chunks.*top has chunks"):
         open_dataset(without("cameras", "camera_0", "camera_1", "top"))
-    with pytest.raises(UserError, match="does not tell which of its columns are the state.*it also holds state"):
+    with pytest.raises(UserError, match="does not define which of its columns are the state.*it also holds state"):
         selected(without("state", "state"))
 
 
@@ -1183,7 +1183,7 @@ def test_zarr_arrays_that_are_links_are_left_out(tmp_path: Path) -> None:
 def test_zarr_images_of_an_unknown_kind_are_images(tmp_path: Path) -> None:
     arrays = {key: array for key, array in replay_arrays([6]).items() if not key.startswith("camera")}
     folder = write_replay(tmp_path / "x.zarr", [6], arrays | {"stack": np.ones((6, 32, 40, 6), np.uint8)})
-    with pytest.raises(UserError, match="has images, and none that can be used"):
+    with pytest.raises(UserError, match="has images, but none that can be used"):
         open_dataset(folder)
 
 
@@ -1191,7 +1191,9 @@ def test_a_rate_that_is_guessed_from_times_is_told(tmp_path: Path) -> None:
     arrays = replay_arrays([6])
     source = open_source(write_replay(tmp_path / "s.zarr", [6], arrays))
     assert source.fps == 10
-    assert source.notes == ("no attribute tells the control frequency: 10 Hz is taken from data/timestamp, as seconds",)
+    assert source.notes == (
+        "no attribute specifies the control frequency: 10 Hz is taken from data/timestamp, read as seconds",
+    )
     arrays["timestamp"] *= 1000
     source = open_source(write_replay(tmp_path / "ms.zarr", [6], arrays))
     assert source.fps is None and "its steps are 100 apart, which cannot be seconds): give --fps" in source.notes[0]
@@ -1308,7 +1310,7 @@ def test_files_that_contradict_each_other_on_colours(tmp_path: Path) -> None:
         write_aloha_episode(tmp_path / f"episode_{number}.hdf5", jpegs="rows", attributes=attributes)
     text = notes(tmp_path)
     assert "Colours:  rgb\n" in text and "Damaged:  episode_2.hdf5: its attribute color_order is bgr, in most " in text
-    assert "1 of 3 files do not tell color_order: it is taken to be rgb, as in the others" in text
+    assert "1 of 3 files do not specify color_order: rgb is assumed, as in the others" in text
     write_aloha(tmp_path / "odd", (6,), jpegs="rows", attributes={"color_order": "yuv"})
     assert "the attribute color_order is yuv, which is neither rgb nor bgr" in notes(tmp_path / "odd")
     write_aloha(tmp_path / "raw", (6,), attributes={"color_order": "bgr"})
@@ -1323,7 +1325,10 @@ def test_a_rate_in_another_place_is_taken_and_said(tmp_path: Path, kind: str) ->
         add(tmp_path, fps=20.0)
     text = notes(tmp_path)
     if kind == "array":
-        assert "the attribute fps is no single number, which is not a rate" in text and "50 Hz, as ALOHA's" in text
+        assert (
+            "the attribute fps is no single number, which is not a rate" in text
+            and "50 Hz is assumed, as for ALOHA" in text
+        )
     else:
         assert selected(tmp_path).fps == 20 and "the rate, 20 Hz, is told by the" in text
 
@@ -1355,7 +1360,7 @@ def test_images_in_files_that_are_not_read_are_images(tmp_path: Path) -> None:
     add(write_aloha(tmp_path / "bmp", (6,), images={}), cams__top=files)
     add(write_aloha(tmp_path / "six", (6,), images={}), cams__top=np.ones((6, 32, 40, 6), np.uint8))
     for name, reason in (("bmp", "holds BMP files"), ("six", "images have 1, 3 or 4 channels")):
-        with pytest.raises(UserError, match=f"has images, and none that can be used.*{reason}"):
+        with pytest.raises(UserError, match=f"has images, but none that can be used.*{reason}"):
             open_dataset(tmp_path / name)
 
 
@@ -1383,9 +1388,9 @@ def test_what_a_file_of_demonstrations_holds_besides_them(tmp_path: Path) -> Non
         handle.move("data/demo_2", "data/extra")
         handle.copy("data/demo_0", "more")
     text = notes(file)
-    assert "episodes are numbered by their places" in text and "2 is extra" in text
-    assert "without a dot before their names: data/.demo_1, more" in text
-    assert "the attribute total counts 24 steps, and the demonstrations have 18" in text
+    assert "episodes are numbered by position" in text and "2 is extra" in text
+    assert "without a leading dot in their names: data/.demo_1, more" in text
+    assert "the attribute total is 24 steps, but the demonstrations have 18" in text
 
 
 def test_a_damaged_file_beside_demonstrations_is_told(tmp_path: Path) -> None:
@@ -1398,9 +1403,9 @@ def test_a_damaged_file_beside_demonstrations_is_told(tmp_path: Path) -> None:
 
 def test_a_guessed_size_and_missing_rollouts_are_told(tmp_path: Path) -> None:
     write_raw(tmp_path / "guessed", [5], size=(64, 100), metadata="")
-    assert "height 80 and width 80 are taken, since an image has 6400 pixels" in notes(tmp_path / "guessed")
+    assert "height 80 and width 80 are assumed, since an image has 6400 pixels" in notes(tmp_path / "guessed")
     write_raw(tmp_path / "listed", [5], size=(12, 16), metadata="16 12")
-    assert "height 16 and width 12 are taken, since metadata.txt lists these numbers" in notes(tmp_path / "listed")
+    assert "height 16 and width 12 are assumed, since metadata.txt lists these numbers" in notes(tmp_path / "listed")
     write_raw(tmp_path / "short", [5] * 4)
     np.save(tmp_path / "short" / "rollout_length.npy", np.array([5] * 2, np.uint16))
     text = notes(tmp_path / "short")
@@ -1447,7 +1452,7 @@ def test_nothing_is_said_of_files_that_belong_to_a_dataset(tmp_path: Path) -> No
 def test_videos_beside_data_without_a_camera_are_images(tmp_path: Path) -> None:
     write_aloha(tmp_path, (6,), images={})
     (tmp_path / "episode_0.mp4").touch()
-    with pytest.raises(UserError, match=r"none that can be used \(episode_0.mp4 lies beside the data"):
+    with pytest.raises(UserError, match=r"none that can be used \(episode_0.mp4 is next to the data"):
         open_dataset(tmp_path)
 
 

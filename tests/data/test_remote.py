@@ -315,7 +315,7 @@ def test_pages_that_go_on_for_ever_end(tmp_path: Path, web: str, cache: Path, mo
     monkeypatch.setattr(mirror, "_MOST_FOLDERS", 20)
     links = "".join(f'<a href="{number}/">x</a>' for number in range(30))
     write(tmp_path / "web" / "cube", {"index.html": links.encode()})
-    assert "lists more files than any dataset has" in refusal(f"{web}/cube/", cache)
+    assert "lists too many files" in refusal(f"{web}/cube/", cache)
 
 
 def test_web_servers_that_refuse(cache: Path) -> None:
@@ -418,7 +418,7 @@ def test_a_copy_that_may_not_be_the_newest_is_told(tmp_path: Path, hub: HubServe
     on_hub(home, hub.url, name, said=told)
     (line,) = told
     assert line.startswith("Note: the Hugging Face hub does not answer for someone/cube (ConnectError")
-    assert "is used, which may not be the newest" in line and COMMIT in line
+    assert "is used, which may be outdated" in line and COMMIT in line
 
 
 def test_a_folder_of_a_dataset_of_the_hub_is_downloaded_alone(tmp_path: Path, hub: HubServer) -> None:
@@ -452,7 +452,9 @@ def test_offline_and_unreachable_are_told_apart(tmp_path: Path) -> None:
         closed = f"http://127.0.0.1:{free.getsockname()[1]}"
         (unreachable,) = on_hub(tmp_path / "hf", closed, "someone/cube")
         (offline,) = on_hub(tmp_path / "hf", closed, "someone/cube", HF_HUB_OFFLINE="1")
-    beginning = f"there is no folder {tmp_path / 'someone' / 'cube'}, and the Hugging Face cache holds no whole copy of"
+    beginning = (
+        f"there is no folder {tmp_path / 'someone' / 'cube'}, and the Hugging Face cache holds no complete copy of"
+    )
     assert unreachable.startswith(beginning) and "the hub cannot be reached: connect to the internet" in unreachable
     assert offline.startswith(beginning) and offline.endswith("which HF_HUB_OFFLINE forbids to download: unset it once")
 

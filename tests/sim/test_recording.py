@@ -120,7 +120,7 @@ def test_other_settings_and_other_files_are_refused(recorded: Path, tmp_path: Pa
     with pytest.raises(UserError, match="other settings \\(task is transfer_cube, not insertion\\)"):
         record(other, recorded)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty and holds no recording"):
+    with pytest.raises(UserError, match="not empty and contains no recording"):
         record(SETTINGS, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

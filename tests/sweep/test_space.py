@@ -117,7 +117,7 @@ def test_numbers_in_quotes_are_numbers(low: Any, high: Any) -> None:
         ({"min": 1, "max": 2, "distributoin": "uniform"}, "did you mean 'distribution'?"),
         ({"values": []}, "values has to be a non-empty list"),
         ({"values": 3}, "values has to be a non-empty list"),
-        ({"values": [4, 8, 4]}, "has one twice"),
+        ({"values": [4, 8, 4]}, "contains duplicates"),
         ({"distribution": "normal", "mu": 0, "sigma": 1}, "distribution normal is not supported: categorical,"),
         ({"values": [1], "distribution": "categorical_w_probabilities", "probabilities": [1]}, "is not supported"),
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "min is 0, on a logarithmic scale"),

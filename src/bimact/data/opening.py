@@ -206,5 +206,7 @@ def unread_files(source: Source) -> tuple[list[LeftOut], list[str]]:
     reason = "is next to the data, but this format does not read videos"
     return (
         [LeftOut("image", some_of(videos, _MOST_TOLD), reason)] if videos and not source.cameras else [],
-        [f"{len(others)} data file{several} in the folder not read: {some_of(others, _MOST_TOLD)}"] if others else [],
+        [f"{len(others)} data file{several} in the folder and not read: {some_of(others, _MOST_TOLD)}"]
+        if others
+        else [],
     )

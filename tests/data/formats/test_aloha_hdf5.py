@@ -586,7 +586,7 @@ def test_a_file_that_changes_after_it_was_opened_is_told(tmp_path: Path) -> None
     with pytest.raises(UserError, match="has no .*images/top any more"):
         frames(source)
     (folder / "episode_0.hdf5").unlink()
-    with pytest.raises(UserError, match="not there any more"):
+    with pytest.raises(UserError, match="no longer exists"):
         source.read_columns(0, ["action"])
 
 

@@ -131,7 +131,7 @@ def test_a_last_rollout_that_did_not_fit_keeps_what_is_there(tmp_path: Path) -> 
     write_raw(tmp_path, [4, 6], space=7)
     source = open_raw_memmap(tmp_path, None)
     assert source.lengths.tolist() == [4, 3]
-    assert source.notes == ("episode 1 has 6 steps, and only 3 fit into the files: it is used up to there",)
+    assert source.notes == ("episode 1 has 6 steps, but only 3 fit into the files: these are used",)
     assert len(read_all(source)) == 2 * 3 + 2 * 7
 
 
@@ -186,8 +186,8 @@ def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
     ("text", "sentence"),
     [
         ("camera_height=12 camera_width=15 total_sample_count=10", "correct its camera_height"),
-        ("camera_height=12 camera_width=0", "tells of images of 12 x 0 pixels"),
-        ("camera_height=12 camera_width=999999999", "tells of images of 12 x 999999999 pixels"),
+        ("camera_height=12 camera_width=0", "specifies images of 12 x 0 pixels"),
+        ("camera_height=12 camera_width=999999999", "specifies images of 12 x 999999999 pixels"),
         ("camera_height=12 camera_width=160 total_sample_count=10", "is cut off"),
         ("camera_height=12 camera_width=16 total_sample_count=0", "correct its camera_height"),
     ],
@@ -200,7 +200,7 @@ def test_metadata_that_contradict_the_files_are_refused(tmp_path: Path, text: st
 @pytest.mark.parametrize(
     ("lengths", "sentence"),
     [
-        (np.array([4, 900, 2], np.uint16), "adds up to 906 steps, and the files have space for 10"),
+        (np.array([4, 900, 2], np.uint16), "adds up to 906 steps, but the files have space for 10"),
         (np.array([[4, 6]], np.uint16), "has to be (episodes,) integers"),
         (np.array([4.0, 6.0]), "has to be (episodes,) integers"),
         (np.array([-4, 14]), "lengths that no dataset has"),

@@ -307,7 +307,7 @@ def test_open_source_reads_a_buffer_in_a_process_of_its_own(buffer: Path) -> Non
 def test_a_folder_of_several_buffers_has_to_be_told_which(tmp_path: Path) -> None:
     for name in ("a.zarr", "b.zarr"):
         write_replay(tmp_path / name, [2])
-    assert f"give one of them, such as {tmp_path / 'a.zarr'}" in refusal(tmp_path)
+    assert f"choose one of them, such as {tmp_path / 'a.zarr'}" in refusal(tmp_path)
 
 
 def test_other_folders_and_files_are_no_buffers(tmp_path: Path, dataset: Path) -> None:
@@ -440,7 +440,7 @@ def test_episode_ends_that_cannot_be_are_refused(buffer: Path, ends: np.ndarray,
 
 def test_a_buffer_without_ends_or_arrays_is_refused(buffer: Path) -> None:
     shutil.move(buffer / "data", buffer / "elsewhere")
-    assert "holds no arrays of numbers" in refusal(buffer)
+    assert "contains no numeric arrays" in refusal(buffer)
     shutil.rmtree(buffer / "meta")
     assert "meta/episode_ends is missing" in refusal(buffer)
 
