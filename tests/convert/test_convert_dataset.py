@@ -131,9 +131,9 @@ def test_the_size_is_foreseen(to: str, tmp_path: Path) -> None:
     ("to", "options", "sentence"),
     [
         ("zarr", {"codec": "h264"}, "--codec is an option of --to lerobot"),
-        ("guide", {"lossless": True}, "--lossless belongs to --to lerobot"),
-        ("lerobot", {"compress": True}, "--compress belongs to --to aloha_hdf5"),
-        ("lerobot", {"lossless": True, "codec": "av1"}, "--codec has no meaning"),
+        ("guide", {"lossless": True}, "--lossless is an option of --to lerobot"),
+        ("lerobot", {"compress": True}, "--compress is an option of --to aloha_hdf5"),
+        ("lerobot", {"lossless": True, "codec": "av1"}, "--codec has no effect"),
         ("lerobot", {"codec": "mpeg2"}, "has to be av1, h264 or hevc"),
         ("guide", {"workers": 0}, "at least 1"),
     ],
