@@ -7,7 +7,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo proof test test-quick test-long lint typecheck bench docs clean
+.PHONY: setup demo proof test test-quick test-long test-lowest lint typecheck bench docs clean
 
 setup: $(READY)
 
@@ -44,6 +44,13 @@ test-quick: lint
 # Campaigns: thousands of damaged files, kills at each step of writing, a hundred demonstrations.
 test-long: lint typecheck
 	BIMACT_TESTS=long $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# The quick tests with the lowest versions of all direct dependencies, in an environment of their own; needs uv.
+test-lowest:
+	uv venv --clear --python 3.11 build/lowest
+	uv pip install --python build/lowest --resolution lowest-direct --torch-backend cpu \
+		--editable '.[export,serve,sim,sweep,rerun,dev]' --editable packages/bimact-client
+	build/lowest/bin/python -m pytest -q -m "not slow" -n logical --maxprocesses 8 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

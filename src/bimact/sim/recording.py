@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -253,7 +255,16 @@ _worker: _Worker
 def _start_worker(settings: RecordingSettings, folder: Path) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all processes; the main one ends them
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
     _worker = _Worker(settings, folder)
+
+
+def _end_with_main_process() -> None:
+    """A killed main process ends nothing: without this, its workers would wait for episodes for ever."""
+    main_process = multiprocessing.parent_process()
+    assert main_process is not None
+    main_process.join()
+    os._exit(1)
 
 
 def _record_episode(number: int) -> RecordedEpisode:
