@@ -439,7 +439,7 @@ class Config:
     )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
-    # what the network learns, as a function of states and actions
+    # representation of states and actions
     action_mode: str = key(
         "absolute",
         "what the network predicts: actions, or their difference to the state at the chunk's beginning",
@@ -481,7 +481,7 @@ class Config:
         changes="network",
     )
 
-    # augmentation, in training alone
+    # augmentation, only in training
     augment: bool = key(
         False,
         "random changes of the images in training",
@@ -1052,7 +1052,7 @@ def _resolved(in_file: Mapping[str, Any], given: Mapping[str, Any], places: Mapp
             if not any("${" in item for item in items if isinstance(item, str)):
                 result[name] = [_unescaped(item) for item in items] if isinstance(value, list) else _unescaped(value)
                 continue
-            if context is None:  # made only where it is needed
+            if context is None:  # only created if needed
                 context = OmegaConf.create(_nested({**literal, **in_file, **{key: literal[key] for key in given}}))
             group, dot, key = name.partition(".")
             found = context[group][key] if dot else context[name]
@@ -1122,7 +1122,7 @@ def _validated(given: Mapping[str, Any], places: Mapping[str, str]) -> Config:
             texts[name] = None if value is None else _datasets(value, place)
         else:
             items = value if isinstance(value, (list, tuple)) else [value]
-            if any("${" in item or "???" in item for item in items if isinstance(item, str)):  # of meaning to OmegaConf
+            if any("${" in item or "???" in item for item in items if isinstance(item, str)):  # OmegaConf's syntax
                 raise SettingError(name, f"{place}setting '{name}' is {value!r}, it has to be {_named(name)}")
             others[name] = value
     try:

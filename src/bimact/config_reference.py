@@ -19,7 +19,7 @@ from bimact.files import write_text
 PAGE = Path("docs/configuration.md")
 COMMAND = "python -m bimact.config_reference"
 
-# The key that each group begins with.
+# The first key of each group.
 _GROUPS = {
     "dataset_dir": "Data",
     "chunk_size": "Policy",

@@ -129,7 +129,7 @@ def check_dataset(
     if selected is None or not selected.episodes:
         return DatasetReport(local, in_order(findings.found), None, size, tuple(sorted(READING)))
 
-    is_mapped = selected.whole.mapped() is not None  # then no library decodes it, and no child process is needed
+    is_mapped = selected.whole.mapped() is not None  # needs no child process
     found = findings.found + examine(selected, images=images, apart=not is_mapped, config=config, files=names)
     if selected.selection.skip_unreadable:  # then an unusable episode is not an error
         found = [
@@ -181,7 +181,7 @@ def _select(source: Source, selection: Selection, config: Config | None, finding
         try:
             return dataclasses.replace(Selection.of(config), **given).applied_to(source)
         except UserError as error:
-            part = selection.applied_to(source)  # what the command line asks for has to exist
+            part = selection.applied_to(source)  # selections on the command line must exist
             findings.add("config-mismatch", "", f"{error}, but the config requires it")
             return part
     return selection.applied_to(source)

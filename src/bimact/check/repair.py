@@ -12,14 +12,14 @@ from bimact.check.kinds import ERROR, INFO
 from bimact.convert.dataset import format_of
 from bimact.data.selection import SelectedSource
 
-# Faults whose advice is to remove the episode; the others need a look, another recording, or a change of the values.
+# Faults to repair by removing the episode; the others need inspection, another recording, or a change of values.
 _OF_EPISODE = (
     *("unreadable", "nan", "far-value", "jump", "still-gripper", "odd-lag", "frozen-state", "still-episode"),
     *("unordered-timestamps", "dropped-steps", "duplicate-episode", "odd-length", "dominant-episode"),
 )
-_OF_CAMERA = ("blank-image", "frozen-camera", "changed-image")  # in most episodes: remove the camera
+_OF_CAMERA = ("blank-image", "frozen-camera", "changed-image")  # if they occur in most episodes, the camera is removed
 _IDLE = ("idle-head", "idle-tail")
-_MOST = 0.5  # share of the episodes; if more have a fault, it is in the recorder, and removing them repairs nothing
+_MOST = 0.5  # fraction of episodes; a fault in more of them is one of the recorder
 _MOST_TOLD = 10
 
 

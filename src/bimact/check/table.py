@@ -94,7 +94,7 @@ def _print_group(group: Sequence[Finding], console: Console) -> None:
     heading.append(first.code, "bold").append(f"  {_places(group)}", "dim")
     lines = [Text(printable(finding.sentence)) for finding in group[:_MOST]]
     if len(group) > _MOST:
-        # How many more there are, and in which episodes: "… and 10 more: episodes 5–12, 20, 31".
+        # Number and episodes of the others: "… and 10 more: episodes 5–12, 20, 31".
         numbers = sorted({finding.episode for finding in group[_MOST:] if finding.episode is not None})
         ranges = []
         for _, run in groupby(enumerate(numbers), key=lambda entry: entry[1] - entry[0]):

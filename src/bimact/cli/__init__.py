@@ -93,7 +93,7 @@ def _run_command(command: Callable[[argparse.Namespace], None], options: argpars
                 raise
             print(f"{options.command}{_rank()}: {printable(str(error))}", file=sys.stderr)
             return 2
-        except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
+        except BrokenPipeError:  # the reading end of a pipe, such as `head`, was closed
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

@@ -31,7 +31,7 @@ def _completion(options: argparse.Namespace) -> None:
     from bimact.cli import _parser
 
     parser, commands = _parser()
-    # Their settings are no options of the parser, which does not know their types.
+    # Their settings are not options of the parser, which does not know their types.
     for name in ("train", "sweep", "estimate"):
         group = commands[name].add_argument_group("settings")
         known = {option for action in commands[name]._actions for option in action.option_strings}

@@ -102,5 +102,5 @@ def _client(options: argparse.Namespace, host: str, port: int) -> AbstractContex
     from bimact.deploy.in_process import InProcessClient
     from bimact.machine import usable_cores
 
-    torch.set_num_threads(max(usable_cores() - 1, 1))  # a core for the loop and the simulation
+    torch.set_num_threads(max(usable_cores() - 1, 1))  # leaves a core for the loop and the simulation
     return nullcontext(InProcessClient(bimact.load_policy(options.run_dir, device=options.device)))

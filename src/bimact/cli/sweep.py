@@ -51,7 +51,7 @@ def _sweep(options: argparse.Namespace) -> None:
     settings = dict(item.split("=", 1) for item in settings_of([*sweep.arguments, *dataset, *options.rest]))
     config = settings.pop("config", None)
     arguments = sys.argv[1:]
-    if options.storage:  # the page is for others too, a password is not
+    if options.storage:  # the page may be shared, the password must not
         arguments = [item.replace(options.storage, shown_url(options.storage)) for item in arguments]
     plan = plan_sweep(
         sweep,

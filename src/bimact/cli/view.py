@@ -91,7 +91,7 @@ def _view(options: argparse.Namespace) -> None:
         source = chosen.applied_to(whole)
     try:
         lines = dataset_lines((chosen or Selection()).applied_to(whole))
-    except UserError as error:  # it can be viewed without knowing what is state and what is action
+    except UserError as error:  # it can be viewed without selecting state and action
         lines = [str(error)]
     print("\n".join(lines), flush=True)
     if not 0 <= options.episode < len(source.episodes):
@@ -170,7 +170,7 @@ def _serve(source: Source, options: argparse.Namespace) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             background.stop()
-            Console().show_cursor()  # which a progress bar may have hidden
+            Console().show_cursor()  # a progress bar may have hidden it
             print("ended")
 
 

@@ -28,7 +28,7 @@ FORMATS = {
     "zarr": ("zarr_replay", "ZarrWriter"),
 }
 
-# The beginning of a source's format → the one of `FORMATS` that is the same
+# prefix of a source's format → the corresponding one of `FORMATS`
 _SAME = {"LeRobotDataset": "lerobot", "ALOHA": "aloha_hdf5", "the guide's": "guide", "zarr": "zarr"}
 
 _LOCK = "lock"

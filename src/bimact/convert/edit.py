@@ -26,7 +26,7 @@ _KEPT_IDLE = (
     0.2,
     5,
 )  # seconds, or steps where the fps is unknown, that stay before the first and after the last motion
-_TO_KEY_FRAME = (0.3, 8)  # by how much earlier an episode may begin, so that its videos can be copied
+_TO_KEY_FRAME = (0.3, 8)  # by which an episode may begin earlier so that its videos can be copied
 _SECONDS_TO_LOOK = 120.0  # timeout of looking for a key frame
 _MOST_TOLD = 10
 
@@ -258,7 +258,7 @@ def _refuse_differences(datasets: Sequence[Source], keys: Sequence[Mapping[str, 
         )
 
 
-# What the pieces hold -----------------------------------------------------------------------------------
+# Content of the pieces ----------------------------------------------------------------------------------
 
 
 def _episode(datasets: Sequence[Source], piece: Piece) -> SourceEpisode:
@@ -338,7 +338,7 @@ def _trim_idle(
                 end = min(end, finding.step + kept)
             of_dataset[position] = begin, end
         if copies_videos and heads and source.video_cameras:
-            # A step that a key frame shows in all cameras, if one is near: then nothing has to be encoded again.
+            # A nearby step with a key frame in all cameras, if there is one: then videos need not be encoded again.
             back = facts.steps_in(*_TO_KEY_FRAME)
             jobs = [(source.whole, position, begin, back) for position, begin in heads.items()]
             found = run_jobs(_key_step, jobs, describe=_described, timeout=_SECONDS_TO_LOOK)

@@ -90,7 +90,7 @@ def _write_span(content: Content, span: EpisodeSpan, dtype: np.dtype[Any], folde
                 row[IMAGE_PREFIX + name] = image
             row[STATE] = vectors[STATE][step]
             unwritten = row.view(np.uint8).data
-            while unwritten:  # an unbuffered file may accept a part
+            while unwritten:  # an unbuffered write may be partial
                 unwritten = unwritten[file.write(unwritten) :]
 
 

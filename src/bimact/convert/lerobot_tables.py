@@ -20,7 +20,7 @@ from bimact.data.formats.lerobot_meta import TASK
 
 Features = Mapping[str, Mapping[str, Any]]  # of meta/info.json
 
-_ROW_GROUP_BYTES = 64 << 20  # of images: the most that is held in memory
+_ROW_GROUP_BYTES = 64 << 20  # of images: maximum held in memory
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 

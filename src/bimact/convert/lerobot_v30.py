@@ -34,7 +34,7 @@ from bimact.files import write_json
 from bimact.progress import ProgressBar
 from bimact.video import VideoWriter, frame_rate, join_videos
 
-_DATA_MB, _VIDEO_MB = 100, 200  # LeRobot's limits of a file's size
+_DATA_MB, _VIDEO_MB = 100, 200  # LeRobot's limits on file sizes
 _EPISODES_PER_TABLE = 1000
 _MOST_TOLD = 10
 _PARTS = "parts"  # folder of unjoined files
@@ -55,7 +55,7 @@ _CODECS = {
     "h264": Codec("libx264", (("threads", "1"),)),
     "hevc": Codec("libx265", (("x265-params", "bframes=0:pools=1:frame-threads=1:log-level=error"),), smallest=64),
 }
-_QUALITY = {"g": "2", "crf": "30"}  # of two frames, at most one depends on another
+_QUALITY = {"g": "2", "crf": "30"}  # every second frame is a key frame
 
 
 class LeRobotWriter(Writer):
@@ -170,7 +170,7 @@ class LeRobotWriter(Writer):
             for span in (self.whole_episodes() if name in copied else self.spans())
         ]
         counts: dict[tuple[int, str], np.ndarray] = defaultdict(lambda: np.zeros((3, 256), np.int64))
-        kinds: dict[tuple[str, int], str] = {}  # camera, episode → what its video has in common with others
+        kinds: dict[tuple[str, int], str] = {}  # camera, episode → digest of shared properties
         encoded: set[tuple[int, str]] = set()  # episode, camera
 
         def add_counts(number: int, found: tuple[np.ndarray, str, bool]) -> None:
@@ -355,7 +355,7 @@ def _write_video(
     if found is not None:
         kind = copy_frames(*found, path, fps)
         if kind is not None:
-            # What is decoded for the statistics is the copy: its first and last frames are among the samples.
+            # Statistics are computed from the copy: its first and last frames are among the samples.
             sampled = sorted(lerobot_stats.sampled_steps(len(span.steps)))
             times = [step / fps for step in sampled]
             for image in frames_at(path, times, fps=fps, describe=lambda number: f"step {sampled[number]}"):

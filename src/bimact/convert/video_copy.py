@@ -59,7 +59,7 @@ def copy_frames(path: Path, times: np.ndarray, target: Path, fps: float) -> str 
         if len(packets) < len(wanted) or None in shown or not packets[0].is_keyframe:
             return None
         numbers = np.array(shown)
-        delay = int((np.arange(len(numbers)) - numbers).max())  # by which packets come before their frames are shown
+        delay = int((np.arange(len(numbers)) - numbers).max())  # decoding precedes presentation
         unit_out = 1 / frame_rate(fps)
         try:
             with av.open(str(target), "w", format="mp4") as out:
@@ -70,7 +70,7 @@ def copy_frames(path: Path, times: np.ndarray, target: Path, fps: float) -> str 
                     packet.time_base = unit_out
                     packet.pts, packet.dts, packet.duration = frame, number - delay, 1
                     out.mux(packet)
-        except (av.error.FFmpegError, ValueError):  # MP4 cannot hold this codec
+        except (av.error.FFmpegError, ValueError):  # MP4 does not support this codec
             target.unlink(missing_ok=True)
             return None
         context = stream.codec_context

@@ -15,7 +15,7 @@ from bimact.progress import ProgressBar
 
 _STEPS_PER_SPAN = 1000  # at most: a long episode is written by several processes, and the progress bar moves
 _SECONDS, _SECONDS_PER_FRAME = 300.0, 1.0  # timeout of a child process
-_SAMPLED_FRAMES = 8  # whose encoded size is extrapolated to all
+_SAMPLED_FRAMES = 8  # images whose encoded size is extrapolated to all
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Writer(ABC):
             timeout=_SECONDS + _SECONDS_PER_FRAME * longest * max(1, images_per_step),
             workers=self.options.workers,
         )
-        # Closed at once, so that no child continues to write after an error or Ctrl-C.
+        # Closed immediately, so that no child continues to write after an error or Ctrl-C.
         with closing(cast(Generator[tuple[int, Any], None, None], finished)):
             for number, result in finished:
                 if take is not None:

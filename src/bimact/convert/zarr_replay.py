@@ -23,7 +23,7 @@ from bimact.data.selection import ACTION, STATE
 from bimact.files import write_json
 from bimact.progress import ProgressBar
 
-# Any setting of blosc can be read. Pixels of cameras compress better and faster without a shuffle, floats with one.
+# Any blosc setting can be read. Pixels compress better and faster without shuffle, floats with it.
 _IMAGE_CODEC = numcodecs.Blosc(cname="zstd", clevel=3, shuffle=numcodecs.Blosc.NOSHUFFLE)
 _VECTOR_CODEC = numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)
 _CHUNK_BYTES = 2_000_000  # of vectors

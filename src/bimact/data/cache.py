@@ -35,8 +35,8 @@ DESCRIPTION = "description.json"
 _LOCK, _KNOWN = "lock", "places.txt"
 _JOURNAL, _UNFINISHED = "done.txt", ".unfinished"
 _FETCHED = ".fetched.jsonl"  # in a downloaded dataset
-_FORMER, _FORMER_PREFIX = "source.json", "observations-"  # of converted observations of former versions
-_ABANDONED = 24 * 3600  # seconds after which, without locks, unfinished work is nobody's
+_FORMER, _FORMER_PREFIX = "source.json", "observations-"  # of converted observations of earlier versions
+_ABANDONED = 24 * 3600  # seconds after which, without locks, unfinished work counts as abandoned
 
 Arrays = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]  # file name → type and shape
 
@@ -116,7 +116,7 @@ def is_busy(place: Path) -> bool:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (OSError, AttributeError):  # no lock was ever taken; no locks here
+    except (OSError, AttributeError):  # no lock was ever taken, or there are no locks
         return False
     return False
 
@@ -139,7 +139,7 @@ def _remember(place: Path) -> None:
     """List a folder, so that `bimact cache` finds it without its dataset."""
     if place.is_relative_to(users_cache()):
         return
-    with contextlib.suppress(OSError):  # the note is a convenience
+    with contextlib.suppress(OSError):  # the list is a convenience
         known = [folder for folder in known_places() if folder.is_dir()]
         if place not in known:
             write_text(users_cache() / _KNOWN, "".join(f"{folder}\n" for folder in [*known, place]))
@@ -287,7 +287,7 @@ def build_once(
     place = first_writable(source, candidates)
     with one_at_a_time(source, place) as is_alone:
         folder = ArrayFolder(place, prefix, description, is_alone=is_alone)
-        if not folder.is_whole:  # else made by the process that this one has waited for
+        if not folder.is_whole:  # else made by another process meanwhile
             _remove_outdated(folder, is_alone)
             try:
                 make(folder)
@@ -309,13 +309,13 @@ def _remove_outdated(folder: ArrayFolder, is_alone: bool) -> None:
         is_damaged = other == folder.path
         is_former = (other / _FORMER).is_file() or other.name.startswith(_FORMER_PREFIX)
         is_outdated = other.name.startswith(folder.prefix) and found.get("dataset") in (None, wanted["dataset"])
-        # Without locks unfinished work may be another process's.
+        # Without locks, unfinished work may belong to another process.
         is_nobodys = is_alone or _UNFINISHED not in other.name or time.time() - other.stat().st_mtime > _ABANDONED
         if is_nobodys and (is_damaged or is_former or (is_outdated and not is_same)):
             shutil.rmtree(other, ignore_errors=True)
 
 
-# What there is -------------------------------------------------------------------------------------
+# Listing -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

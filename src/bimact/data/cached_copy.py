@@ -29,12 +29,12 @@ from bimact.errors import UserError
 from bimact.files import write_json
 from bimact.progress import progress_bar
 
-_VERSION = 3  # of what copies look like: another number makes them anew
-_BLOCK = 16  # images that are written at once
-_SECONDS_PER_STEP = 1.0  # a child that is slower than this hangs
-_EPISODES_PER_JOB = 64  # whose vectors are read at once
-_FOUND = "found.json"  # beside the arrays: episodes that could not be read, and how others were
-_NOTED = "note "  # in the list of what is done
+_VERSION = 3  # of the copies' layout: copies of another version are rebuilt
+_BLOCK = 16  # images per write
+_SECONDS_PER_STEP = 1.0  # a slower child counts as hanging
+_EPISODES_PER_JOB = 64  # episodes whose vectors are read by one job
+_FOUND = "found.json"  # next to the arrays: unreadable episodes, and notes on others
+_NOTED = "note "  # prefix of lines in the list of finished parts
 
 
 def cached_copy(
@@ -166,7 +166,7 @@ def _unusable(source: Source, faults: Mapping[int, str]) -> list[Unusable]:
 
 
 def _image_file(number: int) -> str:
-    return f"camera_{number}.npy"  # a camera's name may be no file's
+    return f"camera_{number}.npy"  # a camera's name may not be a valid file name
 
 
 def _common_task(source: Source) -> str | None:
@@ -180,7 +180,7 @@ def stored_size(recorded: tuple[int, int], wanted: tuple[int, int] | None) -> tu
     return wanted if wanted is not None and is_larger else recorded
 
 
-# Making it -----------------------------------------------------------------------------------------
+# Conversion ----------------------------------------------------------------------------------------
 
 
 def _make(plan: _Plan, folder: ArrayFolder) -> None:
@@ -190,7 +190,7 @@ def _make(plan: _Plan, folder: ArrayFolder) -> None:
         _announce(plan, folder)
         folder.reserve(plan.arrays)
     faults, notes = _decode(plan, folder, done or set())
-    if not plan.source.selection.skip_unreadable:  # what is done is kept for the next time
+    if not plan.source.selection.skip_unreadable:  # finished parts are kept for the next run
         plan.source.without(_unusable(plan.source, faults)).refuse_damaged()
     write_json(folder.unfinished / _FOUND, {"faults": faults, "notes": notes})
     folder.finish()
@@ -233,8 +233,8 @@ def _decode(plan: _Plan, folder: ArrayFolder, done: set[str]) -> tuple[dict[int,
                 keep_going=True,
             ):
                 job = jobs[number]
-                if isinstance(result, UserError):  # a child has crashed, or hangs
-                    if job.end - job.episode > 1:  # in which of them?
+                if isinstance(result, UserError):  # a child crashed or hangs
+                    if job.end - job.episode > 1:  # find out in which episode
                         again += [_Job(episode, None, episode + 1) for episode in range(job.episode, job.end)]
                     else:
                         faults.setdefault(job.episode, result.reason)
@@ -268,7 +268,7 @@ def _jobs(source: Source) -> Iterator[_Job]:
     count = len(source.episodes)
     for first in range(0, count, _EPISODES_PER_JOB):
         yield _Job(first, None, min(first + _EPISODES_PER_JOB, count))
-    for episode in np.argsort(-source.lengths, kind="stable").tolist():  # the last ones keep no core waiting
+    for episode in np.argsort(-source.lengths, kind="stable").tolist():  # longest first: cores finish together
         for camera in source.cameras:
             yield _Job(episode, camera, episode + 1)
 
@@ -294,7 +294,7 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
                 except UserError as error:
                     read.faults[episode] = error.reason
                     continue
-                with np.errstate(over="ignore"):  # becomes inf
+                with np.errstate(over="ignore"):  # becomes Inf, which is found
                     state, action = (columns[key].astype(np.float32) for key in (STATE, ACTION))
                 states.write(int(starts[episode]), state)
                 actions.write(int(starts[episode]), action)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-# Words that hold "action" and tell of none.
+# Words that contain "action" but do not mean it.
 _NO_ACTION = {
     *("interaction", "reaction", "traction", "fraction", "attraction", "contraction", "extraction", "distraction"),
     *("abstraction", "refraction", "transaction", "faction"),
@@ -38,12 +38,12 @@ _OF_THE_ROBOT = {
     *("left", "right", "agent", "state"),
 }
 
-_MEASURED = {  # of columns that a robot reads from its joints
+_MEASURED = {  # of columns measured at a robot's joints
     *("pos", "position", "positions", "qpos", "joint", "joints", "jpos", "pose", "poses", "quat", "rot", "eef", "ee"),
     *("tcp", "state", "width", "q", "proprio", "angle", "angles", "xyz"),
 }
-_FEWEST_ROWS = 16  # that have to be the same before a column is said to be another
-_DISTINCT = 12  # values of a dimension: what has fewer, such as an open or closed gripper, may agree by chance
+_FEWEST_ROWS = 16  # equal dimensions required to report two columns as equal
+_DISTINCT = 12  # distinct values of a dimension: with fewer, such as a binary gripper, equality may be chance
 _MOST_SHIFT = 5  # steps
 _SAMPLED_EPISODES = 30
 
@@ -88,7 +88,7 @@ def why_not_in_state(name: str) -> str | None:
     return None
 
 
-# By looking ----------------------------------------------------------------------------------------
+# By values -----------------------------------------------------------------------------------------
 
 
 def action_in_state(
@@ -115,7 +115,7 @@ def action_in_state(
     every = max(1, len(states) // _SAMPLED_EPISODES)
     sampled = zip(states[::every], actions[::every])
     pairs = [(state, action) for state, action in sampled if len(state) == len(action) > _MOST_SHIFT]
-    found: dict[str, int] = {}  # column → the least shift at which it is the action
+    found: dict[str, int] = {}  # column → the smallest shift at which it equals the action
     telling: set[str] = set()
     for shift in sorted(range(-_MOST_SHIFT, _MOST_SHIFT + 1), key=abs) if pairs else ():
         later, earlier = max(0, shift), max(0, -shift)
@@ -137,7 +137,7 @@ def action_in_state(
         return None
     name = min(found, key=lambda name: (found[name] > 0, abs(found[name])))
     shift = found[name]
-    if shift > 0 and len(set(found.values())) == 1:  # behind: earlier actions, or what a later state makes the action
+    if shift > 0 and len(set(found.values())) == 1:  # lagging: earlier actions, or actions that are later states
         is_measured = all(not _MEASURED.isdisjoint(words_of(column)) for column in found)
         if telling == found.keys() or is_measured:
             return None

@@ -16,7 +16,7 @@ from bimact.data.opening import open_dataset
 from bimact.data.windows import Batch, WindowDataset, WindowIndex, in_batches
 from bimact.machine import usable_cores
 
-_AHEAD = 4  # batches a thread
+_AHEAD = 4  # prefetched batches per thread
 
 
 class Loader:

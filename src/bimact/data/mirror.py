@@ -33,7 +33,7 @@ from bimact.files import flush_to_disk, lock_file
 from bimact.progress import ProgressBar, progress_bar
 
 _JOURNAL, _LOCK, _UNFINISHED = ".fetched.jsonl", ".lock", ".unfinished"
-_DRIVERS = {  # protocol → the package that fsspec needs for it
+_DRIVERS = {  # protocol → the package required by fsspec
     "abfs": "adlfs",
     "az": "adlfs",
     "gcs": "gcsfs",
@@ -111,7 +111,7 @@ def _without_secrets(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//", url.partition("?")[0])
 
 
-# What is there -------------------------------------------------------------------------------------
+# Remote files --------------------------------------------------------------------------------------
 
 
 def _file_system(url: str, shown: str) -> tuple[Any, str]:
@@ -148,7 +148,7 @@ def _listed(system: Any, root: str, shown: str, is_folder: bool) -> list[_Remote
     for path, info in system.find(root, detail=True).items():
         if info.get("islink"):
             raise UserError(f"{path} is a link: put the file itself there")
-        if info["type"] == "file" and not path.endswith("/"):  # S3 has empty objects for folders
+        if info["type"] == "file" and not path.endswith("/"):  # S3 represents folders by empty objects
             found.append(_remote(info, _name_inside(root, path)))
     return found
 
@@ -156,10 +156,10 @@ def _listed(system: Any, root: str, shown: str, is_folder: bool) -> list[_Remote
 def _listed_by_pages(system: Any, root: str, shown: str) -> Iterator[_Remote]:
     """The files that a web server lists on one page per folder."""
     folders, files = [root], []
-    for folder in folders:  # which grows
+    for folder in folders:  # grows inside the loop
         for path in sorted(entry["name"] for entry in system.ls(f"{folder}/", detail=True)):
             if "?" in path or "#" in path or path.rstrip("/") in (folder, f"{folder}/."):
-                continue  # such as links that sort the page
+                continue  # such as links for sorting
             name = _name_inside(root, path.rstrip("/"), unquote)
             if path.endswith("/"):
                 folders.append(path.rstrip("/"))
@@ -207,7 +207,7 @@ def _in_sentences(what: str) -> Iterator[None]:
     try:
         yield
     except library_errors() as error:
-        # fsspec's "file not found" may stand for a web server that is not there, or refuses.
+        # fsspec reports unreachable web servers as "file not found".
         reason = (error.__cause__ or error) if isinstance(error, FileNotFoundError) else error
         status = getattr(reason, "status", None)
         if isinstance(reason, FileNotFoundError) or status == 404:
@@ -219,7 +219,7 @@ def _in_sentences(what: str) -> Iterator[None]:
         raise UserError(f"cannot read {what} ({words}): {todo}{public}") from None
 
 
-# What is here --------------------------------------------------------------------------------------
+# Local files ---------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -238,7 +238,7 @@ def _alone(place: Path, shown: str) -> Iterator[None]:
 def _bring_up_to_date(system: Any, files: list[_Remote], copy: Path, place: Path, shown: str) -> None:
     fetched = _read_journal(place)
     names = {file.name for file in files}
-    for name in fetched.keys() - names:  # files that are no longer there; whatever else is here is not ours
+    for name in fetched.keys() - names:  # only files that were downloaded and no longer exist remotely
         (copy / name if name else copy).unlink(missing_ok=True)
     missing = [file for file in files if not _is_here(file.below(copy), fetched.get(file.name), file.version)]
     if not missing:
@@ -268,7 +268,7 @@ def _read_journal(place: Path) -> dict[str, tuple[str, int]]:
     for line in lines:
         try:
             name, version, size = json.loads(line)
-        except (ValueError, TypeError):  # the last line of a process that was killed
+        except (ValueError, TypeError):  # the last line of a killed process
             continue
         fetched[str(name)] = (version, size)
     return fetched
@@ -299,7 +299,7 @@ class _Download:
                 with _in_sentences(f"{shown}/{running[done].name}".rstrip("/")):
                     done.result()
         finally:
-            self._ends.set()  # Ctrl-C too ends the others at their next block
+            self._ends.set()  # on Ctrl-C too, the others end at their next block
             pool.shutdown(cancel_futures=True)
 
     def _fetch(self, file: _Remote) -> None:
@@ -313,9 +313,9 @@ class _Download:
         flush_to_disk(temporary)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
-        counted.relative_update(size - counted.bytes)  # some drivers do not count
+        counted.relative_update(size - counted.bytes)  # some drivers do not report progress
         with self._lock:
-            # What a killed process has left may be half a line.
+            # A killed process may have left half a line.
             self._journal.write("\n" + json.dumps([file.name, file.version, size]) + "\n")
             self._journal.flush()
 

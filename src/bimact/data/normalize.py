@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-STD_FLOOR = 1e-2  # of the original ACT: a joint that hardly moves must not be blown up to unit variance
+STD_FLOOR = 1e-2  # of the original ACT: a joint that hardly moves must not be scaled to unit variance
 
 
-QUANTILES = 0.01, 0.99  # of normalisation by quantiles, as LeRobot's
+QUANTILES = 0.01, 0.99  # of quantile normalisation, as in LeRobot
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 from bimact.data.safe_pickle import read_npy_header
 from bimact.errors import UserError, in_words
 
-# Bytes from row to row from which on rows are read and not mapped: the system maps some pages at a time, which takes
-# longer than to copy them, and counts all pages that were ever touched as this process's memory.
+# Row stride in bytes from which rows are read instead of mapped: the system maps several pages at a time, which takes
+# longer than copying, and counts all touched pages as this process's memory.
 _READ_FROM = 4096
 
 

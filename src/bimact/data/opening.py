@@ -20,17 +20,17 @@ from bimact.data.summary import told_lines
 from bimact.data.workers import run_apart
 from bimact.errors import UserError, some_of
 
-# The first that recognises a dataset opens it. Each module is imported when a dataset is opened: what a format needs
-# is of no use to others.
+# The first one that recognises a dataset opens it. The modules are imported when a dataset is opened, since each format
+# needs libraries of its own.
 _MODULES = ("guide_npy", "raw_memmap", "lerobot", "aloha_hdf5", "robomimic_hdf5", "zarr_replay")
-_PATIENCE = 900.0  # seconds for listing a dataset's files: there may be a hundred thousand on a slow disk
+_PATIENCE = 900.0  # seconds for listing a dataset's files: possibly 100,000 on a slow disk
 
 _DATA = (
     *(".hdf5", ".h5", ".hdf", ".he5", ".npy", ".npz", ".pkl", ".pickle", ".parquet", ".arrow", ".tfrecord", ".bag"),
     *(".mcap", ".db3", ".zarr.zip", ".zarr"),
 )
 _VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
-_OF_BUFFERS = {"videos", "video", "images"}  # of a format that lists its files in a folder meta
+_OF_BUFFERS = {"videos", "video", "images"}  # of formats that list their files in a folder meta
 _OF_OTHERS = ({"config.yaml", "metrics.jsonl"}, {"config.yaml", "checkpoint"}, {DESCRIPTION})
 _MOST_ENTRIES = 200_000
 _MOST_TOLD = 5
@@ -137,7 +137,7 @@ def _open_first(path: Path, cache_dir: Path | None) -> Source:
             source = candidate.open(path, cache_dir)
             others = [
                 other.name
-                for other in formats[: len(formats) - 1]  # the last one takes whatever is HDF5
+                for other in formats[: len(formats) - 1]  # the last one accepts any HDF5 file
                 if other is not candidate and not other.in_process and other.recognizes(path)
             ]
             notes = (f"another dataset in the same folder is not read: {', '.join(others)}",)
@@ -175,7 +175,7 @@ def unread_files(source: Source) -> tuple[list[LeftOut], list[str]]:
     if not source.path.is_dir():
         return [], []
     known = {*source.files, *source.left_aside, *(episode.name for episode in source.unusable)}
-    folders: set[str] = set()  # that hold files of the source
+    folders: set[str] = set()  # folders with files of the source
     for name in known:
         while (name := name.rpartition("/")[0]) and name not in folders:
             folders.add(name)

@@ -89,7 +89,7 @@ def _read(source: SelectedSource, episode: int, decodes: bool) -> dict[str, Fram
     return notes
 
 
-# NaN and infinite values --------------------------------------------------------------------------
+# NaN and Inf --------------------------------------------------------------------------------------
 
 
 def without_nonfinite(episodes: Episodes, source: SelectedSource) -> tuple[Episodes, SelectedSource]:

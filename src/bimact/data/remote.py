@@ -11,7 +11,7 @@ from bimact.data.mirror import mirrored
 from bimact.hub import DATASET, HUB_NAME, snapshot
 
 _HUB_URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
-_FILES = (".hdf5", ".h5", ".npy", ".zarr", ".zip", ".parquet", ".mp4")  # what ends so is no hub's dataset
+_FILES = (".hdf5", ".h5", ".npy", ".zarr", ".zip", ".parquet", ".mp4")  # not the end of a hub dataset's name
 
 
 def local_copy(path: str, cache_dir: Path | None) -> Path | None:

@@ -32,10 +32,10 @@ import numpy as np
 from bimact.errors import UserError
 
 _MAGIC = b"\x93NUMPY"
-_MAX_HEADER = 10_000  # bytes, NumPy's own bound: a longer one is no honest array's
-_LARGE = 1024  # bytes from which on a byte string stays in the file
-_DEEPEST = 32  # containers within containers
-_DAMAGE = (  # what NumPy's header reader, the unpickler and the stand-ins raise on a damaged file
+_MAX_HEADER = 10_000  # bytes, NumPy's own bound
+_LARGE = 1024  # bytes: larger byte strings stay in the file
+_DEEPEST = 32  # nesting of containers
+_DAMAGE = (  # raised by NumPy's header reader, the unpickler and the placeholders on a damaged file
     pickle.UnpicklingError,
     EOFError,
     ValueError,  # and UnicodeDecodeError
@@ -90,7 +90,7 @@ def _read_header(file: BinaryIO, path: Path) -> NpyHeader:
         raise UserError(f"{path} is a .npy file of the unknown version {version[0]}.{version[1]}")
     begin = file.tell()
     width = 2 if version == (1, 0) else 4
-    # NumPy reads the header whole before it looks at its length.
+    # NumPy reads the whole header before checking its length.
     if int.from_bytes(file.read(width), "little") > _MAX_HEADER:
         raise UserError(f"{path} has a header of more than {_MAX_HEADER} bytes: it is damaged")
     file.seek(begin)
@@ -165,7 +165,7 @@ class _Refused(Exception):
     """The file contains something forbidden: the predicate of a sentence about it."""
 
 
-# The walk over the operations ----------------------------------------------------------------------
+# Parsing the operations ----------------------------------------------------------------------------
 
 _STOP, _FRAME, _PUT, _LONG_BINPUT = pickle.STOP[0], pickle.FRAME[0], pickle.PUT[0], pickle.LONG_BINPUT[0]
 _TWO_LINES = (pickle.GLOBAL[0], pickle.INST[0])
@@ -257,7 +257,7 @@ def _check_memo(number: int, count: int) -> None:
         raise pickle.UnpicklingError("a number in the memo that no writer gives")
 
 
-# The stand-ins -------------------------------------------------------------------------------------
+# Placeholders --------------------------------------------------------------------------------------
 
 
 class _StandIn:

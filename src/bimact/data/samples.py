@@ -31,7 +31,7 @@ def sample_histories(config: Config, path: str | Path, count: int = 32, seed: in
     source = Selection.of(config).applied_to(open_source(path, cache_dir=config.cache_dir))
     steps = np.sort(np.random.default_rng(seed).choice(source.num_steps, min(count, source.num_steps), replace=False))
     arguments = (source, steps, config.cameras or [], config.temporal_context)
-    if source.mapped() is not None:  # nothing is decoded, and a map may be larger than a child's memory
+    if source.mapped() is not None:  # memory-mapped: nothing is decoded
         return _read(*arguments)
     found: dict[str, np.ndarray] = run_apart(_read, *arguments, what=str(path), timeout=600.0)
     return found

@@ -25,7 +25,7 @@ from bimact.errors import UserError, without_folder
 
 STATE, ACTION = "state", "action"  # the columns of a selected source
 _MOST_TOLD = 10  # episodes in one sentence
-# What formats put before the names of columns and cameras: people know them from the files.
+# Prefixes of column and camera names in the formats' files.
 _PREFIXES = ("observations/images/", "observation.images.", "observations/", "observation.", "obs/", "data/")
 
 
@@ -142,7 +142,7 @@ class Selection:
             name = source.episodes[position].name
             unusable.append(Unusable(source.number_of(position), name, reasons, is_missing))
         positions = [position for position in positions if position not in faults][: self.max_episodes]
-        if len(positions) == self.max_episodes:  # what comes behind is not used
+        if len(positions) == self.max_episodes:  # later episodes are not used
             unusable = [episode for episode in unusable if episode.number <= source.number_of(positions[-1])]
 
         columns = {key: column for key, (column, _) in column_forms.items()}
@@ -339,7 +339,7 @@ class SelectedSource(Source):
             yield image
 
     def read_timestamps(self, episode: int) -> np.ndarray | None:
-        if not self._keeps_steps():  # those of new steps are no recording
+        if not self._keeps_steps():  # resampled steps have no recorded timestamps
             return None
         return self.whole.read_timestamps(self.positions[episode])
 

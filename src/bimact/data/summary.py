@@ -12,7 +12,7 @@ from bimact.data.selection import ACTION, STATE, SelectedSource
 from bimact.data.source import LeftOut, Unusable
 from bimact.errors import printable
 
-_MOST_EPISODES = 10  # that are named in one line
+_MOST_EPISODES = 10  # listed in one line
 _WIDTH = 10
 
 

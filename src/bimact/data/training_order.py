@@ -21,7 +21,7 @@ class Part:
     """
 
     windows: np.ndarray  # (B,); of view v those from v · W on
-    samples: slice  # where they stand among all windows of the step
+    samples: slice  # their positions among all windows of the step
     action_weight: float  # processes x real action steps of the part / of the step
     window_weight: float  # processes x windows of the part / of the step
 

@@ -53,7 +53,7 @@ class WindowIndex:
 
     temporal_context: int
     chunk_size: int
-    rows: np.ndarray  # (W,) row of each window's present
+    rows: np.ndarray  # (W,) row of each window's current step
     first: np.ndarray  # (W,) first row of its episode
     last: np.ndarray  # (W,) last row of its episode
 

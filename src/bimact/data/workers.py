@@ -68,7 +68,7 @@ def run_jobs(
         UserError: the first one of a job, or if a child crashes, hangs or runs out of memory; all jobs are stopped
             then.
     """
-    if multiprocessing.current_process().daemon:  # such a process may have no children
+    if multiprocessing.current_process().daemon:  # a daemon may not have child processes
         for place, job in enumerate(jobs):
             try:
                 done = function(*job)
@@ -90,7 +90,7 @@ def run_jobs(
             if not running:
                 break
             finished = wait(running, return_when=FIRST_COMPLETED).done
-            for future in sorted(finished, key=_has_failed):  # what is done counts before a fault ends all
+            for future in sorted(finished, key=_has_failed):  # finished results first
                 number = running.pop(future)
                 try:
                     result = _result_of(future, describe(*jobs[number]), timeout)

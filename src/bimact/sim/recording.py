@@ -32,7 +32,7 @@ from bimact.sim.tasks import Task, find_task
 
 PARTIAL = ".partial"
 _NEXT_TRY = 10_000_000  # added to the seed of a failed demonstration to try again
-_DRAWS = 10  # of the noise in a scene, before the next scene is tried
+_DRAWS = 10  # draws of the action noise per scene before the next scene is tried
 _CORRELATION = 0.25  # seconds, of the noise on actions
 
 
@@ -308,7 +308,7 @@ class _Worker:
             environment.reset(seed=seed)
             for action in executed:
                 environment.advance(action)
-            if not environment.is_success:  # found out without rendering
+            if not environment.is_success:  # without rendering
                 return False
         self.actions[rows] = actions
         observations = self.observations[rows]

@@ -21,7 +21,7 @@ from bimact.opengl import explain_missing_opengl
 from bimact.sim.base import Demonstrator, SimulatedTask, TaskEnv
 
 with explain_missing_opengl():  # MuJoCo loads OpenGL as it is imported
-    import mujoco as mujoco  # the modules here that use it import it from this one
+    import mujoco as mujoco  # imported by the other modules of this package from here
 
 # By default MuJoCo writes its warnings ("simulation is unstable") into a file in the working directory.
 mujoco.set_mju_user_warning(lambda message: logging.getLogger(__name__).warning("MuJoCo: %s", message))

@@ -149,7 +149,7 @@ def plan_sweep(
 
 def in_project(path: str | Path) -> Path:
     """A path relative to the working directory or, if there is no such file, to the project's root."""
-    project = Path(bimact.__file__).parents[2]  # where an editable installation comes from
+    project = Path(bimact.__file__).parents[2]  # of an editable installation
     path = Path(expand_home(path))
     return path if path.exists() or not (project / path).exists() else project / path
 

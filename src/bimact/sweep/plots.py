@@ -20,7 +20,7 @@ from bimact.sweep.sweep_file import Sweep
 FINISHED, BEST, PRUNED, FAILED = "policy", "val", "mean", "hold"  # names of colours
 
 _MOST_POINTS = 120  # of one trial's curve
-_WIDE = 8  # largest / smallest value, from where on an axis is logarithmic
+_WIDE = 8  # largest / smallest value above which an axis is logarithmic
 
 
 def history(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Markup:

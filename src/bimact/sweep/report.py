@@ -38,8 +38,8 @@ from bimact.sweep.trial import LOG
 TEMPLATE = "report_template.html"
 
 _FEWEST_FOR_IMPORTANCE = 12  # finished or pruned trials
-_GOOD = 4  # the least number of them that count as good
-_EDGE = 0.05  # of a range: a best value within suggests a wider range
+_GOOD = 4  # minimum number of them that count as good
+_EDGE = 0.05  # fraction of a range: a best value this close to an end suggests a wider range
 
 
 def write_report(plan: SweepPlan, trials: Sequence[FrozenTrial]) -> Path:

@@ -93,7 +93,7 @@ class _Runner:
                     return
                 time.sleep(_POLL)
                 if self._watch_all():
-                    is_more = True  # a trial whose process is gone may have become free
+                    is_more = True  # a trial of a process that ended may be free to continue
 
     def end_all(self) -> None:
         """Kill running trials after an error or a second Ctrl-C; the next call finds them lost and continues them."""

@@ -152,7 +152,7 @@ def _choices(spec: Mapping[str, Any]) -> list[Any]:
     values = [spec["value"]] if "value" in spec else spec.get("values")
     if not isinstance(values, list) or not values:
         raise ValueError("values has to be a non-empty list")
-    # Optuna stores single values only; a list becomes the text that a setting is given as.
+    # Optuna stores single values only; a list becomes text as on the command line.
     choices = [as_text(value) if isinstance(value, (list, dict)) else value for value in values]
     if len(set(choices)) < len(choices):
         raise ValueError(f"values {choices} contains duplicates")

@@ -27,10 +27,10 @@ from bimact.sweep.sweep_file import Sweep
 
 DATABASE = "study.db"
 HEARTBEAT = 60.0  # seconds between heartbeats of a running trial
-_LOST = 10 * HEARTBEAT  # since the last heartbeat, a trial of another machine is gone; clocks differ by less
+_LOST = 10 * HEARTBEAT  # without a heartbeat until a trial of another machine counts as lost; clocks differ by less
 
 _UNPRUNED_TRIALS = 5  # a median of fewer is meaningless
-_GRID_PLACE = ("grid_id", "search_space")  # where Optuna's grid stores a trial's combination
+_GRID_PLACE = ("grid_id", "search_space")  # Optuna's key of a trial's grid combination
 
 
 class SweepStudy:

@@ -20,7 +20,7 @@ from bimact.machine import usable_cores
 from bimact.video import H264, VideoWriter
 from bimact.view.content import shown_fps
 
-_STEPS_BETWEEN_KEYFRAMES = 10  # what a browser decodes at most to show one step
+_STEPS_BETWEEN_KEYFRAMES = 10  # key frame interval: maximum number of frames that a browser decodes to show one step
 _BT709 = 1  # of primaries, transfer and matrix, in ITU-T H.273
 _SECONDS, _SECONDS_PER_STEP = 60.0, 0.5  # timeout of a child process
 

@@ -14,7 +14,7 @@ from bimact.data.workers import run_jobs
 from bimact.view.content import read_vectors
 
 _FINEST = 1024  # bins of a histogram while it grows
-_SHOWN = 48  # bins at most of one that is shown
+_SHOWN = 48  # maximum number of displayed bins
 _LOWEST_EXPONENT = -1000  # of a bin's width: a denormal number counts as 0
 
 _EPISODES_PER_JOB = 16  # at least
@@ -49,7 +49,7 @@ class Histogram:
         values = values.astype(np.float64)
         low, high = float(values.min()), float(values.max())
         spread = high / _FINEST - low / _FINEST
-        # Wide enough for that many bins; and for numbers of bins that float64 holds exactly.
+        # Wide enough for that many bins, and for bin numbers that float64 represents exactly.
         exponents = [math.frexp(spread)[1] if spread > 0 else lowest_exponent]
         exponents += [math.frexp(max(abs(low), abs(high)))[1] - 40 if low or high else lowest_exponent]
         exponent = max(lowest_exponent, *exponents)

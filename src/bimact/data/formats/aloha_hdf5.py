@@ -93,13 +93,13 @@ class _File(Contents):
     number: int = 0
     task: str | None = None
     fps: float | None = None
-    rate_from: str | None = None  # what tells the rate, if it is no attribute fps
-    odd_fps: str | None = None  # what is said of the rate, and is none
+    rate_from: str | None = None  # where the control frequency is from, if not from the attribute fps
+    odd_fps: str | None = None  # an attribute fps that is not a rate
     color_order: str | None = None
-    odd_colors: str | None = None  # what is said of the order of colours, and is none
+    odd_colors: str | None = None  # an attribute color_order that is neither rgb nor bgr
     sim: Value | None = None
     success: Value | None = None
-    paths: dict[str, str] = field(default_factory=dict)  # camera or column → where it is in the file
+    paths: dict[str, str] = field(default_factory=dict)  # camera or column → its path in the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +288,7 @@ def _read(path: Path, name: str, number: int) -> _File:
             action = find_dataset(file, _ACTION)
             if action is not None:
                 found.length = steps_of(action, where)
-            else:  # as many as most of the arrays have
+            else:  # the number of rows of most arrays
                 rows = Counter(item.shape[0] for _, item in datasets if not isinstance(item, str) and item.shape)
                 found.length = max(rows, key=lambda count: (rows[count], count), default=0)
             found.task = text_of(file, *_TASKS)
@@ -304,7 +304,7 @@ def _read(path: Path, name: str, number: int) -> _File:
             for place, item in sorted(datasets, key=lambda entry: _order(entry[0])):
                 is_camera = place.startswith(f"{_IMAGES}/")
                 key = place.removeprefix(f"{_IMAGES}/" if is_camera else "observations/")
-                if key in taken:  # /qpos beside /observations/qpos
+                if key in taken:  # both /qpos and /observations/qpos
                     key = place if place != key else f"root/{place}"
                 taken.add(key)
                 camera = key.replace("/", ".")
@@ -321,7 +321,7 @@ def _order(place: str) -> tuple[bool, list[str]]:
     return not place.startswith(f"{_IMAGES}/"), place.split("/")
 
 
-# What all files say ---------------------------------------------------------------------------------
+# All files together ---------------------------------------------------------------------------------
 
 
 def _with_names(key: str, column: Column) -> Column:
@@ -379,7 +379,7 @@ def _with_color_order(source: AlohaHdf5, files: Sequence[_File]) -> AlohaHdf5:
     if not encoded:
         return source
     told = [file.color_order for file in encoded if file.color_order is not None]
-    if told:  # all the same
+    if told:  # all equal
         silent = len(encoded) - len(told)
         note = f"{silent} of {len(encoded)} files do not specify color_order: {told[0]} is assumed, as in the others"
         return dataclasses.replace(source, color_order=told[0], notes=(*source.notes, *([note] if silent else [])))
@@ -396,7 +396,7 @@ def _some_images(path: Path, file: _File, count: int) -> Iterator[np.ndarray]:
             where = f"{file.where}, camera {camera}"
             images = dataset_at(opened, file.paths[camera])
             steps = _spread(range(file.length), count)
-            with suppress(UserError):  # whoever reads the damaged image is told
+            with suppress(UserError):  # reported when the damaged image is read
                 for _, image in encoded_images(images, steps, partial("{}, step {}".format, where)):
                     yield image
 

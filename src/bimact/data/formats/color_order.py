@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 RGB, BGR = "rgb", "bgr"
-_STRONG = 64  # of 255: difference between an image's largest and smallest channel that makes a colour strong
-_SATURATED = 0.6  # that difference, as a part of the largest channel
+_STRONG = 64  # of 255: minimum difference between the largest and smallest channel of a saturated colour
+_SATURATED = 0.6  # minimum of this difference as a fraction of the largest channel
 _BELIEVED = 0.6  # warmth
-_SHRUNK = 4  # times, along each side: compression's artefacts in colours are as fine as pixels
+_SHRUNK = 4  # downsampling factor per side, against compression artefacts
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,14 @@ from bimact.files import real_file, refuse_pointer
 SUFFIXES = (".hdf5", ".h5")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LARGEST_ATTRIBUTE = 4 << 20  # bytes
-_BLOCK = 64 << 20  # bytes of rows that are read at once
+_BLOCK = 64 << 20  # bytes of rows per read
 _LONGEST_TEXT = 200  # characters of a library's error
-_DEEPEST = 6  # groups inside each other
+_DEEPEST = 6  # nesting of groups
 
 _LARGEST_VECTOR = 4096
 _MOST_STEPS = 10**8
 _NO = {"false", "0", "0.0", "no"}
-_SMALLEST_IMAGE = 24  # pixels of height and width, in arrays of more channels than images have
+_SMALLEST_IMAGE = 24  # minimum height and width in pixels to report an array with too many channels as an image
 
 Value: TypeAlias = "str | int | float | bool"
 
@@ -154,7 +154,7 @@ def printable(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
-# What a file holds ----------------------------------------------------------------------------------
+# Content of a file ----------------------------------------------------------------------------------
 
 
 def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
@@ -209,7 +209,7 @@ def walk(
 ) -> Iterator[tuple[str, h5py.Dataset | str]]:
     """All datasets in a group and its subgroups, by path; or the reason why one is not read."""
     address = h5py.h5o.get_info(group.id).addr
-    if address in seen:  # a group that holds itself
+    if address in seen:  # a group that contains itself
         return
     shown = members(group)
     for name in group:
@@ -316,7 +316,7 @@ def fault_of(dataset: h5py.Dataset, *, may_be_sparse: bool = False) -> str | Non
     # HDF5 reads what was never written as zeros.
     size = math.prod(dataset.shape) * dataset.dtype.itemsize
     stored, end = dataset.id.get_storage_size(), dataset.file.id.get_filesize()
-    offset = dataset.id.get_offset()  # None for chunks, for data in the header, and for what was never written
+    offset = dataset.id.get_offset()  # None for chunks, for data in the header, and for unwritten data
     if stored > end or (offset is not None and offset + size > end):
         return f"has {size} bytes, beyond the end of the file: copy or record it again"
     if dataset.chunks is None:
@@ -435,7 +435,7 @@ class Contents:
             return
         if isinstance(dataset, str) or not dataset.shape:
             reason = dataset if isinstance(dataset, str) else "holds no rows"
-            if is_camera or isinstance(dataset, str):  # one number is of the whole episode, such as a rate
+            if is_camera or isinstance(dataset, str):  # a single number belongs to the whole episode, such as a rate
                 self._leave_out("image" if is_camera else "column", name, reason)
             return
         try:
@@ -600,7 +600,7 @@ def encoded_images(
 def _rows(dataset: h5py.Dataset, steps: Sequence[int]) -> Iterator[tuple[int, bytes]]:
     """(step, the file's bytes)."""
     for step, row in read_rows(dataset, steps):
-        # Without the padding, so that a file that was cut off is not taken for a whole one.
+        # Without the padding, so that a truncated file is recognised.
         yield step, np.asarray(row).tobytes().rstrip(b"\0")
 
 
@@ -632,7 +632,7 @@ def frames_of(
     else:
         check(dataset, may_be_sparse=True)
         for _, image in encoded_images(dataset, steps, describe):
-            # Channel by channel, which is far faster than a copy of image[..., ::-1].
+            # Channel by channel: far faster than a copy of image[..., ::-1].
             yield np.dstack([image[..., channel] for channel in (2, 1, 0)]) if swaps else image
 
 

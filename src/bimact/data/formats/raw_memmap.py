@@ -34,11 +34,11 @@ CAMERAS = ("left", "right")
 JOINTS, ACTION_SIZE = 16, 14
 _MAGIC = b"\x93NUMPY"
 _FLOAT = np.dtype("<f4")
-_HEADERS = (128, 80, 0)  # bytes of the headers that numpy has written over the years
+_HEADERS = (128, 80, 0)  # bytes of the headers of NumPy's versions
 _MOST_LEFT_OVER = 1024  # bytes
 _LARGEST_SIDE = 8192  # pixels
 _LARGEST_METADATA = 65_536  # bytes
-_WIDE_SIZES = (  # (H, W) that cameras have, besides squares; 16:9 has as many pixels as some square
+_WIDE_SIZES = (  # (H, W) of cameras, in addition to squares; some 16:9 sizes have as many pixels as a square
     *((side * 3 // 4, side) for side in (80, 128, 160, 256, 320, 400, 512, 640, 800, 1024, 1280)),
     *((side * 9 // 16, side) for side in (128, 160, 256, 320, 480, 640, 960, 1280, 1920)),
 )

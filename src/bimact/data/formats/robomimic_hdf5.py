@@ -249,7 +249,7 @@ def _only_file(folder: Path) -> str:
             f"{folder} contains {len(found)} files of demonstrations: choose one of them, such as {found[0]}"
         )
     damaged = [name for name, has_layout in layouts.items() if has_layout is None and name != found[0]]
-    if damaged:  # which may be demonstrations, too
+    if damaged:  # they may contain demonstrations, too
         raise UserError(
             f"{folder} contains {found[0]} and files that cannot be read ({some_of(damaged)}): copy these again, or "
             f"choose the file to use, such as {folder / found[0]}"
@@ -302,7 +302,7 @@ def _read(data: h5py.Group, name: str, number: int, path: str) -> _Demo:
         before = {*demo.columns, *demo.cameras, *demo.left_out}
         observations = find_group(group, "obs")
         for key, item in walk(observations) if observations is not None else ():
-            name = f"obs/{key}" if key in before else key  # such as the action before, beside the action
+            name = f"obs/{key}" if key in before else key  # such as the previous action next to the action
             demo.add(
                 name,
                 item,

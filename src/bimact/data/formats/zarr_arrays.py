@@ -36,17 +36,17 @@ _ENCRYPTED = 0x1  # bit of a .zip member's flags
 _BLOCK_BYTES = 32 << 20
 _LARGEST_CHUNK = 2 << 30  # bytes
 _MOST_CHUNKS_A_STEP = 4096
-_MOST_ADDED = 65_536  # bytes that headers and checksums may add to a chunk
+_MOST_ADDED = 65_536  # bytes of headers and checksums of a chunk
 _NUMBERS_V2 = re.compile(r"\|b1|[<>|][iu]1|[<>]([iu][248]|f[248])")
 _NUMBERS_V3 = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
 _IMAGE_CODECS = {f"imagecodecs_{name}" for name in ("jpeg", "jpeg2k", "jpegls", "jpegxl", "png", "qoi", "webp")}
-# Settings of these concern writing alone, and differ between versions of the libraries.
+# Their settings concern writing only, and differ between library versions.
 _WITHOUT_SETTINGS = {"blosc", "bz2", "gzip", "lz4", "zlib", "zstd", *_IMAGE_CODECS}
 _CODECS_V2 = {"bitround", "crc32", "crc32c", "delta", "fletcher32", "lzma", "shuffle", *_WITHOUT_SETTINGS}
 _CODECS_V3 = {"blosc", "bytes", "crc32c", "endian", "gzip", "sharding_indexed", "transpose", "zstd"} | {
     f"numcodecs.{name}" for name in _CODECS_V2 - _IMAGE_CODECS
 }
-Place = Callable[[int], str]  # a row of an array → where that is, such as "episode 3, step 12"
+Place = Callable[[int], str]  # row of an array → its name in messages, such as "episode 3, step 12"
 
 
 # Files ---------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ class ZarrArray:
             rows = _decoded(self.version, self.document, chunks, start, stop)
             return np.ascontiguousarray(rows.astype(self.dtype, copy=False))
         except Exception as error:  # zarr, numcodecs and the codecs raise nearly any type
-            for chunk in range(first, last + 1) if last > first else ():  # which one is it?
+            for chunk in range(first, last + 1) if last > first else ():  # find out which chunk
                 self.read(max(start, chunk * step), min(stop, (chunk + 1) * step), place)
             raise UserError(
                 f"{self.files.where(f'{self.name}/{next(iter(chunks))}')} is damaged ({place(start)}; "
@@ -323,7 +323,7 @@ class ZarrArray:
                 f"{where} is missing ({place}), and zarr would read it as zeros: copy the dataset again; if "
                 "they are zeros, write it with zarr's setting array.write_empty_chunks"
             )
-        # A Blosc chunk tells its own size in bytes 12 to 16, and the library reads beyond the end of a shorter one.
+        # A Blosc chunk has its size in bytes 12 to 16, and the library reads beyond the end of a shorter one.
         size = 16 if self.codec == "blosc" else 1
         if len(content) < size or (self.codec == "blosc" and int.from_bytes(content[12:16], "little") > len(content)):
             raise UserError(f"{where} is damaged ({place}): it is cut off; copy the dataset again")
@@ -342,7 +342,7 @@ def _decoded(version: int, document: bytes, chunks: Mapping[str, bytes], start: 
 
     store: dict[str, Any] = {".zarray" if version == 2 else "zarr.json": document, **chunks}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as that numcodecs' codecs are no part of the v3 specification
+        warnings.simplefilter("ignore")  # such as that numcodecs' codecs are not part of the v3 specification
         if _zarr_version() < 3:
             return np.asarray(zarr.open_array(store=store, mode="r")[start:stop])
         from zarr.core.buffer import default_buffer_prototype

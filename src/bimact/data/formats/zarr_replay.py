@@ -48,9 +48,9 @@ _STATES = ("state", "robot_state", "agent_pos", "qpos", "robot_eef_pose", "robot
 _STATE_PARTS = re.compile(
     r"robot\d+_(eef_pos|eef_rot_axis_angle|eef_quat|eef_pose|joint|joint_pos|qpos|gripper_width|gripper_qpos)"
 )
-_AXES_OF_IMAGES = 3  # that chunks are numbered along
+_AXES_OF_IMAGES = 3  # axes along which chunks are numbered
 _PICTURES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".png", ".jpg", ".jpeg")
-_SLOWEST, _FASTEST = 0.5, 2000.0  # Hz, beyond which times are in another unit than seconds
+_SLOWEST, _FASTEST = 0.5, 2000.0  # Hz; beyond this, timestamps are not in seconds
 _FPS_ATTRIBUTES = ("fps", "frequency", "control_frequency", "control_freq", "hz")
 
 
@@ -173,7 +173,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
 FORMAT = Format(name="zarr replay buffer of diffusion_policy", recognizes=is_zarr_replay, open=open_zarr_replay)
 
 
-# Finding it ----------------------------------------------------------------------------------------
+# Location ------------------------------------------------------------------------------------------
 
 
 def _is_buffer(path: Path) -> bool:
@@ -202,7 +202,7 @@ def _relative(path: Path, buffer: Path, names: list[str]) -> tuple[str, ...]:
     return tuple(f"{inside}/{name}" if inside else name for name in names)
 
 
-# Its arrays ----------------------------------------------------------------------------------------
+# Arrays --------------------------------------------------------------------------------------------
 
 
 def _read_ends(files: ZarrFiles) -> list[int]:
@@ -337,7 +337,7 @@ def _state_keys(columns: Mapping[str, ZarrArray], unread: set[str]) -> tuple[str
     for key in _STATES:
         if key in columns:
             return (key,)
-        if key in unread:  # nothing else is taken in its stead
+        if key in unread:  # nothing else replaces it
             return ()
     return tuple(key for key in columns if _STATE_PARTS.fullmatch(key)) or guessed_state(columns)
 
@@ -347,7 +347,7 @@ def _white(array: ZarrArray, places: _Places) -> float:
 
     def images() -> Iterator[np.ndarray]:
         for start in places.starts[:_IMAGES_FOR_SCALE]:
-            with suppress(UserError):  # whoever reads them is told
+            with suppress(UserError):  # reported when they are read
                 yield array.read(start, start + 1, places)
 
     return white_of(images())
@@ -371,7 +371,7 @@ def _fps(
     try:
         seconds = times.read(0, rows, places).reshape(-1).astype(np.float64)
     except UserError:
-        return None, ()  # whoever needs the times is told
+        return None, ()  # reported when the timestamps are read
     with np.errstate(all="ignore"):
         gaps = np.delete(np.diff(seconds), [start - 1 for start in places.starts if 0 < start < rows])
         middle = float(np.median(gaps)) if len(gaps) else 0.0
