@@ -43,6 +43,7 @@ from bimact.data.formats.lerobot import FORMAT, open_lerobot
 from bimact.errors import UserError
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
+DATA_V3 = "data/chunk-000/file-000.parquet"
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -90,6 +91,27 @@ def test_frames_are_matched_once_for_their_note_and_their_images(
         first, last = source.read_frames(1, "top", [0, 3])
         assert shows(first, 0, 1, 0) and shows(last, 0, 1, 3)
     assert len(matched) == 1
+
+
+def test_arrays_are_read_from_the_row_groups_of_their_episode_alone(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set", (4, 4), Variant("v3.0", None), cameras=[TOP])
+    values = np.random.default_rng(0).integers(0, 256, (8, 48 * 64 * 3), dtype=np.uint8)
+    arrays = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    path = folder / DATA_V3
+    change_table(path, lambda table: table.set_column(table.schema.get_field_index(TOP), TOP, arrays), row_group=4)
+    change_feature(folder, TOP, dtype="uint8", shape=[48, 64, 3])
+    metadata = pq.read_metadata(path)
+    (column,) = (
+        number for number in range(metadata.num_columns) if metadata.schema.column(number).path.startswith(TOP)
+    )
+    with path.open("r+b") as file:  # the first episode's images
+        file.seek(metadata.row_group(0).column(column).data_page_offset)
+        file.write(b"\xff" * 64)
+    source = open_lerobot(folder)
+    images = np.stack(list(source.read_frames(1, "top", [0, 2, 2])))
+    np.testing.assert_array_equal(images, values[[4, 6, 6]].reshape(3, 48, 64, 3))
+    with pytest.raises(UserError, match=r"file-000\.parquet cannot be read as Parquet"):
+        next(source.read_frames(0, "top", [0]))
 
 
 def test_images_of_an_episode_that_lacks_the_camera_are_told(tmp_path: Path) -> None:

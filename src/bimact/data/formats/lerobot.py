@@ -303,7 +303,7 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
             continue
         tasks: Sequence[str] = entry.tasks
         if not tasks and TASK in tables.known[place.file].columns:
-            rows = read_rows(existing(info.root, place.file), place.start, place.start + entry.length, [TASK])
+            rows = read_rows(info.root / place.file, place.start, place.start + entry.length, [TASK])
             tasks = [texts.get(number, "") for number in dict.fromkeys(rows[TASK][:, 0].tolist())]
         used = (place.file, *dict.fromkeys(part.file for part in place.videos.values()))
         task = "; ".join(text for text in tasks if text) or None
@@ -457,9 +457,8 @@ class _Tables:
             fault = self._files.fault_of(file)
             try:
                 if fault is None:
-                    path = existing(self._info.root, file)
-                    table = describe_table(path)
-                    self._pieces[file] = self._pieces_of(file, path, table)
+                    table = describe_table(self._info.root / file)
+                    self._pieces[file] = self._pieces_of(file, table)
                     self.known[file] = table
             except UserError as error:
                 fault = Fault(str(error), "damaged")
@@ -467,13 +466,14 @@ class _Tables:
                 self._faults[file] = fault
         return self._faults.get(file)
 
-    def _pieces_of(self, file: str, path: Path, table: TableFile) -> dict[int, list[tuple[int, int]]]:
+    def _pieces_of(self, file: str, table: TableFile) -> dict[int, list[tuple[int, int]]]:
         """Episode's number → (first row, rows) of each piece of it in a file.
 
         Raises:
             UserError: if nothing in the file tells whose its rows are, and it has other rows than the episodes that are
                 listed in it.
         """
+        path = self._info.root / file
         here = [episode for episode in self._listed_in.get(file, []) if episode.length]
         if not self._info.is_v3:
             return {episode.index: [(0, table.rows)] for episode in here if table.rows}
@@ -600,7 +600,7 @@ def _cameras(
         if form is not None and found.is_float:
             for place in places[:_EPISODES_FOR_SIZE]:
                 with suppress(UserError):  # whoever reads them is told
-                    firsts += read_cells(existing(info.root, place.file), [place.start], key, found.shape)
+                    firsts += read_cells(info.root / place.file, [place.start], key, found.shape)
         cameras[names[key]] = _CameraFeature(key, found, form is not None, white_of(firsts))
     return cameras, left_out, notes
 
@@ -628,7 +628,7 @@ def _first_image(
                 if video is None or fault is not None:
                     reason = fault.reason if fault else reason
                     continue
-                found = video_format(existing(info.root, video.file))
+                found = video_format(info.root / video.file)
                 if is_depth_format(found.pixels):
                     return NoCamera("depth", f"is depth: its pixels are {found.pixels}")
                 if found.rotation:
@@ -637,7 +637,7 @@ def _first_image(
                 return ImageForm(found.height, found.width, found.channels, 2, is_float=False)
             if key not in table.others:
                 continue
-            path = existing(info.root, place.file)
+            path = info.root / place.file
             where = f"{path}: row {place.start}, {key}"
             (cell,) = read_cells(path, [place.start], key)
             content = _image_content(info.root, cell, where)
