@@ -1,4 +1,4 @@
-# `make demo` and `make test` set everything up by themselves; `make setup` does only that.
+# `make demo` and `make test` set everything up automatically; `make setup` does only that.
 # Variables: TASK=transfer_cube|insertion, QUICK=1, SEED=0, PYTHON=python3
 
 PYTHON ?= python3
@@ -11,13 +11,13 @@ READY := .venv/.ready
 
 setup: $(READY)
 
-# Made anew when the requirements change. The marker is written last, so a setup that failed is repeated.
+# Updated when the requirements change. The marker is written last, so a failed setup is repeated.
 $(READY): pyproject.toml packages/bimact-client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "bimact needs Python 3.10 or newer; set PYTHON=/path/to/python3"; exit 1; }
 	@echo "Setting up .venv: some minutes, and several GB for PyTorch with CUDA"
 	@$(PYTHON) -m venv .venv
-	@# PyTorch 2.11 and later come with CUDA 13, which NVIDIA's drivers before 580 cannot run.
+	@# PyTorch 2.11 and later use CUDA 13, which needs NVIDIA driver 580 or newer.
 	@driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null | head -n 1 | cut -d . -f 1); \
 		if [ "$${driver:-580}" -lt 580 ] 2> /dev/null; then \
 			$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.8,<2.11' torchvision; \
@@ -62,7 +62,7 @@ typecheck: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 
-# The documentation site, with search; it needs no network. Pictures: docs/make_images.py.
+# The documentation site, with search, without a network. Pictures: docs/make_images.py.
 docs: $(READY)
 	$(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs -d build/doctrees . build/site
 	@echo "Open build/site/index.html"

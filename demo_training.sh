@@ -7,21 +7,21 @@ usage() {
 usage: ./demo_training.sh [DATASET [RUN]] [--yes] [--key value ...]
 
 Checks a dataset, trains a policy on it, evaluates the policy and writes a report. Each choice is a question with its
-default in brackets; Enter takes it. The same command goes on with a run that was interrupted.
+default in brackets, which Enter accepts. The same command resumes an interrupted run.
 
-  DATASET          the demonstrations; without any, some are recorded in the simulation, and the policy is rolled
-                   out there after the training
-  RUN              where the run goes (default: runs/ and the dataset's name)
-  --yes, -y        take all defaults and ask nothing; so it is, too, where no terminal is there to answer
-  --config YAML    the settings to begin with (default: configs/policy_act.yaml with a CUDA GPU; configs/demo.yaml
+  DATASET          the demonstrations; without it, demonstrations are recorded in the simulation, and the policy is
+                   rolled out there after the training
+  RUN              the run directory (default: runs/ and the dataset's name)
+  --yes, -y        accept all defaults without questions; also the behaviour without a terminal
+  --config YAML    the base settings (default: configs/policy_act.yaml with a CUDA GPU; configs/demo.yaml
                    without one and for recorded demonstrations, since it needs no pretrained weights)
   --episodes N     demonstrations to record (default: 50)
   --rollouts N     rollouts after the training on recorded demonstrations (default: 100)
   --key value      any setting of the training (`bimact train --help` lists them), such as --num_steps 2000,
-                   --batch_size 4, --device cuda:1, --wandb_project P; what is given is not asked for
+                   --batch_size 4, --device cuda:1, --wandb_project P; given settings are not asked for
   --help, -h       this text
 
-Environment variables reach the training: CUDA_VISIBLE_DEVICES=1 ./demo_training.sh ...
+Environment variables are passed to the training: CUDA_VISIBLE_DEVICES=1 ./demo_training.sh ...
 Exit status: 0 done, 2 wrong input such as a dataset with faults, else that of the step that failed.
 END
 }
@@ -33,15 +33,15 @@ fail() {
 
 step() { printf '\n── %s\n' "$*"; }
 
-# Paths from the user are relative to where they stand, as everywhere; those of the project get $root in front there.
+# Paths given by the user are relative to the working directory; those of the project are prefixed by $root elsewhere.
 root=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/
 home=$root
 if [[ $PWD -ef $root ]]; then root=; fi
 
-# ── What was given ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Arguments ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 declare -A given=() # by name, for `ask`
-settings=()         # for the training, as they were given
+settings=()         # for the training, as given
 places=(dataset_dir output_dir)
 yes=
 while (($#)); do
@@ -66,7 +66,7 @@ while (($#)); do
       esac
       ;;
     *)
-      ((${#places[@]})) || fail "'$1' is one word too many: DATASET and RUN come first, then --key value"
+      ((${#places[@]})) || fail "'$1' is an extra argument: give DATASET and RUN first, then --key value"
       given[${places[0]}]=$1
       places=("${places[@]:1}")
       ;;
@@ -76,7 +76,7 @@ done
 
 if [[ -z $yes && ! -t 0 ]]; then
   yes=1
-  echo "No terminal is there to answer questions: all defaults are taken, as with --yes."
+  echo "There is no terminal to answer questions: all defaults are accepted, as with --yes."
 fi
 
 if ! command -v bimact >/dev/null && [[ -x ${home}.venv/bin/bimact ]]; then
@@ -86,7 +86,7 @@ command -v bimact >/dev/null || fail "bimact is not installed: run \`make setup\
 
 # ── Questions ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# ask NAME QUESTION DEFAULT [PATTERN]: sets the variable NAME to what was given or answered, or to the default.
+# ask NAME QUESTION DEFAULT [PATTERN]: sets the variable NAME to the given value, the answer, or the default.
 ask() {
   local answer=
   if [[ -v given[$1] ]]; then
@@ -95,7 +95,7 @@ ask() {
     while read -e -r -p "$2 [$3]: " answer || fail "stopped, since no answer came"; do
       answer=${answer/#\~\//$HOME/}
       [[ ! ${answer:-$3} =~ ${4:-} ]] || break
-      echo "  '$answer' does not fit here."
+      echo "  '$answer' is not valid here."
     done
   fi
   printf -v "$1" '%s' "${answer:-$3}"
@@ -103,7 +103,7 @@ ask() {
 
 has_cuda() { python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; }
 
-# What a config says of length, batch size, device and W&B project: a line each.
+# Length, batch size, device and W&B project of a config, one per line.
 values_in() {
   python - "$1" <<'END'
 import sys
@@ -121,7 +121,7 @@ print(config.batch_size, config.device, config.wandb_project or "none", sep="\n"
 END
 }
 
-# ask_setting NAME QUESTION DEFAULT [PATTERN]: only what differs from the config becomes a setting.
+# ask_setting NAME QUESTION DEFAULT [PATTERN]: an answer that differs from the config becomes a setting.
 ask_setting() {
   [[ ! -v given[$1] ]] || return 0
   local "$1"
@@ -161,7 +161,7 @@ ask output_dir "Run folder" "${root}runs/$(basename -- "$dataset_dir")"
 
 last=$output_dir/checkpoint/act-train-last.pth
 if [[ -e $last ]]; then
-  echo "Going on with the run in $output_dir, with the settings that it has."
+  echo "Resuming the run in $output_dir with its settings."
   settings+=(--resume_from "$last")
   if [[ -v given[config] ]]; then settings+=(--config "${given[config]}"); fi
 else
@@ -172,7 +172,7 @@ else
   fi
   ask config "Config" "$usual"
   if [[ $config == "${root}configs/demo.yaml" && ! -v episodes && ! -v given[config] && ! -v given[encoder.crop] ]]; then
-    echo "The crop of configs/demo.yaml is made for the simulation: here, images are used whole."
+    echo "The crop of configs/demo.yaml is made for the simulation: images are not cropped here."
     settings+=(--encoder.crop null)
   fi
   if [[ -z $yes ]]; then ask_settings; fi
