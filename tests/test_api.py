@@ -173,6 +173,25 @@ def test_rollouts_in_python_take_the_runs_temporal_ensembling(tmp_path: Path) ->
     assert (result.rollouts["settings"]["temporal_ensemble"], result.rollouts["execute_steps"]) == (True, 1)
 
 
+def test_comparison(run: bimact.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bimact.evaluation import compare
+
+    asked: list[Any] = []
+
+    def stand_in(a: Any, b: Any, settings: Any, *, sequential: bool) -> dict[str, Any]:
+        asked.append((a.checkpoint.name, b.checkpoint.name, settings.task, settings.perturb, sequential))
+        return compare.comparison([4, 4, 0], [4, 2, 0], ["a", "b", "c", "d"], sequential=sequential)
+
+    monkeypatch.setattr(compare, "compare_rollouts", stand_in)
+    found = bimact.compare(run, run.path, task="insertion", checkpoint=("best", "last"), perturb={"light": 0.5})
+    assert asked == [("act-train-best.pth", "act-train-last.pth", "insertion", {"light": 0.5}, False)]
+    assert found.path == run.path / "comparisons" / f"{run.path.name}-insertion.json"
+    assert found.better is None and found.difference == pytest.approx(1 / 3)
+    assert json.loads(found.path.read_text())["p_value"] == 1
+    with pytest.raises(bimact.UserError, match="does not say of which task it is"):
+        bimact.compare(run, run)
+
+
 def test_the_import_is_lazy() -> None:
     code = "import sys, bimact; print([name for name in ('torch', 'numpy', 'omegaconf') if name in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -182,7 +201,9 @@ def test_the_import_is_lazy() -> None:
         _ = bimact.trainn  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["load_policy", "open_dataset", "train", "evaluate", "push", "push_dataset"])
+@pytest.mark.parametrize(
+    "name", ["load_policy", "open_dataset", "train", "evaluate", "compare", "push", "push_dataset"]
+)
 def test_docstrings_name_every_argument_and_have_an_example(name: str) -> None:
     function = getattr(bimact, name)
     text = inspect.getdoc(function) or ""

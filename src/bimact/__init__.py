@@ -1,7 +1,7 @@
 """bimact: train ACT on bimanual demonstrations, and prove the policy by its success rate.
 
-The Python API: `load_policy`, `open_dataset`, `train`, `evaluate`, `push`, `push_dataset`. Each is imported when it is
-first used.
+The Python API: `load_policy`, `open_dataset`, `train`, `evaluate`, `compare`, `push`, `push_dataset`. Each is imported
+when it is first used.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Comparison",
     "Evaluation",
     "Policy",
     "Run",
     "UserError",
+    "compare",
     "evaluate",
     "load_policy",
     "open_dataset",
@@ -23,16 +25,28 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from bimact.api import Evaluation, evaluate, load_policy, open_dataset, push, push_dataset, train
+    from bimact.api import (
+        Comparison,
+        Evaluation,
+        compare,
+        evaluate,
+        load_policy,
+        open_dataset,
+        push,
+        push_dataset,
+        train,
+    )
     from bimact.errors import UserError
     from bimact.policy.inference import Policy
     from bimact.run_directory import Run
 
 _MODULES = {
+    "Comparison": "bimact.api",
     "Evaluation": "bimact.api",
     "Policy": "bimact.policy.inference",
     "Run": "bimact.run_directory",
     "UserError": "bimact.errors",
+    "compare": "bimact.api",
     "evaluate": "bimact.api",
     "load_policy": "bimact.api",
     "open_dataset": "bimact.api",

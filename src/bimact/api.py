@@ -379,3 +379,99 @@ def evaluate(
             results["rollouts"] = {task: evaluate_rollouts(loaded, rollout_settings)}
     path = add_results(folder, results)
     return Evaluation(path, results.get("offline"), results.get("rollouts", {}).get(task), robustness)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two policies on the same scenes.
+
+    Attributes:
+        path: of the JSON file with the result.
+        result: as `bimact.evaluation.compare.comparison` returns it, with both policies, the settings and each scene.
+    """
+
+    path: Path
+    result: dict[str, Any]
+
+    @property
+    def better(self) -> str | None:
+        """A, B, or None if it is not decided."""
+        better = self.result["better"]
+        return None if better is None else str(better)
+
+    @property
+    def difference(self) -> float:
+        """Success rate of A minus that of B, as a fraction."""
+        return float(self.result["stages"][0]["difference"])
+
+
+def compare(
+    run_a: str | Path | Run,
+    run_b: str | Path | Run,
+    *,
+    task: str | None = None,
+    rollouts: int = 200,
+    seed: int = 1000,
+    sequential: bool = False,
+    execute_steps: int | None = None,
+    temporal_ensemble: bool | None = None,
+    perturb: Mapping[str, float | str] | None = None,
+    image_size: tuple[int, int] | None = None,
+    parallel: int | None = None,
+    checkpoint: str | int | tuple[str | int, str | int] = "best",
+    device: str = "auto",
+    output: str | Path | None = None,
+) -> Comparison:
+    """Roll two policies out from the same scenes: what `bimact compare` does in the simulation.
+
+    Args:
+        run_a: a run directory, or a policy's name on the hub.
+        run_b: another one, or the same one.
+        task: None: that of the first run's demonstrations.
+        rollouts: scenes, at most.
+        seed: of the first scene.
+        sequential: stop as soon as one policy is better, by a test that is valid at any time.
+        execute_steps: actions of each chunk to execute; None: as each run's config says.
+        temporal_ensemble: average overlapping chunks; None: as each run's config says.
+        perturb: perturbations of the simulation, name → magnitude.
+        image_size: height and width of the simulated cameras' images; None: as in each training.
+        parallel: number of environments that step together; None: from the number of CPU cores.
+        checkpoint: `best`, `last` or an epoch; two of them: one for each policy.
+        device: cuda, cuda:1, mps, cpu, or auto.
+        output: file of the result; None: `comparisons/RUN_B-TASK.json` in the first run directory.
+
+    Raises:
+        UserError: if a policy or the task does not exist, or a policy is not for it.
+
+    Example:
+        >>> bimact.compare("runs/a", "runs/b", task="transfer_cube", sequential=True).better
+    """
+    from bimact.evaluation.compare import compare_rollouts
+    from bimact.evaluation.rollout import RolloutSettings
+    from bimact.files import check_writable, write_json
+    from bimact.policy.loading import load_run
+
+    runs = [run.path if isinstance(run, Run) else run for run in (run_a, run_b)]
+    checkpoints = checkpoint if isinstance(checkpoint, tuple) else (checkpoint, checkpoint)
+    a, b = (load_run(policy_folder(run) or run, of, device) for run, of in zip(runs, checkpoints))
+    task = task or a.interface.task
+    if task is None:
+        raise UserError(f"{a.run.path} does not say of which task it is: pass --task")
+    on_hub = [policy_name(run) for run in runs]
+    folder = a.run.path if on_hub[0] is None else Path("evaluations") / on_hub[0][0]
+    other = b.run.path.resolve().name if on_hub[1] is None else on_hub[1][0].replace("/", "-")
+    path = Path(output or folder / "comparisons" / f"{other}-{task}.json")
+    check_writable(path.parent)
+    settings = RolloutSettings(
+        task=task,
+        rollouts=rollouts,
+        seed=seed,
+        execute_steps=execute_steps,
+        temporal_ensemble=temporal_ensemble,
+        image_size=image_size,
+        parallel=parallel,
+        perturb=perturb or {},
+    )
+    result = compare_rollouts(a, b, settings, sequential=sequential)
+    write_json(path, result)
+    return Comparison(path, result)

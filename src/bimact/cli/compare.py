@@ -86,36 +86,26 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _in_simulation(options: argparse.Namespace, checkpoints: tuple[str, str]) -> tuple[dict[str, Any] | None, Path]:
-    from bimact.evaluation.compare import compare_rollouts
-    from bimact.evaluation.rollout import RolloutSettings
-    from bimact.files import check_writable, write_json
-    from bimact.hub import policy_folder, policy_name
-    from bimact.policy.loading import load_run
+    import bimact
     from bimact.sim.perturbations import parse_perturbations
 
-    runs = (options.run_a, options.run_b)
-    a, b = (load_run(policy_folder(run) or run, of, options.device) for run, of in zip(runs, checkpoints))
-    task = options.task or a.interface.task
-    if task is None:
-        raise UserError(f"{a.run.path} does not say of which task it is: pass --task")
-    on_hub = [policy_name(run) for run in runs]
-    folder = a.run.path if on_hub[0] is None else Path("evaluations") / on_hub[0][0]
-    other = b.run.path.resolve().name if on_hub[1] is None else on_hub[1][0].replace("/", "-")
-    path = Path(options.output or folder / "comparisons" / f"{other}-{task}.json")
-    check_writable(path.parent)
-    settings = RolloutSettings(
-        task=task,
+    found = bimact.compare(
+        options.run_a,
+        options.run_b,
+        task=options.task,
         rollouts=options.rollouts,
         seed=options.seed,
+        sequential=options.sequential,
         execute_steps=options.execute_steps,
         temporal_ensemble=options.temporal_ensemble or None,
+        perturb=parse_perturbations(options.perturb) if options.perturb else None,
         image_size=image_size(options.image_size) if options.image_size else None,
         parallel=options.parallel,
-        perturb=parse_perturbations(options.perturb) if options.perturb else {},
+        checkpoint=checkpoints,
+        device=options.device,
+        output=options.output,
     )
-    result = compare_rollouts(a, b, settings, sequential=options.sequential)
-    write_json(path, result)
-    return result, path
+    return found.result, found.path
 
 
 def _on_a_robot(options: argparse.Namespace, checkpoints: tuple[str, str]) -> tuple[dict[str, Any] | None, Path]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from bimact.evaluation.intervals import wilson_interval
 from bimact.evaluation.paired import Pairs, anytime_interval, evidence_against, mcnemar_exact, newcombe_interval
+
+if TYPE_CHECKING:  # trials on a robot need neither the simulation nor its policies
+    pass
 
 ALPHA = 0.05
 ENOUGH = 1 / ALPHA  # evidence at which a sequential comparison stops
@@ -63,9 +66,9 @@ def compare_rollouts(a: Any, b: Any, settings: Any, *, sequential: bool = False,
     """Roll two policies out from the same scenes and compare them.
 
     Args:
-        a: the first policy, a `bimact.policy.loading.LoadedPolicy`.
+        a: the first policy.
         b: the second one.
-        settings: a `bimact.evaluation.rollout.RolloutSettings`; None in its execution: as each run's config says.
+        settings: of both; None in its execution: as each run's config says.
         sequential: stop as soon as one of them is better; `settings.rollouts` is the largest number of scenes then.
         model_b: what acts in place of B's network: an exported model of it, a `bimact.policy.acting.ActingPolicy`.
 

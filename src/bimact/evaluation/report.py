@@ -24,6 +24,7 @@ from bimact.data.windows import split_episodes
 from bimact.errors import UserError
 from bimact.evaluation import plots
 from bimact.evaluation.page import page_environment
+from bimact.evaluation.predictors import predictors_line
 from bimact.evaluation.results import read_results, stage_name
 from bimact.evaluation.robustness import curves, differences
 from bimact.files import check_writable, write_text
@@ -204,6 +205,7 @@ def _content(run: _Run) -> dict[str, Any]:
         "demonstration": _demonstration(run),
         "curves": plots.learning_curves(run.records) if run.records else {},
         "offline": {**offline, **plots.error_plots(offline)} if offline else None,
+        "predictors": predictors_line(offline) if offline and "mae_perturbed" in offline else None,
         "settings": list(_settings(run.config)),
         "recording": _recording(run.episodes),
         "versions": _versions(),
