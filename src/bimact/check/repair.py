@@ -20,7 +20,7 @@ _OF_EPISODE = (
 _OF_CAMERA = ("blank-image", "frozen-camera", "changed-image")  # if they occur in most episodes, the camera is removed
 _IDLE = ("idle-head", "idle-tail")
 _MOST = 0.5  # fraction of episodes; a fault in more of them is one of the recorder
-_MOST_TOLD = 10
+_MOST_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Repair:
         parts = []
         if self.episodes:
             why = "; ".join(
-                f"{code}: {', '.join(map(str, numbers[:_MOST_TOLD]))}" + (", …" if len(numbers) > _MOST_TOLD else "")
+                f"{code}: {', '.join(map(str, numbers[:_MOST_LISTED]))}"
+                + (", …" if len(numbers) > _MOST_LISTED else "")
                 for code, numbers in self.episodes.items()
             )
             parts.append(f"removes {len(self.numbers)} of {self.total} episodes ({why})")

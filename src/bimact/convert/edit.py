@@ -28,7 +28,7 @@ _KEPT_IDLE = (
 )  # seconds, or steps where the fps is unknown, that stay before the first and after the last motion
 _TO_KEY_FRAME = (0.3, 8)  # by which an episode may begin earlier so that its videos can be copied
 _SECONDS_TO_LOOK = 120.0  # timeout of looking for a key frame
-_MOST_TOLD = 10
+_MOST_LISTED = 10
 
 _Form = TypeVar("_Form", Camera, Column)
 
@@ -352,8 +352,8 @@ def _trim_idle(
     if not removed:
         return "idle steps: none at the beginning or end of an episode"
     listed = [f"{name} {count}" for name, count in removed.items()]
-    more = f" and {len(listed) - _MOST_TOLD} more episodes" if len(listed) > _MOST_TOLD else ""
-    return f"idle steps removed: {sum(removed.values())} ({', '.join(listed[:_MOST_TOLD])}{more})"
+    more = f" and {len(listed) - _MOST_LISTED} more episodes" if len(listed) > _MOST_LISTED else ""
+    return f"idle steps removed: {sum(removed.values())} ({', '.join(listed[:_MOST_LISTED])}{more})"
 
 
 def _described(source: Source, position: int, *_: int) -> str:

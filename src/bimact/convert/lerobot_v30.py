@@ -36,7 +36,7 @@ from bimact.video import VideoWriter, frame_rate, join_videos
 
 _DATA_MB, _VIDEO_MB = 100, 200  # LeRobot's limits on file sizes
 _EPISODES_PER_TABLE = 1000
-_MOST_TOLD = 10
+_MOST_LISTED = 10
 _PARTS = "parts"  # folder of unjoined files
 
 
@@ -223,8 +223,8 @@ class LeRobotWriter(Writer):
         if copied:
             count = len(copied) * len(rows)
             again = [entry for entry in sorted(encoded) if entry[1] in copied]
-            told = [f"{content.chosen.episodes[episode].name} ({name})" for episode, name in again[:_MOST_TOLD]]
-            more = f" and {len(again) - _MOST_TOLD} more" if len(again) > _MOST_TOLD else ""
+            told = [f"{content.chosen.episodes[episode].name} ({name})" for episode, name in again[:_MOST_LISTED]]
+            more = f" and {len(again) - _MOST_LISTED} more" if len(again) > _MOST_LISTED else ""
             why = f"; encoded again, since they begin between key frames: {', '.join(told)}{more}" if again else ""
             self.done.append(f"videos copied without encoding: {count - len(again)} of {count}{why}")
 

@@ -163,15 +163,15 @@ class ArrayFolder:
         place: its parent folder.
         prefix: of its name.
         description: of its content, written next to the arrays.
-        is_alone: whether this process holds the lock.
+        has_lock: whether this process holds the lock.
     """
 
-    def __init__(self, place: Path, prefix: str, description: Mapping[str, Any], *, is_alone: bool = True) -> None:
+    def __init__(self, place: Path, prefix: str, description: Mapping[str, Any], *, has_lock: bool = True) -> None:
         self.prefix = prefix
         self.description: dict[str, Any] = json.loads(json.dumps(description))  # as it is read back
         name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:20]
         self.path = place / f"{prefix}{name}"
-        self.unfinished = place / f"{prefix}{name}{_UNFINISHED}{'' if is_alone else f'-{os.getpid()}'}"
+        self.unfinished = place / f"{prefix}{name}{_UNFINISHED}{'' if has_lock else f'-{os.getpid()}'}"
 
     @property
     def is_whole(self) -> bool:
@@ -285,10 +285,10 @@ def build_once(
         if ArrayFolder(place, prefix, description).is_whole:
             return ArrayFolder(place, prefix, description).path
     place = first_writable(source, candidates)
-    with one_at_a_time(source, place) as is_alone:
-        folder = ArrayFolder(place, prefix, description, is_alone=is_alone)
+    with one_at_a_time(source, place) as has_lock:
+        folder = ArrayFolder(place, prefix, description, has_lock=has_lock)
         if not folder.is_whole:  # else made by another process meanwhile
-            _remove_outdated(folder, is_alone)
+            _remove_outdated(folder, has_lock)
             try:
                 make(folder)
             except OSError as error:
@@ -298,7 +298,7 @@ def build_once(
     return folder.path
 
 
-def _remove_outdated(folder: ArrayFolder, is_alone: bool) -> None:
+def _remove_outdated(folder: ArrayFolder, has_lock: bool) -> None:
     """Remove folders (also unfinished ones) of the dataset in another state, and a damaged folder of the same name."""
     wanted = folder.description
     for other in folder.path.parent.iterdir():
@@ -310,7 +310,7 @@ def _remove_outdated(folder: ArrayFolder, is_alone: bool) -> None:
         is_former = (other / _FORMER).is_file() or other.name.startswith(_FORMER_PREFIX)
         is_outdated = other.name.startswith(folder.prefix) and found.get("dataset") in (None, wanted["dataset"])
         # Without locks, unfinished work may belong to another process.
-        is_nobodys = is_alone or _UNFINISHED not in other.name or time.time() - other.stat().st_mtime > _ABANDONED
+        is_nobodys = has_lock or _UNFINISHED not in other.name or time.time() - other.stat().st_mtime > _ABANDONED
         if is_nobodys and (is_damaged or is_former or (is_outdated and not is_same)):
             shutil.rmtree(other, ignore_errors=True)
 

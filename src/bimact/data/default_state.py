@@ -54,7 +54,7 @@ def words_of(name: str) -> list[str]:
     return re.findall(r"[a-z]+", spaced.lower())
 
 
-def is_answer(name: str) -> bool:
+def is_action_name(name: str) -> bool:
     """Whether a column's name denotes a command."""
     return any(
         word in _ANSWER_WORDS
@@ -73,7 +73,7 @@ def guessed_state(names: Iterable[str]) -> tuple[str, ...]:
     harmless = [
         name
         for name in names
-        if not is_answer(name) and not is_privileged(name) and _BOOKKEEPING.isdisjoint(words_of(name))
+        if not is_action_name(name) and not is_privileged(name) and _BOOKKEEPING.isdisjoint(words_of(name))
     ]
     own = [name for name in harmless if not _OF_THE_ROBOT.isdisjoint(words_of(name))]
     return tuple(own or harmless)
@@ -81,7 +81,7 @@ def guessed_state(names: Iterable[str]) -> tuple[str, ...]:
 
 def why_not_in_state(name: str) -> str | None:
     """Why a column is excluded from the default state; None: it is not."""
-    if is_answer(name):
+    if is_action_name(name):
         return "by its name it is an action, which the default state must not contain"
     if is_privileged(name):
         return "by its name a real robot does not measure it"
@@ -121,7 +121,7 @@ def action_in_state(
         later, earlier = max(0, shift), max(0, -shift)
         state = np.concatenate([values[later : len(values) - earlier] for values, _ in pairs])
         action = np.concatenate([values[earlier : len(values) - later] for _, values in pairs])
-        of_state, of_action = _telling(state), _telling(action)
+        of_state, of_action = _distinct_dims(state), _distinct_dims(action)
         if len(state) < _FEWEST_ROWS or not len(of_action):
             continue
         first = 0
@@ -146,6 +146,6 @@ def action_in_state(
     return f"the state's column '{name}' is the action ('{', '.join(action_keys)}') {when}, to the last bit"
 
 
-def _telling(values: np.ndarray) -> np.ndarray:
+def _distinct_dims(values: np.ndarray) -> np.ndarray:
     """The dimensions of (N, D) with many distinct values, whose equality is no coincidence."""
     return np.array([dim for dim in range(values.shape[1]) if len(np.unique(values[:, dim])) >= _DISTINCT], dtype=int)

@@ -100,8 +100,8 @@ def mirrored(url: str, cache_dir: Path | None) -> Path:
     copy = place / _name_of(root)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with _alone(place, shown):
-            _bring_up_to_date(system, files, copy, place, shown)
+        with _exclusive(place, shown):
+            _update_copy(system, files, copy, place, shown)
     except OSError as error:
         raise UserError(f"cannot write the copy of {shown} to {place}: {error.strerror or error}") from None
     return copy
@@ -223,7 +223,7 @@ def _in_sentences(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(place: Path, shown: str) -> Iterator[None]:
+def _exclusive(place: Path, shown: str) -> Iterator[None]:
     """Wait until no other process is making the same copy."""
     handle = lock_file(place / _LOCK)
     if handle is None:
@@ -235,12 +235,12 @@ def _alone(place: Path, shown: str) -> Iterator[None]:
         yield
 
 
-def _bring_up_to_date(system: Any, files: list[_Remote], copy: Path, place: Path, shown: str) -> None:
+def _update_copy(system: Any, files: list[_Remote], copy: Path, place: Path, shown: str) -> None:
     fetched = _read_journal(place)
     names = {file.name for file in files}
     for name in fetched.keys() - names:  # only files that were downloaded and no longer exist remotely
         (copy / name if name else copy).unlink(missing_ok=True)
-    missing = [file for file in files if not _is_here(file.below(copy), fetched.get(file.name), file.version)]
+    missing = [file for file in files if not _is_downloaded(file.below(copy), fetched.get(file.name), file.version)]
     if not missing:
         return
     size = sum(file.size or 0 for file in missing)
@@ -274,7 +274,7 @@ def _read_journal(place: Path) -> dict[str, tuple[str, int]]:
     return fetched
 
 
-def _is_here(path: Path, fetched: tuple[str, int] | None, version: str) -> bool:
+def _is_downloaded(path: Path, fetched: tuple[str, int] | None, version: str) -> bool:
     return fetched is not None and fetched[0] == version and path.is_file() and path.stat().st_size == fetched[1]
 
 

@@ -16,7 +16,7 @@ from bimact.data.reading import without_nonfinite
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
 from bimact.data.source import Format, LeftOut, Source
-from bimact.data.summary import told_lines
+from bimact.data.summary import note_lines
 from bimact.data.workers import run_apart
 from bimact.errors import UserError, some_of
 
@@ -33,16 +33,16 @@ _VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
 _OF_BUFFERS = {"videos", "video", "images"}  # of formats that list their files in a folder meta
 _OF_OTHERS = ({"config.yaml", "metrics.jsonl"}, {"config.yaml", "checkpoint"}, {DESCRIPTION})
 _MOST_ENTRIES = 200_000
-_MOST_TOLD = 5
+_MOST_LISTED = 5
 
 
 def known_formats() -> list[Format]:
     """Formats of bimact, of other packages (entry points in the group `bimact.formats`), and last any HDF5."""
     any_hdf5: Format = import_module("bimact.data.formats.aloha_hdf5").ANY_HDF5
-    return [*(_own(name) for name in _MODULES), *_plugins(), any_hdf5]
+    return [*(_bundled(name) for name in _MODULES), *_plugins(), any_hdf5]
 
 
-def _own(module: str) -> Format:
+def _bundled(module: str) -> Format:
     found: Format = import_module(f"bimact.data.formats.{module}").FORMAT
     return found
 
@@ -96,7 +96,7 @@ def open_dataset(
     source = (selection or Selection()).applied_to(open_source(path, cache_dir=cache_dir))
     source.require_camera()
     episodes, source = arrays_of(source, cache_dir, image_size)
-    for line in told_lines(source):
+    for line in note_lines(source):
         print(line)
     return episodes
 
@@ -122,7 +122,7 @@ def arrays_of(
 
 
 def _open(path: Path, cache_dir: Path | None) -> Source:
-    for candidate in (_own("guide_npy"), *_plugins()):
+    for candidate in (_bundled("guide_npy"), *_plugins()):
         if candidate.in_process and candidate.recognizes(path):
             return _with_unread_files(candidate.open(path, cache_dir))
     source: Source = run_apart(_open_first, path, cache_dir, what=str(path), timeout=_PATIENCE)
@@ -174,7 +174,7 @@ def unread_files(source: Source) -> tuple[list[LeftOut], list[str]]:
     """
     if not source.path.is_dir():
         return [], []
-    known = {*source.files, *source.left_aside, *(episode.name for episode in source.unusable)}
+    known = {*source.files, *source.ignored_files, *(episode.name for episode in source.unusable)}
     folders: set[str] = set()  # folders with files of the source
     for name in known:
         while (name := name.rpartition("/")[0]) and name not in folders:
@@ -205,8 +205,8 @@ def unread_files(source: Source) -> tuple[list[LeftOut], list[str]]:
     several = " is" if len(others) == 1 else "s are"
     reason = "is next to the data, but this format does not read videos"
     return (
-        [LeftOut("image", some_of(videos, _MOST_TOLD), reason)] if videos and not source.cameras else [],
-        [f"{len(others)} data file{several} in the folder and not read: {some_of(others, _MOST_TOLD)}"]
+        [LeftOut("image", some_of(videos, _MOST_LISTED), reason)] if videos and not source.cameras else [],
+        [f"{len(others)} data file{several} in the folder and not read: {some_of(others, _MOST_LISTED)}"]
         if others
         else [],
     )

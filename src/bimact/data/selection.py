@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from bimact.config import Config
-from bimact.data.default_state import is_answer, why_not_in_state
+from bimact.data.default_state import is_action_name, why_not_in_state
 from bimact.data.episodes import Episodes, Rows, SelectedRows
 from bimact.data.source import Camera, Column, Fault, FramesNote, LeftOut, Source, SourceEpisode, Unusable
 from bimact.errors import UserError, without_folder
 
 STATE, ACTION = "state", "action"  # the columns of a selected source
-_MOST_TOLD = 10  # episodes in one sentence
+_MOST_LISTED = 10  # episodes in one sentence
 # Prefixes of column and camera names in the formats' files.
 _PREFIXES = ("observations/images/", "observation.images.", "observations/", "observation.", "obs/", "data/")
 
@@ -109,7 +109,7 @@ class Selection:
             shifted = [pair for name in self.action_keys for pair in _columns_named("action_keys", name, source)]
         if self.state_keys is None:
             acted = {key for key, shift in shifted if shift == 0}
-            default = tuple(key for key in source.state_keys if key not in acted and not is_answer(key))
+            default = tuple(key for key in source.state_keys if key not in acted and not is_action_name(key))
             state_keys = _consistent("column", default, source, positions, left_out)
         else:
             pairs = [pair for name in self.state_keys for pair in _columns_named("state_keys", name, source)]
@@ -298,7 +298,7 @@ class SelectedSource(Source):
             return
         images = [entry for entry in self.left_out if entry.kind != "column"]
         if images:
-            told = "; ".join(f"{entry.name} {entry.reason}" for entry in images[:_MOST_TOLD])
+            told = "; ".join(f"{entry.name} {entry.reason}" for entry in images[:_MOST_LISTED])
             raise UserError(
                 f"{self.path} has images, but none that can be used ({told}): store them in a form listed in "
                 'docs/formats.md, or train without cameras by --cameras ""'
@@ -401,8 +401,8 @@ def damaged_error(source: Source, damaged: Sequence[Unusable]) -> UserError:
 
 
 def _listed(episodes: Sequence[Unusable], source: Source) -> str:
-    told = [without_folder(episode.sentence, source.path) for episode in episodes[:_MOST_TOLD]]
-    more = [f"and {len(episodes) - _MOST_TOLD} more"] if len(episodes) > _MOST_TOLD else []
+    told = [without_folder(episode.sentence, source.path) for episode in episodes[:_MOST_LISTED]]
+    more = [f"and {len(episodes) - _MOST_LISTED} more"] if len(episodes) > _MOST_LISTED else []
     return "; ".join([*told, *more])
 
 
@@ -480,8 +480,8 @@ def _ranges(numbers: Iterable[int]) -> str:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    told = [str(first) if first == last else f"{first} to {last}" for first, last in runs[:_MOST_TOLD]]
-    return f"episodes {', '.join(told)}" + (", …" if len(runs) > _MOST_TOLD else "") if told else "none"
+    told = [str(first) if first == last else f"{first} to {last}" for first, last in runs[:_MOST_LISTED]]
+    return f"episodes {', '.join(told)}" + (", …" if len(runs) > _MOST_LISTED else "") if told else "none"
 
 
 def _resampled(source: Source, position: int, fps: float | None) -> SourceEpisode:
@@ -649,7 +649,7 @@ def _nothing_chosen(no_state: bool, no_action: bool, source: Source) -> UserErro
     )
     text += columns + (f"; its cameras are {cameras}" if cameras else "")
     if source.left_out:
-        unread = [f"{entry.name} ({entry.reason})" for entry in source.left_out[:_MOST_TOLD]]
+        unread = [f"{entry.name} ({entry.reason})" for entry in source.left_out[:_MOST_LISTED]]
         text += f"; it also holds {', '.join(unread)}"
     kept_out = [key for key in source.columns if no_state and why_not_in_state(key)]
     if kept_out and not no_action:

@@ -151,7 +151,7 @@ class Source(ABC):
         camera_forms: camera → position of an episode → its form there, where it differs from `cameras`.
         column_forms: column → position of an episode → its form there, where it differs from `columns`.
         video_cameras: cameras whose images are in video files, which may be copied instead of encoded again.
-        left_aside: other data files, relative to `path`; `notes` give the reason why they are not read.
+        ignored_files: other data files, relative to `path`; `notes` give the reason why they are not read.
         notes: whole sentences on what was guessed, or read differently from what the files specify.
         metadata: further information to keep, such as {"robot_type": "aloha"}; JSON types only.
     """
@@ -168,7 +168,7 @@ class Source(ABC):
     color_order: str | None = None
     files: tuple[str, ...] = ()
     video_cameras: tuple[str, ...] = ()
-    left_aside: tuple[str, ...] = ()
+    ignored_files: tuple[str, ...] = ()
     unusable: tuple[Unusable, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     camera_forms: Mapping[str, Mapping[int, Camera | Fault]] = field(default_factory=dict)

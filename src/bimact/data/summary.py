@@ -38,10 +38,10 @@ def dataset_lines(source: SelectedSource) -> list[str]:
         "Not used": f"columns {', '.join(others)}" if others else None,
     }
     lines = [f"{name + ':':<{_WIDTH}}{value}" for name, value in facts.items() if value]
-    return [*(printable(line) for line in lines), *told_lines(source)]
+    return [*(printable(line) for line in lines), *note_lines(source)]
 
 
-def told_lines(source: SelectedSource) -> list[str]:
+def note_lines(source: SelectedSource) -> list[str]:
     """What is left out or skipped, with the reason, and what was guessed; empty if everything is used as recorded."""
     lines = [*left_out_lines(source.left_out), *unusable_lines(source)]
     lines += [f"{'Note:':<{_WIDTH}}{note}" for note in source.notes]

@@ -72,7 +72,7 @@ class SweepStudy:
             pruner = SuccessiveHalvingPruner(min_resource=sweep.halving.first, reduction_factor=sweep.halving.factor)
         elif warm_up is not None:
             pruner = MedianPruner(n_startup_trials=_UNPRUNED_TRIALS, n_warmup_steps=warm_up)
-        with self._alone():
+        with self._exclusive():
             self.study = optuna.create_study(
                 study_name=folder.name,
                 storage=_open_storage(storage or f"sqlite:///{folder.resolve() / DATABASE}"),
@@ -89,7 +89,7 @@ class SweepStudy:
 
     def next_trial(self, total: int) -> optuna.Trial | None:
         """Start a trial, with all parameters sampled; None if there are `total` already, including running ones."""
-        with self._alone():
+        with self._exclusive():
             for lost in self.trials():
                 if lost.state == TrialState.RUNNING and _is_lost(lost):
                     end_orphan(lost)
@@ -125,7 +125,7 @@ class SweepStudy:
         )
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         """A critical section of all processes with this folder."""
         while (lock := lock_file(self.folder / "study.lock")) is None:
             time.sleep(0.02)

@@ -807,8 +807,8 @@ def test_second_process_waits_and_uses_the_copy(
     place = folder / ".bimact_cache"
     place.mkdir()
     opened: list[Episodes] = []
-    with cache.one_at_a_time(folder / "observations.npy", place) as is_alone:
-        assert is_alone
+    with cache.one_at_a_time(folder / "observations.npy", place) as has_lock:
+        assert has_lock
         thread = threading.Thread(target=lambda: opened.append(open_dataset(folder)))
         thread.start()
         time.sleep(0.2)

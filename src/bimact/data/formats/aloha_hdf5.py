@@ -82,7 +82,7 @@ _TASKS = ("task", "language_instruction", "prompt", "instruction")
 _EPISODE = re.compile(r"episode[_-]?\d+", re.IGNORECASE)
 _FILES_TO_RECOGNIZE = 3
 _FRAMES_FOR_COLORS = (3, 4)  # episodes, and steps of each
-_MOST_TOLD = 10
+_MOST_LISTED = 10
 
 
 @dataclass
@@ -169,7 +169,7 @@ def open_hdf5_episodes(path: Path, cache_dir: Path | None) -> AlohaHdf5:
 
 
 def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
-    names, left_aside = (["."], []) if path.is_file() else _episode_files(path)
+    names, ignored_files = (["."], []) if path.is_file() else _episode_files(path)
     if not names:
         raise UserError(f"{path} contains no .hdf5 files")
     read = [_read(path, name, number) for name, number in zip(names, numbers_in(names))]
@@ -191,8 +191,8 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         if file.fault is not None
     )
     if not files:
-        told = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD])
-        more = f"; and {len(unusable) - _MOST_TOLD} more" if len(unusable) > _MOST_TOLD else ""
+        told = "; ".join(episode.sentence for episode in unusable[:_MOST_LISTED])
+        more = f"; and {len(unusable) - _MOST_LISTED} more" if len(unusable) > _MOST_LISTED else ""
         raise UserError(f"{path} contains no readable episode: {told}{more}")
     found = agreed(files)
     cameras = found.cameras
@@ -212,8 +212,8 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
     ]
     notes += conversion_notes([file.forms for file in files], found.whites)
     notes += number_notes(names, [file.number for file in read])
-    if left_aside:
-        notes.append(f"not read, since others are named episode_<number>: {some_of(left_aside)}")
+    if ignored_files:
+        notes.append(f"not read, since others are named episode_<number>: {some_of(ignored_files)}")
     source = AlohaHdf5(
         path=path,
         format=format_name,
@@ -234,7 +234,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         action_keys=tuple(key for key in (_ACTION, _BASE) if key in columns),
         fps=fps,
         files=tuple(file.name for file in files),
-        left_aside=tuple(left_aside),
+        ignored_files=tuple(ignored_files),
         unusable=unusable,
         left_out=found.left_out,
         camera_forms=found.camera_forms,
@@ -351,7 +351,7 @@ def _fps_notes(files: Sequence[_File], usual: float | None) -> tuple[float | Non
         f"{file.where}: the attribute fps is {file.odd_fps}, which is not a rate"
         for file in files
         if file.odd_fps is not None
-    ][:_MOST_TOLD]
+    ][:_MOST_LISTED]
     told = next((file.fps for file in files if file.fps is not None), None)
     for name in dict.fromkeys(file.rate_from for file in files if file.rate_from is not None):
         notes.append(f"the control frequency, {told:g} Hz, is taken from the {name} of the files")
@@ -366,7 +366,7 @@ def _with_color_order(source: AlohaHdf5, files: Sequence[_File]) -> AlohaHdf5:
         f"{file.where}: the attribute color_order is {file.odd_colors}, which is neither rgb nor bgr"
         for file in files
         if file.odd_colors is not None
-    ][:_MOST_TOLD]
+    ][:_MOST_LISTED]
     swapped = [file for file in files if file.color_order == BGR]
     arrays = dict.fromkeys(name for file in swapped for name in file.cameras if name not in file.encoded)
     if arrays:

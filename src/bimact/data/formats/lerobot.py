@@ -75,7 +75,7 @@ from bimact.errors import UserError
 
 _MAX_IMAGE_FILE = 1 << 28  # bytes
 _EPISODES_FOR_SIZE = 3  # that a camera is looked at in, if the first ones are damaged
-_MOST_TOLD = 10
+_MOST_LISTED = 10
 _SMALLEST_IMAGE = 3 * 32 * 32  # numbers of uint8 in a cell that are an image rather than a vector
 _VIDEOS, _IMAGES = (".mp4", ".mkv", ".mov", ".webm", ".avi"), (".png", ".jpg", ".jpeg", ".webp")
 # Folders that files are in and that name no camera.
@@ -311,8 +311,8 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
         places.append(place)
         read.append(entry)
     if not episodes:
-        reasons = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD]) or "none is listed"
-        more = f"; and {len(unusable) - _MOST_TOLD} more" if len(unusable) > _MOST_TOLD else ""
+        reasons = "; ".join(episode.sentence for episode in unusable[:_MOST_LISTED]) or "none is listed"
+        more = f"; and {len(unusable) - _MOST_LISTED} more" if len(unusable) > _MOST_LISTED else ""
         raise UserError(f"{info.root} has no episode that can be read: {reasons}{more}")
 
     # Cameras and columns.
@@ -409,7 +409,7 @@ class _Tables:
                             self._elsewhere.setdefault(its, []).append(other)
             others = self._elsewhere.get(number, [])
             if len(others) > 1:
-                where = " and in ".join(others[:_MOST_TOLD])
+                where = " and in ".join(others[:_MOST_LISTED])
                 return Fault(f"its rows are in {where}: remove all but one of these files", "damaged")
             if others:
                 file, fault = others[0], None
@@ -446,7 +446,7 @@ class _Tables:
             "no episode that meta lists is in the videos {}: not used": videos,
         }
         return [
-            note.format(", ".join(map(str, which[:_MOST_TOLD])) + (", …" if len(which) > _MOST_TOLD else ""))
+            note.format(", ".join(map(str, which[:_MOST_LISTED])) + (", …" if len(which) > _MOST_LISTED else ""))
             for note, which in notes.items()
             if which
         ]

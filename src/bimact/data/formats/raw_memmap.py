@@ -133,7 +133,7 @@ def open_raw_memmap(path: Path, cache_dir: Path | None) -> RawMemmap:
     layout, guess = _layout(path, numbers)
     all_lengths = _read_lengths(path)
     recorded = all_lengths[: numbers.get("rollout_count")]
-    lengths = _that_fit(recorded, layout.rows, path)
+    lengths = _stored_lengths(recorded, layout.rows, path)
     starts = [0, *itertools.accumulate(lengths[:-1])]
     kept = [number for number, length in enumerate(lengths) if length]
     files = tuple(name for name in (OBSERVATIONS, ACTIONS, LENGTHS, METADATA) if (path / name).exists())
@@ -162,7 +162,7 @@ def open_raw_memmap(path: Path, cache_dir: Path | None) -> RawMemmap:
         ),
         notes=(
             *guess,
-            *_more_counted(numbers, all_lengths),
+            *_missing_notes(numbers, all_lengths),
             *(
                 f"episode {number} has {length} steps, but only {fit} fit into the files: these are used"
                 for number, (length, fit) in enumerate(zip(recorded, lengths, strict=True))
@@ -234,7 +234,7 @@ def _read_lengths(path: Path) -> list[int]:
     return lengths
 
 
-def _that_fit(lengths: list[int], rows: int, path: Path) -> list[int]:
+def _stored_lengths(lengths: list[int], rows: int, path: Path) -> list[int]:
     """(E,) stored steps of each rollout; of the last one possibly only the first steps."""
     if not any(lengths):
         raise UserError(f"{path / LENGTHS} lists no episode with a step: record at least one")
@@ -247,7 +247,7 @@ def _that_fit(lengths: list[int], rows: int, path: Path) -> list[int]:
     return [*lengths[:-1], min(lengths[-1], rows - before_last)]
 
 
-def _more_counted(numbers: dict[str, int], lengths: list[int]) -> list[str]:
+def _missing_notes(numbers: dict[str, int], lengths: list[int]) -> list[str]:
     """Notes on rollouts and steps that metadata.txt counts and rollout_length.npy does not list."""
     counts = {"rollouts": ("rollout_count", len(lengths)), "steps": ("sample_count", sum(lengths))}
     return [

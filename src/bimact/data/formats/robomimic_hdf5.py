@@ -67,7 +67,7 @@ _STATE = re.compile(r"(robot\d+_(?:\w+_)?)(eef_pos|eef_quat|gripper_qpos)")
 _STATE_PARTS = ("eef_pos", "eef_quat", "gripper_qpos")
 _TASKS = ("language_instruction", "task", "prompt", "lang")
 _LONGEST_TASK = 1000  # characters
-_MOST_TOLD = 10
+_MOST_LISTED = 10
 _IMAGE_AXES = 4
 
 
@@ -184,7 +184,7 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
             Unusable(demo.number, demo.name, demo.fault, demo.is_missing) for demo in read if demo.fault is not None
         )
         if data is None or not demos:
-            told = "; ".join(episode.sentence for episode in unusable[:_MOST_TOLD])
+            told = "; ".join(episode.sentence for episode in unusable[:_MOST_LISTED])
             raise UserError(
                 f"{where} contains no demonstrations with steps (data/demo_<number>)" + (f": {told}" if told else "")
             )

@@ -41,7 +41,7 @@ _LARGEST_VECTOR = 100_000
 _MOST_EPISODES, _MOST_STEPS = 10**6, 10**9
 _ROWS_FOR_FPS = 1000
 _IMAGES_FOR_SCALE = 8
-_MOST_TOLD = 10
+_MOST_LISTED = 10
 _IMAGE_WORDS = {"img", "imgs", "image", "images", "rgb", "color", "cam", "camera", "view", "pixels"}
 _ACTIONS = ("action", "actions")
 _STATES = ("state", "robot_state", "agent_pos", "qpos", "robot_eef_pose", "robot_joint")
@@ -125,7 +125,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     ends = _read_ends(files)
     arrays, left_out = _arrays(files, names, links, ends)
     if not arrays:
-        told = "; ".join(f"{entry.name} {entry.reason}" for entry in left_out[:_MOST_TOLD])
+        told = "; ".join(f"{entry.name} {entry.reason}" for entry in left_out[:_MOST_LISTED])
         raise UserError(f"{files.where('data')} contains no numeric arrays: copy the dataset again ({told or 'none'})")
     lengths = [end - start for start, end in zip([0, *ends], ends)]
     numbers = [number for number, length in enumerate(lengths) if length]
@@ -137,7 +137,7 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     whites = {key: _white(array, places) for key, array in cameras.items() if forms[key].is_float}
     columns = {key: array for key, array in arrays.items() if key not in cameras}
     fps, fps_note = _fps(files, columns.get(_TIMES), places, ends[-1])
-    faults = {key: _beyond(array, places, lengths) for key, array in arrays.items()}
+    faults = {key: _too_short(array, places, lengths) for key, array in arrays.items()}
     longer = {key: array.shape[0] - ends[-1] for key, array in arrays.items() if array.shape[0] > ends[-1]}
     after = f"{', '.join(longer)}: up to {max(longer.values(), default=0)} rows after the last episode"
     beyond = [f"{after} belong to no episode and are not used"] if longer else []
@@ -271,10 +271,10 @@ def _arrays(
             left_out.append(LeftOut(kind, key, reason))
         else:
             arrays[key] = array
-    return arrays, [*left_out, *_of_no_array(names, links, documented, groups)]
+    return arrays, [*left_out, *_unassigned_files(names, links, documented, groups)]
 
 
-def _of_no_array(
+def _unassigned_files(
     names: Sequence[str], links: Mapping[str, list[str]], documented: set[str], groups: set[str]
 ) -> list[LeftOut]:
     """Files and links that belong to no array, such as chunks of an array whose metadata file was not copied.
@@ -313,7 +313,7 @@ def _of_no_array(
     return left_out
 
 
-def _beyond(array: ZarrArray, places: _Places, lengths: Sequence[int]) -> dict[int, Fault]:
+def _too_short(array: ZarrArray, places: _Places, lengths: Sequence[int]) -> dict[int, Fault]:
     """Positions of the episodes that end after an array's last row."""
     ends = [start + length for start, length in zip(places.starts, filter(None, lengths), strict=True)]
     reason = f"has {array.shape[0]} rows, but {_ENDS} says that the episode ends at row {{}}"
