@@ -229,7 +229,7 @@ def in_quotes(text: str) -> str:
 def test_all_settings_of_type_text_are_known_here() -> None:
     others = {"action_loss", "scale_lr", "lr_schedule", "mixed_precision", "wandb_checkpoints", "color_order"}
     others |= {"encoder.fuse", "encoder.model_name", "action_mode", "relative_dims", "keep_states", "keep_checkpoints"}
-    others |= {"eval_task", "patience_metric"}
+    others |= {"eval_task", "patience_metric", "task_conditioning", "task_text_model", "task_text_pretrained"}
     others |= {"state_normalization", "action_normalization"}
     assert {*LISTS, *FREE_TEXT, *PATHS, *others} == set(TEXT_SETTINGS)
 
@@ -442,3 +442,48 @@ def test_any_text_survives_in_a_file(tmp_path: Path, text: str, items: list[str]
 def test_the_other_name_of_an_encoder_is_kept(tmp_path: Path) -> None:
     save_config(load_config(None, ["encoder.name=resnet"]), tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml").encoder.name == "resnet"
+
+
+def test_datasets_are_read_and_written(tmp_path: Path) -> None:
+    """Text in an item stays text, as in the same setting of a run."""
+    text = """
+datasets:
+  - path: ~/cube
+    weight: 2
+    name: 007
+    state_dims: 0:7
+    episodes: [0:40, 45]
+    cameras: [top=cam_high]
+    task: pour
+    skip_idle: true
+  - data/peg
+"""
+    config = read_yaml(tmp_path, text)
+    assert config.datasets == [
+        {
+            "path": str(Path.home() / "cube"),
+            "weight": 2,
+            "name": "007",
+            "state_dims": "0:7",
+            "episodes": ["0:40", "45"],
+            "cameras": ["top=cam_high"],
+            "task": "pour",
+            "skip_idle": True,
+        },
+        {"path": "data/peg"},
+    ]
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config == to_config(OmegaConf.load(tmp_path / "saved.yaml"))
+    line = "datasets=[{path: ~/cube, weight: 2, state_dims: 0:7}, {path: b}]"
+    assert load_config(None, [line]).datasets == [
+        {"path": str(Path.home() / "cube"), "weight": 2, "state_dims": "0:7"},
+        {"path": "b"},
+    ]
+    for wrong, sentence in (
+        ("3: 4", "item 1 of setting 'datasets' has no path"),
+        ("{path: a, max_episodes: x}", "item 1 of setting 'datasets': setting 'max_episodes'"),
+        ("{path: a, fps: 25}", "item 1 of setting 'datasets': no key named 'fps'"),
+        ("{path: a, ignore_names: 1}", "ignore_names is 1, it has to be true or false"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            load_config(None, [f"datasets=[{wrong}]"])

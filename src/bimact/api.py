@@ -28,6 +28,7 @@ def load_policy(
     temporal_ensemble: bool | None = None,
     cameras: Sequence[str] | None = None,
     image_size: tuple[int, int] | None = None,
+    task: str | None = None,
 ) -> Policy:
     """Load a policy that acts.
 
@@ -42,6 +43,7 @@ def load_policy(
         temporal_ensemble: predict at each step and average the overlapping chunks; None: as the run's config says.
         cameras: names of the cameras, for policies of other software whose files do not name them.
         image_size: height and width of their images, likewise.
+        task: of a policy that is told its task (`task_conditioning`): the one of observations without a `task`.
 
     Raises:
         UserError: if there is no policy, it cannot be read, or a value is not possible.
@@ -89,7 +91,9 @@ def load_policy(
     chosen = choose_precision(config.mixed_precision if precision is None else precision, choose_device(device))
     execution = Execution.of(config, execute_steps, temporal_ensemble)
     dtype = precision_dtype(chosen)
-    return Policy(network, execution, interface, dtype=dtype, name=name, checkpoint=file, weights=weights)
+    policy = Policy(network, execution, interface, dtype=dtype, name=name, checkpoint=file, weights=weights)
+    policy.set_task(task)
+    return policy
 
 
 def open_dataset(path: str | Path, *, cache_dir: str | Path | None = None, **selection: Any) -> Episodes:
@@ -284,6 +288,7 @@ def evaluate(
     run: str | Path | Run,
     *,
     task: str | None = None,
+    prompt: str | None = None,
     rollouts: int = 50,
     seed: int = 1000,
     execute_steps: int | None = None,
@@ -309,6 +314,8 @@ def evaluate(
     Args:
         run: a run directory, or a policy's name on the Hugging Face hub.
         task: `transfer_cube`, `insertion`, or a task of another package.
+        prompt: of a policy that is told its task: the text of its training data that stands for `task`; None: `task`
+            itself, or the only one.
         rollouts: how many.
         seed: of the first rollout's scene; the next ones follow.
         execute_steps: actions of each chunk to execute before the next prediction; None: as the run's config says.
@@ -367,7 +374,7 @@ def evaluate(
         from bimact.evaluation.rollout import RolloutSettings, evaluate_rollouts
 
         rollout_settings = RolloutSettings(
-            task, rollouts, seed, execute_steps, temporal_ensemble, videos, image_size, parallel
+            task, rollouts, seed, execute_steps, temporal_ensemble, videos, image_size, parallel, prompt=prompt
         )
         if suite or perturb:
             from bimact.evaluation.rollout import evaluate_robustness

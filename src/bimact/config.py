@@ -439,6 +439,31 @@ class Config:
     )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
+    # several tasks
+    task_conditioning: str = key(
+        "none",
+        "whether the policy is told the task of the demonstrations: not, by its number, or by an embedding of its text",
+        "id or text where one policy learns several tasks and images do not tell them apart",
+        choices=("none", "id", "text"),
+        changes="network",
+    )
+    task_text_model: str = key(
+        "ViT-B-32",
+        "with task_conditioning text: the CLIP model of open_clip whose frozen text tower embeds the tasks, once",
+        "rarely",
+    )
+    task_text_pretrained: Any = key(
+        True,
+        "its weights: a tag that open_clip knows, a file's path, true (the usual ones), null (random)",
+        "a path where there is no internet",
+        is_path=True,
+        changes="nothing",
+    )
+    tasks: list[str] | None = key(
+        None, "the tasks that the policy knows, in the order of their numbers", changes="network", record=True
+    )
+    task_text_dim: int | None = key(None, "size of the embeddings of the tasks' texts", changes="network", record=True)
+
     # representation of states and actions
     action_mode: str = key(
         "absolute",

@@ -65,3 +65,8 @@ def library_errors() -> tuple[type[BaseException], ...]:
         getattr(sys.modules.get(name.rpartition(".")[0]), name.rpartition(".")[2], None) for name in _FOREIGN_ERRORS
     )
     return (OSError, ValueError, RuntimeError, asyncio.TimeoutError, *(error for error in found if error is not None))
+
+
+def in_quotes(texts: Sequence[str], most: int = 10) -> str:
+    """Texts of users as a sentence lists them: 'pour tea', 'open the jar'."""
+    return some_of([f"'{text}'" for text in texts], most)

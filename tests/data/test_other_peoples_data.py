@@ -1469,7 +1469,7 @@ def test_resized_images_and_converted_numbers_are_told_each_time(tmp_path: Path)
 
 def test_several_tasks_are_told(tmp_path: Path) -> None:
     write_lerobot(tmp_path, (6, 6), V2)
-    assert "Tasks:    2; the policy takes no text: only images tell them apart" in notes(tmp_path)
+    assert "Tasks:    2: without task_conditioning only images tell them apart" in notes(tmp_path)
 
 
 def test_the_python_interface_tells_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

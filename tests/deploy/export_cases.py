@@ -32,6 +32,8 @@ EVERYTHING: dict[str, Any] = {
     "temporal_context": 3,
     "use_vae": True,
     "max_delay": 2,
+    "task_conditioning": "id",
+    "tasks": ["pour tea"],
     "action_mode": "relative",
     "relative_to": [*range(6), -1, *range(7, 13), -1],
     "encoder": {**ENCODER, "fuse": "gated", "crop": [0.1, 0.2, 0.8, 0.7], "image_size": [12, 12]},

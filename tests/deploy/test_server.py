@@ -110,7 +110,8 @@ def test_metadata(port: int) -> None:
         "state_ranges": {"low": [-1.0] * 14, "high": [1.0] * 14},
         "needs_reset": False,
         "needs": "nothing: each observation stands alone",
-        "prompt": "ignored: the policy was trained on one task",
+        "tasks": None,
+        "prompt": "ignored: the policy is not told its task",
     }
 
 

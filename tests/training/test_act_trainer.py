@@ -99,8 +99,9 @@ def test_two_parts_are_one_run(
     if settings:
         (tmp_path / "weights.csv").write_text("0,3\n1,0.5\n")
         other = write_dataset(tmp_path / "other", [8, 11], seed=1)
-        weighted = {"path": str(dataset), "weight": 2.0, "sample_weights": str(tmp_path / "weights.csv")}
-        changes |= {"dataset_dir": None, "datasets": [weighted, {"path": str(other)}]}
+        weighted = {"path": str(dataset), "weight": 2.0, "sample_weights": str(tmp_path / "weights.csv"), "task": "a"}
+        changes |= {"dataset_dir": None, "datasets": [weighted, {"path": str(other), "task": "b"}]}
+        changes["task_conditioning"] = "id"
     whole = train(dataset, tmp_path / "whole", **changes)
 
     step = ActTrainer.train_step

@@ -95,8 +95,9 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(
     if settings:
         (folder / "weights.csv").write_text("0,3\n1,0.5\n")
         other = write_dataset(folder / "other", [8, 11, 6], seed=1)
-        weighted = f"{{path: {folder}/dataset, weight: 2, sample_weights: {folder}/weights.csv}}"
-        given += ["--dataset_dir", "null", "--datasets", f"[{weighted}, {{path: {other}}}]"]
+        weighted = f"{{path: {folder}/dataset, weight: 2, sample_weights: {folder}/weights.csv, task: pour}}"
+        given += ["--dataset_dir", "null", "--datasets", f"[{weighted}, {{path: {other}, task: stir}}]"]
+        given += ["--task_conditioning", "id"]
     train(folder, ["python"], "one", "--batch_size", "6", *given)
     output = train(folder, launcher, "two", "--batch_size", "3", *given)
     for line in ("Building ACT policy...", "Epoch 1/2, Step 1:", "Checkpoint saved:"):

@@ -39,6 +39,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--rollouts", type=int, default=50, help="(default: 50)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
     parser.add_argument("--video", type=int, default=0, metavar="N", help="film the first N rollouts")
+    parser.add_argument(
+        "--prompt", help="what a policy with task_conditioning is told (default: the task's name, or its only task)"
+    )
     parser.add_argument("--image_size", help="of the cameras, height x width (default: as in the training)")
     parser.add_argument(
         "--parallel", type=int, help="number of environments that step together (default: by CPU cores)"
@@ -101,6 +104,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         result = bimact.evaluate(
             options.run_dir,
             task=options.task,
+            prompt=options.prompt,
             rollouts=options.rollouts,
             seed=options.seed,
             execute_steps=options.execute_steps,

@@ -26,6 +26,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     source.add_argument("--model", type=expand_home, help="an exported model: PyTorch is not needed")
     parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help="of --model (default: installed)")
     parser.add_argument("--checkpoint", help="best, last or an epoch (default: best)")
+    parser.add_argument("--task", help="of observations without a task or prompt, for a policy with task_conditioning")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     parser.add_argument("--api_key", help="clients have to send it (default: the variable BIMACT_API_KEY)")
@@ -69,6 +70,7 @@ def _serve(options: argparse.Namespace) -> None:
         debug=options.debug,
     )
     policy = _policy(options)
+    policy.set_task(options.task)
     served = Served(policy.new_session, served_metadata(policy.metadata.as_dict(), policy.weights_sha256))
 
     def started(server: PolicyServer) -> None:

@@ -42,6 +42,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="do not wait for the wall clock: step as fast as the machine can, with answers that come after exactly "
         "--delay_ms",
     )
+    parser.add_argument(
+        "--prompt", help="what a policy with task_conditioning is told (default: the task's name, or its only task)"
+    )
     parser.add_argument("--rollouts", type=int, default=1, help="(default: 1)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
     parser.add_argument("--stop_after", type=float, default=2.0, help="seconds without a fresh action (default: 2)")
@@ -84,6 +87,7 @@ def _sim_robot(options: argparse.Namespace) -> None:
             seed=options.seed,
             delay=options.delay_ms / 1000,
             record=options.record,
+            prompt=options.prompt,
             real_time=not options.simulated_clock,
         )
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bimact.errors import UserError, in_quotes
+
 
 class Rows(Protocol):
     """Something that is indexed like an array by an array of row numbers: a memory map, or a column of it."""
@@ -50,6 +52,8 @@ class Episodes:
     episode_names: tuple[str, ...] | None = None  # what the files call them; None: by their number
     camera_sizes: Mapping[str, tuple[int, int]] | None = None  # (H, W) in the files; None: those of `images`
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[str | None, ...] | None = None  # of each episode; None: not told
+    task_numbers: np.ndarray | None = None  # (N,) int64: of each step, for a policy that is told its task
     weights: np.ndarray | None = None  # (N,) float64: how often the sample at each step is drawn; None: equally often
     # camera → (N, rows, columns, E): the tokens that a frozen encoder makes of its images, in float32, float16 or,
     # as uint16, the bits of bfloat16. Windows have them in the images' stead.
@@ -131,6 +135,7 @@ class Episodes:
             )
             if is_weighted
             else None,
+            tasks=tuple(task for part in all_parts for task in part.tasks or (None,) * len(part.lengths)),
             features={camera: rows("features", camera) for camera in first.features},
             views=tuple(
                 {camera: JoinedRows(tuple(part.views[number][camera] for part in all_parts)) for camera in view}
@@ -138,6 +143,26 @@ class Episodes:
             ),
             parts=dict(parts),
         )
+
+    def with_task_numbers(self, tasks: Sequence[str]) -> Episodes:
+        """The same, where windows have the number of their task among `tasks`.
+
+        Raises:
+            UserError: if an episode has no task, or another one.
+        """
+        numbers = []
+        for episode, task in enumerate(self.tasks or (None,) * len(self.lengths)):
+            name = f"episode {episode}" if self.episode_names is None else self.episode_names[episode]
+            if task is None:
+                raise UserError(
+                    f"{self.path}: {name} has no task, which task_conditioning needs: give the dataset one, as in "
+                    "datasets: [{path: DATASET, task: pour tea}], or leave the episode out"
+                )
+            if task not in tasks:
+                known = f"the policy knows {in_quotes(tasks)}"
+                raise UserError(f"{self.path}: {name} has the task '{task}', which is new: {known}")
+            numbers.append(list(tasks).index(task))
+        return replace(self, task_numbers=np.repeat(np.array(numbers, dtype=np.int64), self.lengths))
 
     def with_features(self, features: Mapping[str, Rows], views: Sequence[Mapping[str, Rows]] = ()) -> Episodes:
         return replace(self, features=features, views=tuple(views))
@@ -159,6 +184,8 @@ class Episodes:
             images={name: part(images) for name, images in self.images.items()},
             state=part(self.state),
             actions=part(self.actions),
+            tasks=None if self.tasks is None else tuple(self.tasks[number] for number in numbers),
+            task_numbers=None if self.task_numbers is None else self.task_numbers[rows],
             weights=None if self.weights is None else self.weights[rows],
             episode_names=None if names is None else tuple(names[number] for number in numbers),
         )

@@ -33,7 +33,7 @@ def dataset_lines(source: SelectedSource) -> list[str]:
         "Cameras": ", ".join(cameras) or "none",
         "State": _vector(source, STATE),
         "Action": _vector(source, ACTION),
-        "Tasks": f"{len(tasks)}; the policy takes no text: only images tell them apart" if len(tasks) > 1 else None,
+        "Tasks": f"{len(tasks)}: without task_conditioning only images tell them apart" if len(tasks) > 1 else None,
         "Colours": _color_order(source),
         "Not used": f"columns {', '.join(others)}" if others else None,
     }

@@ -103,7 +103,8 @@ class WindowDataset(Dataset[Batch]):
     indexing operation per camera; their memory layout is (B, T, H, W, 3), the fastest for convolutions on
     channels-last tensors. If the episodes have an encoder's tokens, these replace the images: `features_<camera>`
     (B, T, rows, columns, E). Where they have tokens of augmented images too, in `views`,
-    window w + v · W (W windows) has those of view v, counted from 1.
+    window w + v · W (W windows) has those of view v, counted from 1. Of episodes with task
+    numbers there is `task` (B,) int64.
     """
 
     def __init__(self, episodes: Episodes, index: WindowIndex, cameras: Sequence[str] | None = None) -> None:
@@ -130,6 +131,8 @@ class WindowDataset(Dataset[Batch]):
         obs = dict(self._seen(camera, observation_rows, view) for camera in self.cameras)
         state = _gather(self.episodes.state, observation_rows)
         obs["state"] = torch.from_numpy(np.ascontiguousarray(state, dtype=np.float32))
+        if self.episodes.task_numbers is not None:
+            obs["task"] = torch.from_numpy(self.episodes.task_numbers[self.index.rows[chosen]])
         obs["action_is_pad"] = torch.from_numpy(is_pad)
         actions = _gather(self.episodes.actions, action_rows)
         return obs, torch.from_numpy(np.ascontiguousarray(actions, dtype=np.float32))

@@ -35,6 +35,7 @@ from bimact.deploy.exported import (
 from bimact.errors import UserError, in_words
 from bimact.files import atomic_folder, sha256_of, write_json
 from bimact.policy.act import ActPolicy
+from bimact.policy.acting import TASK
 from bimact.policy.inference import Policy
 from bimact.policy.metadata import PolicyMetadata
 
@@ -47,7 +48,8 @@ Histories = Mapping[str, np.ndarray]  # `state` (N, T, S) and `image_<camera>` (
 class Graph(nn.Module):
     """What is exported: state (N, T, S) float32 and an image (N, T, H, W, 3) uint8 per camera → (N, C, A) float32.
 
-    With `max_delay` the given actions (N, P, A) float32 and their number (N,) int64 stand after the state.
+    With `max_delay` the given actions (N, P, A) float32 and their number (N,) int64 stand after the state; with
+    `task_conditioning` the task's number (N,) int64 is the last one.
     """
 
     def __init__(self, network: ActPolicy, sizes: Mapping[str, tuple[int, int]]) -> None:
@@ -64,6 +66,8 @@ class Graph(nn.Module):
         obs = {"state": state}
         if self.network.config.max_delay:
             obs["given_actions"], obs["given_steps"], *others = others  # type: ignore[assignment]
+        if self.network.config.tasks is not None:
+            *others, obs[TASK] = others  # type: ignore[assignment]
         obs |= {f"image_{name}": image.permute(0, 1, 4, 2, 3) for name, image in zip(self.network.cameras, others)}
         chunk: Tensor = self.network(obs)[0]
         return chunk
@@ -129,6 +133,9 @@ def export(
     histories = histories if histories is not None else random_histories(policy)
     if metadata.max_delay:
         histories = {**histories, **_random_given(metadata, len(histories["state"]))}
+    if metadata.interface.tasks is not None:
+        numbers = np.arange(len(histories["state"]), dtype=np.int64) % len(metadata.interface.tasks)
+        histories = {**histories, TASK: numbers}
     expected = _in_pieces(lambda part: _fresh(policy).chunks(part, metadata.temporal_context), histories)
     graph = Graph(policy.network, sizes)
     names = inputs_of(metadata)

@@ -17,7 +17,7 @@ import numpy as np
 from bimact.errors import UserError, in_words
 from bimact.files import sha256_of
 from bimact.machine import usable_cores
-from bimact.policy.acting import ActingPolicy
+from bimact.policy.acting import TASK, ActingPolicy
 from bimact.policy.metadata import Execution, Interface, PolicyMetadata
 
 METADATA = "policy.json"
@@ -105,13 +105,14 @@ class ExportedPolicy(ActingPolicy):
             count = len(histories["state"])
             none = np.zeros((count, metadata.max_delay, metadata.action_dim), np.float32)
             histories = {**histories, "given_actions": none, "given_steps": np.zeros(count, np.int64)}
-        return np.asarray(self._run(histories), dtype=np.float32)
+        return np.asarray(self._run(self._told(histories)), dtype=np.float32)
 
 
 def inputs_of(metadata: PolicyMetadata) -> list[str]:
     """Names of a model's inputs, in their order."""
     given = ["given_actions", "given_steps"] if metadata.max_delay else []
-    return ["state", *given, *(f"image_{camera}" for camera in metadata.interface.cameras)]
+    task = [] if metadata.interface.tasks is None else [TASK]
+    return ["state", *given, *(f"image_{camera}" for camera in metadata.interface.cameras), *task]
 
 
 def runtime_missing(package: str) -> None:

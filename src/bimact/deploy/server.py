@@ -160,7 +160,10 @@ def served_metadata(policy: Mapping[str, Any], weights_sha256: str) -> dict[str,
         "state_ranges": _ranges(policy["state_range"]),
         "needs_reset": bool(ensembles or context > 1),
         "needs": needs,
-        "prompt": "ignored: the policy was trained on one task",
+        "tasks": None if policy.get("tasks") is None else list(policy["tasks"]),
+        "prompt": "ignored: the policy is not told its task"
+        if policy.get("tasks") is None
+        else "one of `tasks`, with each observation",
     }
 
 
@@ -452,6 +455,8 @@ class _Episode:
             if not isinstance(image, np.ndarray):
                 raise UserError(f"the observation's 'image_{camera}' is {type(image).__name__}, it has to be an array")
             observation[f"image_{camera}"] = self._resized(image, camera, size)
+        if self._metadata.get("tasks") is not None:
+            observation |= {name: content[name] for name in ("task", "prompt") if name in content}
         missing = [camera for camera in self._metadata["cameras"] if f"image_{camera}" not in observation]
         if missing or "state" not in observation:
             takes = ["state", *(f"image_{camera}" for camera in self._metadata["cameras"])]

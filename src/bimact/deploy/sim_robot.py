@@ -23,7 +23,7 @@ from bimact_client import ControlLoop, Execution, Report, Safety, Stopped
 from bimact_client.control import Answer
 
 from bimact.data.fork_server import without_main_program
-from bimact.errors import UserError
+from bimact.errors import UserError, in_quotes
 from bimact.evaluation.intervals import wilson_interval
 from bimact.sim.base import MAX_REWARD, SimulatedTask
 from bimact.sim.tasks import find_task
@@ -321,6 +321,21 @@ def _simulate(task: str, cameras: dict[str, tuple[int, int]], memory: str, lock:
         environment.close()
 
 
+class _Prompted:
+    """A policy that is told one task with each observation."""
+
+    def __init__(self, client: Any, prompt: str) -> None:
+        self._client, self._prompt = client, prompt
+
+    def infer(self, obs: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        told = [{**observation, "prompt": self._prompt} for observation in (*earlier, obs)]
+        reply: dict[str, Any] = self._client.infer(told[-1], told[:-1])
+        return reply
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
 class _Delayed:
     """A policy whose answers come later."""
 
@@ -352,6 +367,7 @@ def drive(
     delay: float = 0.0,
     record: Path | None = None,
     real_time: bool = True,
+    prompt: str | None = None,
     say: Callable[[str], None] = _say,
 ) -> list[DrivenRollout]:
     """Drive the simulated robot, and print how it went.
@@ -367,12 +383,20 @@ def drive(
         delay: seconds added to each answer, as a slow network or GPU would.
         record: directory for a dataset of what happened; None: no recording.
         real_time: False: on a simulated clock, as fast as the machine can; answers come after `delay` alone.
+        prompt: the policy's name of the task, for a policy that is told its task; None: that of the simulation, or its
+            only one.
         say: takes each line.
 
     Raises:
-        UserError: if the policy is for another robot, or the control loop stops.
+        UserError: if the policy is for another robot or does not know the task, or the control loop stops.
     """
     metadata = client.metadata
+    tasks = metadata.get("tasks") or []
+    if tasks:
+        prompt = prompt or (tasks[0] if len(tasks) == 1 else task)
+        if prompt not in tasks:
+            raise UserError(f"the policy is told its task: pass --prompt, one of {in_quotes(tasks)}, not '{prompt}'")
+        client = _Prompted(client, prompt)
     cameras = {}
     for camera, size in (metadata.get("cameras") or {}).items():
         if not (size or {}).get("height"):

@@ -55,7 +55,7 @@ class ClipEncoder(ImageEncoder):
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        name = _known_model(config.model_name or _DEFAULT)
+        name = known_model(config.model_name or _DEFAULT)
         tags = open_clip.list_pretrained_tags_by_model(name)
         usual = "openai" if "openai" in tags else next(iter(tags), None)
         source = choose_source(config, f"open_clip's {name}", tags, usual)
@@ -114,7 +114,7 @@ class ClipEncoder(ImageEncoder):
 
     @classmethod
     def own_size(cls, config: EncoderConfig) -> tuple[int, int]:
-        name = _known_model(config.model_name or _DEFAULT)
+        name = known_model(config.model_name or _DEFAULT)
         return _pair(open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224))
 
     def features(self, images: Tensor) -> Tensor:
@@ -155,7 +155,12 @@ def _leave_out_pooling(visual: Any) -> None:
             visual.final_ln_after_pool = False
 
 
-def _known_model(name: str) -> str:
+def known_model(name: str) -> str:
+    """The name of a model as open_clip has it.
+
+    Raises:
+        UserError: if there is none, with the nearest ones.
+    """
     known = open_clip.list_models()
     clean = name.replace("/", "-")  # OpenAI writes ViT-B/32
     if clean not in known:

@@ -14,7 +14,7 @@ import torch
 from bimact.config import Config
 from bimact.device import choose_device
 from bimact.errors import UserError
-from bimact.evaluation.rollout import RolloutSettings, check_robot, evaluate_rollouts
+from bimact.evaluation.rollout import RolloutSettings, check_robot, evaluate_rollouts, prompt_for
 from bimact.files import sha256_of, write_json
 from bimact.machine import usable_cores
 from bimact.policy.act import build_act_policy
@@ -38,6 +38,7 @@ class RolloutsInTraining:
         if config.eval_task is None:
             raise ValueError("eval_task is null")
         check_robot(config, config.eval_task)
+        prompt_for(config, config.eval_task)
         self._folder = run.path / EVALUATIONS
         self._run = run
         self._process: subprocess.Popen[bytes] | None = None

@@ -107,6 +107,8 @@ def evaluate_offline(
     else:
         demonstrations, source = open_demonstrations(config, path or "", for_training=False)
         sources = (source,)
+    if config.tasks is not None:
+        demonstrations = demonstrations.with_task_numbers(config.tasks)
     chosen, which = _choose_episodes(loaded, demonstrations, own_data)
     which = "chosen" if has_choice else which
     if which in ("all", "chosen") and sources[0].path.resolve() in [Path(before).resolve() for before in trained_on]:

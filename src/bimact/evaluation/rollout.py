@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from bimact.config import Config
 from bimact.data.fork_server import without_main_program
 from bimact.device import choose_precision, precision_dtype
-from bimact.errors import UserError
+from bimact.errors import UserError, in_quotes
 from bimact.evaluation.intervals import wilson_interval
 from bimact.evaluation.results import add_results, read_results
 from bimact.evaluation.robustness import NONE
@@ -49,6 +49,7 @@ class RolloutSettings:
         image_size: height and width of the camera images; None: as in the training data.
         parallel: number of environments that step together; None: from the number of CPU cores.
         perturb: name → magnitude of each perturbation of the simulation (`bimact.sim.perturbations`).
+        prompt: the policy's name of the task, for a policy that is told its task; None: see `prompt_for`.
     """
 
     task: str
@@ -60,6 +61,7 @@ class RolloutSettings:
     image_size: tuple[int, int] | None = None
     parallel: int | None = None
     perturb: Mapping[str, Magnitude] = field(default_factory=dict)
+    prompt: str | None = None
 
 
 @dataclass
@@ -156,6 +158,7 @@ def roll_out(
         )
     dtype = precision_dtype(choose_precision(config.mixed_precision, loaded.device))
     policy = model or Policy(loaded.network, execution, loaded.interface, dtype=dtype)
+    policy.set_task(prompt_for(config, settings.task, settings.prompt))
     parallel = min(settings.rollouts, settings.parallel or min(_MAX_PARALLEL, 2 * usable_cores()))
     environment = partial(
         _make_environment,
@@ -258,6 +261,21 @@ def evaluate_robustness(
             flush=True,
         )
     return group
+
+
+def prompt_for(config: Config, task: str, prompt: str | None = None) -> str | None:
+    """What a policy is told in a simulated task: `prompt`, the task's own name, or the only task that it knows.
+
+    Raises:
+        UserError: if it knows several tasks and none of them has the name.
+    """
+    if prompt is not None or config.tasks is None:
+        return prompt
+    if task in config.tasks or len(config.tasks) == 1:
+        return task if task in config.tasks else config.tasks[0]
+    raise UserError(
+        f"the policy is told its task, and knows none named '{task}': pass --prompt, one of {in_quotes(config.tasks)}"
+    )
 
 
 def check_robot(config: Config, task: str, perturb: Mapping[str, Magnitude] | None = None) -> None:

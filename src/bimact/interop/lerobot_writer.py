@@ -60,6 +60,7 @@ def refuse_inexpressible(policy: ActPolicy) -> None:
         f"encoder.image_size is {encoder.image_size}, to which LeRobot would not resize": resizes,
         "the size of its images is not known (give --image_size)": config.image_size is None,
         "it has learned camera positions": has_positions,
+        "it is told its task": config.task_conditioning != "none",
     }
     obstacles = [sentence for sentence, holds in found.items() if holds]
     if obstacles:

@@ -97,6 +97,7 @@ class ActPolicy(nn.Module):
     """
 
     relative_to: Tensor
+    task_texts: Tensor  # (number of tasks, E): the frozen embeddings, of task_conditioning: text
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -122,6 +123,15 @@ class ActPolicy(nn.Module):
         self.latent_proj = nn.Linear(config.latent_dim, dim)
         self.state_proj = nn.Linear(config.state_dim, dim)
         self.vector_positions = nn.Embedding(1 + context, dim)  # of the latent and of T states
+        if config.task_conditioning != "none":
+            if not config.tasks or (config.task_conditioning == "text" and config.task_text_dim is None):
+                raise UserError("task_conditioning needs the tasks in the config: take R/config.yaml of a run")
+            self.task_position = nn.Parameter(torch.zeros(1, dim))
+            if config.task_conditioning == "id":
+                self.task_embedding = nn.Embedding(len(config.tasks), dim)
+            else:
+                self.register_buffer("task_texts", torch.zeros(len(config.tasks), config.task_text_dim or 0))
+                self.task_proj = nn.Linear(config.task_text_dim or 0, dim)
         if self.cameras:
             self.image_encoder = build_encoder(config.encoder)
             self.image_proj = nn.Linear(self.image_encoder.out_dim, dim)
@@ -147,7 +157,8 @@ class ActPolicy(nn.Module):
         """Predict a chunk of actions.
 
         Args:
-            obs: `state` (B, T, S) and of each of the policy's cameras one of `image_<camera>` (B, T, 3, H, W) uint8;
+            obs: `state` (B, T, S); with task_conditioning `task` (B,) int64, the task's number; and of each of the
+                policy's cameras one of `image_<camera>` (B, T, 3, H, W) uint8;
                 `features_<camera>` (B, T, rows, columns, C), features of the trunk of its image encoder;
                 `tokens_<camera>` (B, T, rows, columns, E), tokens of the whole encoder. In training mode also
                 `action_is_pad` (B, C). `reference` (B, S) is the present state that relative actions belong to, if
@@ -171,7 +182,7 @@ class ActPolicy(nn.Module):
             mu, log_sigma2 = mu.float(), log_sigma2.float()
             latent = mu + (log_sigma2 / 2).exp() * (torch.randn_like(mu) if noise is None else noise)
         given = self._given_tokens(obs) if self.config.max_delay else None
-        normalized = self._decode(latent, state, self._visual_tokens(obs), given).float()
+        normalized = self._decode(latent, state, self._task_token(obs), self._visual_tokens(obs), given).float()
         chunk, is_given = self._in_units(normalized, obs), None
         if "given_steps" in obs:
             is_given = torch.arange(self.config.chunk_size, device=chunk.device) < obs["given_steps"][:, None]
@@ -214,15 +225,34 @@ class ActPolicy(nn.Module):
         if self.cameras:
             self.image_encoder.prepare_for_inference()
 
-    def _decode(
-        self, latent: Tensor, state: Tensor, visual: tuple[Tensor, Tensor] | None, given: Tensor | None
-    ) -> Tensor:
-        """Latent (B, Z), state (B, T, S), visual tokens and positions, given actions (B, P, D) → chunk (B, C, A).
+    def _task_token(self, obs: Observation) -> Tensor | None:
+        """(B, 1, D) of the task; None without task_conditioning."""
+        if self.config.task_conditioning == "none":
+            return None
+        if "task" not in obs:
+            raise UserError("the policy is told its task, and the observation has no 'task'")
+        if self.config.task_conditioning == "id":
+            return self.task_embedding(obs["task"])[:, None]
+        return self.task_proj(self.task_texts[obs["task"]])[:, None]
 
-        The chunk is normalised.
+    def _decode(
+        self,
+        latent: Tensor,
+        state: Tensor,
+        task: Tensor | None,
+        visual: tuple[Tensor, Tensor] | None,
+        given: Tensor | None,
+    ) -> Tensor:
+        """Latent (B, Z), state (B, T, S), token of the task, visual tokens and positions, given actions (B, P, D).
+
+        Returns:
+            the normalised chunk (B, C, A).
         """
         tokens = [self.latent_proj(latent)[:, None], self.state_proj(state)]
         positions = [self.vector_positions.weight[None]]
+        if task is not None:
+            tokens.append(task)
+            positions.append(self.task_position[None])
         if visual is not None:
             tokens.append(visual[0])
             positions.append(visual[1])

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bimact.errors import UserError
+from bimact.errors import UserError, in_quotes
 from bimact.policy.ensembling import TemporalEnsemble
 from bimact.policy.metadata import PolicyMetadata
 
 Self = TypeVar("Self", bound="ActingPolicy")
 GIVEN = {"given_actions", "given_steps"}  # of policies with max_delay
+TASK = "task"  # of policies that are told their task
 
 
 class ActingPolicy(ABC):
@@ -30,6 +31,9 @@ class ActingPolicy(ABC):
     numpy or torch; other entries are ignored. All arrays may have a first axis over N environments, which act side by
     side; then the result has it too.
 
+    A policy with tasks (`metadata.interface.tasks`) is told its task by an observation's `task`, or `prompt`, in words;
+    where it has neither, by `set_task`, which a policy with only one task does not need.
+
     A subclass gives `chunks`.
 
     Args:
@@ -38,6 +42,7 @@ class ActingPolicy(ABC):
 
     def __init__(self, metadata: PolicyMetadata) -> None:
         self.metadata = metadata
+        self.task: str | None = None
         self._begin_episode()
 
     @abstractmethod
@@ -47,6 +52,7 @@ class ActingPolicy(ABC):
         Args:
             histories: `state` (N, T, S) float32 and `image_<camera>` (N, T, H, W, 3) uint8, oldest first; maybe
                 `given_actions` (N, P, A) float32 and `given_steps` (N,) int64, how many of the P `max_delay` count.
+                Of a policy with tasks also `task` (N,) int64, or `set_task`'s counts.
             new: number of the newest observations that are new since the previous call; all T at the first call after
                 `reset`.
 
@@ -147,6 +153,40 @@ class ActingPolicy(ABC):
         """
         return self._next_actions(histories, self.metadata.execution.execute_steps)
 
+    def set_task(self, task: str | None) -> None:
+        """Choose the task of observations that name none.
+
+        Raises:
+            UserError: if the policy does not know it, or is not told its task.
+        """
+        if task is not None and self.metadata.interface.tasks is None:
+            raise UserError(f"the task is '{task}', but the policy is not told its task (task_conditioning: none)")
+        if task is not None:
+            self.task_number(task)
+        self.task = task
+
+    def task_number(self, task: Any) -> int:
+        """The number of a task of this policy; None: that of its only one.
+
+        Raises:
+            UserError: if it does not know the task, or no task is given and it knows several.
+        """
+        tasks = self.metadata.interface.tasks or ()
+        if task is None and len(tasks) == 1:
+            return 0
+        known = f"the policy knows {in_quotes(tasks)}"
+        if task is None:
+            raise UserError(f"the observation has no 'task' or 'prompt': {known}")
+        if not isinstance(task, str) or task not in tasks:
+            raise UserError(f"the task is {str(task)[:80]!r}: {known}")
+        return tasks.index(task)
+
+    def _told(self, histories: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Histories with the task's numbers, of a policy with tasks."""
+        if self.metadata.interface.tasks is None or TASK in histories:
+            return histories
+        return {**histories, TASK: np.full(len(histories["state"]), self.task_number(self.task), dtype=np.int64)}
+
     def _next_actions(self, histories: Mapping[str, np.ndarray], new: int) -> np.ndarray:
         execution = self.metadata.execution
         chunk = self.chunks(histories, new)
@@ -191,6 +231,13 @@ class ActingPolicy(ABC):
         for camera, size in self.metadata.interface.cameras.items():
             image = _array(observation, f"image_{camera}", self._expected())
             obs[f"image_{camera}"] = _image(image, camera, size, number, batched)
+        if self.metadata.interface.tasks is not None:
+            task = observation.get("task", observation.get("prompt"))
+            one = self.task if task is None else task
+            each = [one] * number if one is None or isinstance(one, str) else list(one)
+            if len(each) != number:
+                raise UserError(f"the observation has {len(each)} tasks for {number} environments")
+            obs[TASK] = np.array([self.task_number(task) for task in each], dtype=np.int64)
         missing = self.metadata.temporal_context - len(self._history) if not self._history else 1
         self._history.extend([obs] * missing)
         self._new = min(self._new + missing, self.metadata.temporal_context)
@@ -219,7 +266,9 @@ class ActingPolicy(ABC):
 
     def _stacked(self) -> dict[str, np.ndarray]:
         """The history with an axis over its T observations, oldest first."""
-        return {name: np.stack([obs[name] for obs in self._history], axis=1) for name in self._history[0]}
+        newest = self._history[-1]
+        stacked = {name: np.stack([obs[name] for obs in self._history], axis=1) for name in newest if name != TASK}
+        return stacked | ({TASK: newest[TASK]} if TASK in newest else {})
 
 
 def _array(observation: Mapping[str, Any], name: str, expected: Sequence[str]) -> np.ndarray:

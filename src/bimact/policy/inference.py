@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bimact.files import sha256_of
 from bimact.policy.act import ActPolicy
-from bimact.policy.acting import GIVEN, ActingPolicy
+from bimact.policy.acting import GIVEN, TASK, ActingPolicy
 from bimact.policy.metadata import Execution, Interface, PolicyMetadata
 from bimact.policy.transformer import Attention
 
@@ -54,7 +54,9 @@ class Policy(ActingPolicy):
         self.device = network.state_normalizer.mean.device
         cameras = (interface or Interface.of_config(config)).cameras
         interface = dataclasses.replace(
-            interface or Interface.of_config(config), cameras={name: cameras.get(name) for name in network.cameras}
+            interface or Interface.of_config(config),
+            cameras={name: cameras.get(name) for name in network.cameras},
+            tasks=None if config.tasks is None else tuple(config.tasks),
         )
         metadata = PolicyMetadata(
             name,
@@ -97,8 +99,9 @@ class Policy(ActingPolicy):
             encoded = {f"tokens_{camera}": tokens for camera, tokens in self._tokens.items()}
             state = torch.from_numpy(histories["state"]).to(self.device)
             obs = {"state": state, **encoded}
-            for name in GIVEN & histories.keys():
-                obs[name] = torch.from_numpy(histories[name]).to(self.device)
+            told = self._told(histories)
+            for name in (GIVEN | {TASK}) & told.keys():
+                obs[name] = torch.from_numpy(told[name]).to(self.device)
             chunk: np.ndarray = network(obs)[0].cpu().numpy()
         return chunk
 

@@ -67,6 +67,7 @@ class Interface:
         state_range: lowest and highest value of each dimension in the training episodes, in the robot's units.
         action_range: the same of actions.
         task: description of the demonstrations' task; None without one.
+        tasks: that the policy is told, by number; None: it is not told any.
     """
 
     cameras: Mapping[str, tuple[int, int] | None]
@@ -76,6 +77,7 @@ class Interface:
     state_range: tuple[tuple[float, float], ...] | None = None
     action_range: tuple[tuple[float, float], ...] | None = None
     task: str | None = None
+    tasks: tuple[str, ...] | None = None
 
     @classmethod
     def of_config(cls, config: Config) -> Interface:
@@ -112,6 +114,7 @@ class Interface:
             state_range=_ranges(content["state_range"]),
             action_range=_ranges(content["action_range"]),
             task=content["task"],
+            tasks=_names(content.get("tasks")),  # files of earlier versions have none
         )
 
     def write(self, path: Path) -> None:

@@ -147,6 +147,7 @@ class ActTrainer:
         self.order = prepared.order
         self.step = prepared.step  # optimizer steps done
         self.pending: list[Tensor] = []  # losses (3,) of steps that are not yet logged, on the device
+        self.val_losses: dict[str, float] = {}  # of each dataset of a mixture, at the last validation
         self.best_val_loss = math.inf
         self.best_epoch = 0  # the last one with a new lowest val_loss
         self.evaluator = evaluator
@@ -245,8 +246,7 @@ class ActTrainer:
         self._reduce_pending()
         self.watch.check(self.pending, self.step)
         record = {"epoch": epoch, "time_per_epoch": times.elapsed}
-        found = self.validate()
-        val_loss = None if found is None else found[0]
+        val_loss = self.validate()
         if self.ranks.count == 1 and self.stop.requested and self.step < self.total_steps:
             self.stopping = True  # during validation, which is repeated after resuming
             return
@@ -254,9 +254,8 @@ class ActTrainer:
             self.order.epoch, self.order.done = self.order.epoch + 1, 0
         if val_loss is not None:
             record["val_loss"] = val_loss
-            parts = {} if found is None else found[1]
-            record |= {f"val_loss/{name}": loss for name, loss in parts.items()}
-            each = ", ".join(f"{name} {loss:.4f}" for name, loss in parts.items())
+            record |= {f"val_loss/{name}": loss for name, loss in self.val_losses.items()}
+            each = ", ".join(f"{name} {loss:.4f}" for name, loss in self.val_losses.items())
             self._print(f"Epoch {epoch}/{self.total_epochs}: val_loss={val_loss:.4f}" + (f" ({each})" if each else ""))
         if self.log is not None:
             self.log.log(record, self.step)
@@ -313,11 +312,10 @@ class ActTrainer:
         return torch.stack([loss.detach() for loss in losses])
 
     @torch.no_grad()
-    def validate(self) -> tuple[float, dict[str, float]] | None:
-        """The action loss on held-out episodes with latent 0, and that of each dataset of a mixture.
+    def validate(self) -> float | None:
+        """The action loss on held-out episodes with latent 0; None without held-out episodes, or if interrupted.
 
-        Returns:
-            None without held-out episodes, or if interrupted.
+        `val_losses` has that of each dataset of a mixture then.
         """
         if not self.loaders.validation:
             return None
@@ -341,7 +339,8 @@ class ActTrainer:
         totals = self.ranks.total(totals)
         error, count = totals.sum(dim=0).tolist()
         names = [name for name in self.loaders.validation if name]
-        return error / count, {name: float(part[0] / part[1]) for name, part in zip(names, totals)}
+        self.val_losses = {name: float(part[0] / part[1]) for name, part in zip(names, totals)}
+        return error / count
 
     def _reduce_pending(self) -> None:
         """All-reduce the losses that are not yet logged."""

@@ -71,6 +71,7 @@ def read_demonstrations(
 ) -> tuple[Episodes, SelectedSource]:
     """The second half of `open_demonstrations`."""
     episodes, read = arrays_of(source, config.cache_dir, input_size(config.encoder))
+    episodes = dataclasses.replace(episodes, tasks=tuple(episode.task for episode in read.episodes))
     episodes, read = with_sample_weights(config, episodes, read)
     for line in unusable_lines(read, known=source.unusable):
         log(line)
@@ -99,6 +100,10 @@ def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
     if config.action_mode == "relative":
         relative_to = _relative_to(config, episodes)
     cameras = list(episodes.cameras)  # the dataset's own names; the user may have given them with a prefix
+    tasks = None
+    if config.task_conditioning != "none":
+        tasks = sorted({task for task in episodes.tasks or () if task is not None})
+        episodes.with_task_numbers(tasks)
     sizes = {size for camera, size in episodes.recorded_sizes.items() if camera in cameras}
     return dataclasses.replace(
         config,
@@ -107,6 +112,7 @@ def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
         state_dim=episodes.state.shape[1],
         action_dim=episodes.actions.shape[1],
         relative_to=relative_to,
+        tasks=tasks,
     )
 
 
@@ -196,7 +202,7 @@ class Demonstrations:
             )
             policy.relative_normalizer.fit(each_step, config.action_normalization)
 
-    def interface(self, state: Statistics, actions: Statistics) -> Interface:
+    def interface(self, config: Config, state: Statistics, actions: Statistics) -> Interface:
         """The inputs and outputs of a policy, from the demonstrations."""
         episodes = self.episodes
         return Interface(
@@ -207,6 +213,7 @@ class Demonstrations:
             state_range=tuple(zip(state.low.tolist(), state.high.tolist())),
             action_range=tuple(zip(actions.low.tolist(), actions.high.tolist())),
             task=episodes.task,
+            tasks=None if config.tasks is None else tuple(config.tasks),
         )
 
 

@@ -131,6 +131,7 @@ def open_training_data(
             images={name: episodes.images[own_name[name]] for name in order},
             camera_sizes={name: sizes[own_name[name]] for name in order},
             task=part.item.get("task", episodes.task),
+            tasks=(part.item["task"],) * len(episodes.lengths) if "task" in part.item else episodes.tasks,
             joint_names=None if part.item.get("ignore_names") else episodes.joint_names,
             state_names=None if part.item.get("ignore_names") else episodes.state_names,
         )

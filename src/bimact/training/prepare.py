@@ -17,7 +17,8 @@ from bimact.config import GROUPS, Config, load_config, to_config
 from bimact.configs import DEFAULT, find_config
 from bimact.data.summary import dataset_lines, dataset_record
 from bimact.data.training_order import TrainingOrder
-from bimact.errors import UserError, in_words
+from bimact.encoder.clip_text import embed_texts
+from bimact.errors import UserError, in_quotes, in_words
 from bimact.files import check_writable, expand_home
 from bimact.hub import policy_folder
 from bimact.policy.act import ActPolicy
@@ -262,6 +263,16 @@ def _prepared(
         names = episodes.joint_names
         kept = [str(place) if names is None else names[place] for place, to in enumerate(config.relative_to) if to < 0]
         log(f"Actions are relative to the state at the chunk's beginning, but for: {', '.join(kept) or 'none'}")
+    texts = None
+    if config.tasks is not None:
+        log(f"Tasks: the policy is told which of {len(config.tasks)} it is: {in_quotes(config.tasks)}")
+    if config.tasks is not None and config.task_conditioning == "text":
+        if checkpoint is not None and checkpoint.config is not None:
+            config = dataclasses.replace(config, task_text_dim=checkpoint.config.task_text_dim)  # it has the embeddings
+        else:
+            with accelerator.main_process_first(), accelerator.local_main_process_first():
+                texts = embed_texts(config.task_text_model, config.task_text_pretrained, config.tasks or ())
+            config = dataclasses.replace(config, task_text_dim=texts.shape[1])
     on_views = line_on_views(config)
     if on_views is not None:
         log(on_views)
@@ -276,11 +287,15 @@ def _prepared(
             policy.load_state_dict(checkpoint.weights)
         except RuntimeError as error:
             raise UserError(f"{checkpoint.path} does not fit the settings: {in_words(error)}") from error
+    elif texts is not None:
+        policy.task_texts.copy_(texts)
     log(f"Total parameters: {sum(p.numel() for p in policy.parameters()):,}")
     log(f"Trainable parameters: {sum(p.numel() for p in policy.parameters() if p.requires_grad):,}\n")
 
     if config.feature_cache:
         episodes = with_features(config, policy, episodes, accelerator)
+    if config.tasks is not None:
+        episodes = episodes.with_task_numbers(config.tasks)
     data = Demonstrations.split(episodes, config)
     if config.auto_batch_size:
         config = with_largest_batch(config, data.training, accelerator, ranks)
@@ -334,7 +349,7 @@ def _prepared(
         step=step,
         total_steps=total_steps,
         total_epochs=total_epochs,
-        interface=data.interface(state_statistics, action_statistics),
+        interface=data.interface(config, state_statistics, action_statistics),
         dataset_record=mixture_record(data, sources, mixed) if episodes.parts else dataset_record(sources[0]),
         late_lines=lines if is_plain else [],
     )

@@ -101,6 +101,8 @@ def check_config_changes(config: Config, checkpoint: Checkpoint, episodes: Episo
             if before != after and name not in ("output_dir", "auto_batch_size"):
                 before, after = ("null" if value is None else value for value in (before, after))
                 lines[entry.metadata["changes"]].append(f"{name}: {before} → {after}")
+        if old.tasks != new.tasks:
+            lines["network"].append(f"tasks: {old.tasks} → {new.tasks}")
     if lines["network"]:
         raise UserError(
             f"{checkpoint.path} has another network than the settings ask for ({'; '.join(lines['network'])}): "

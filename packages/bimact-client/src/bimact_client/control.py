@@ -456,6 +456,7 @@ class ControlLoop:
         if missing:
             raise Stopped(f"the robot has no camera {', '.join(missing)}; it has {', '.join(images) or 'none'}")
         obs: dict[str, Any] = {"state": state[self._state_order].astype(np.float32)}
+        obs |= {name: raw[name] for name in ("task", "prompt") if name in raw}
         frames = {}
         for name, reverse in wanted.items():
             frames[name] = raw.get(f"time_{name}")
