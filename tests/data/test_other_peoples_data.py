@@ -1330,7 +1330,7 @@ def test_a_rate_in_another_place_is_taken_and_said(tmp_path: Path, kind: str) ->
             and "50 Hz is assumed, as for ALOHA" in text
         )
     else:
-        assert selected(tmp_path).fps == 20 and "the rate, 20 Hz, is told by the" in text
+        assert selected(tmp_path).fps == 20 and "the control frequency, 20 Hz, is taken from the" in text
 
 
 def test_floats_of_another_range_in_one_episode(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_what_cannot_be_drawn_is_told(spec: dict[str, Any], complaint: str) -> N
 def test_nested_and_dotted_names_are_settings() -> None:
     nested = {"encoder": {"parameters": {"freeze": {"value": True}}}, "encoder.fuse": {"value": "mean"}}
     assert dict(flatten(nested)) == {"encoder.freeze": {"value": True}, "encoder.fuse": {"value": "mean"}}
-    with pytest.raises(UserError, match="parameter 'encoder.freeze' is True, it has to hold value"):
+    with pytest.raises(UserError, match="parameter 'encoder.freeze' is True, it has to contain value"):
         dict(flatten({"encoder": {"parameters": {"freeze": True}}}))
 
 

@@ -61,7 +61,7 @@ def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
         ({"early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 1.5}}, "eta is 1.5"),
         ({"command": ["${env}", "accelerate", "${program}", "${args}"]}, "command has accelerate, but trials run"),
         ({"command": ["python", "${program}", "${args_json}"]}, r"command has \$\{args_json\}"),
-        ({"command": "python"}, r"a list with \$\{program\} in it"),
+        ({"command": "python"}, r"a list that contains \$\{program\}"),
         ({"parameters": {"lr": {"value": 1}, "learning_rate": {"value": 1}}}, "no setting is named 'learning_rate'"),
         ({"parameters": {"encoder.fuse": {"value": "mean"}, "encoder": {"parameters": {"fuse": {"value": "gated"}}}}},
          "'encoder.fuse' is given twice"),

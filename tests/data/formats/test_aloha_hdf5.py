@@ -573,7 +573,7 @@ def test_a_file_that_is_being_written_is_told_from_a_damaged_one(tmp_path: Path)
         assert writer.stdin is not None and writer.stdout is not None
         assert writer.stdout.readline() == "open\n"
         try:
-            assert "another program is writing it" in refusal(folder)
+            assert "another program is writing to it" in refusal(folder)
         finally:
             writer.communicate("\n", timeout=60)
     read_all(opened(folder))
@@ -583,7 +583,7 @@ def test_a_file_that_changes_after_it_was_opened_is_told(tmp_path: Path) -> None
     folder = write_aloha(tmp_path / "dataset", (4,))
     source = opened(folder)
     write_aloha_episode(folder / "episode_0.hdf5", 2, columns={"action": vectors(2, 14, 0)}, images={})
-    with pytest.raises(UserError, match="has no .*images/top any more"):
+    with pytest.raises(UserError, match="no longer has .*images/top"):
         frames(source)
     (folder / "episode_0.hdf5").unlink()
     with pytest.raises(UserError, match="no longer exists"):

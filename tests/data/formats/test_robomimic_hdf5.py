@@ -215,7 +215,7 @@ def test_a_folder_with_one_such_file_is_a_dataset(tmp_path: Path) -> None:
 def test_a_folder_with_two_such_files_does_not_tell_which(tmp_path: Path) -> None:
     write_robomimic(tmp_path / "a.hdf5")
     write_robomimic(tmp_path / "b.hdf5")
-    assert "name one of them" in refusal(tmp_path)
+    assert "choose one of them" in refusal(tmp_path)
 
 
 def test_aloha_episodes_and_other_files_are_not_recognised(tmp_path: Path) -> None:

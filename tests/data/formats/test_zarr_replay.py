@@ -407,7 +407,7 @@ def test_an_array_that_is_too_short_for_most_episodes_has_no_row_for_each_step(t
     )
     assert "goal" not in source.cameras
     assert [(entry.name, entry.reason) for entry in source.left_out] == [
-        ("goal", "has 3 steps, meta/episode_ends tells of 9")
+        ("goal", "has 3 steps, meta/episode_ends lists 9")
     ]
 
 
@@ -416,8 +416,8 @@ def test_an_array_that_is_too_short_for_most_episodes_has_no_row_for_each_step(t
     [
         (np.array([5, 3, 15]), "episode 1 ends at row 3 and begins at row 5"),
         (np.array([-1, 15]), "episode 0 ends at row -1"),
-        (np.array([0]), "tells of 0 steps"),
-        (np.array([2**62]), "tells of 4611686018427387904 steps"),
+        (np.array([0]), "lists 0 steps"),
+        (np.array([2**62]), "lists 4611686018427387904 steps"),
         (np.array([], np.int64), "lists 0 episodes"),
         (np.array([5.0, 15.0]), "has to be (episodes,) of int64"),
         (np.array([[5, 15]]), "has to be (episodes,) of int64"),
