@@ -66,7 +66,7 @@ while (($#)); do
       esac
       ;;
     *)
-      ((${#places[@]})) || fail "'$1' is an extra argument: give DATASET and RUN first, then --key value"
+      ((${#places[@]})) || fail "'$1' is one word too many: DATASET and RUN come first, then --key value"
       given[${places[0]}]=$1
       places=("${places[@]:1}")
       ;;
@@ -76,7 +76,7 @@ done
 
 if [[ -z $yes && ! -t 0 ]]; then
   yes=1
-  echo "There is no terminal to answer questions: all defaults are accepted, as with --yes."
+  echo "No terminal is there to answer questions: all defaults are taken, as with --yes."
 fi
 
 if ! command -v bimact >/dev/null && [[ -x ${home}.venv/bin/bimact ]]; then
@@ -161,7 +161,7 @@ ask output_dir "Run folder" "${root}runs/$(basename -- "$dataset_dir")"
 
 last=$output_dir/checkpoint/act-train-last.pth
 if [[ -e $last ]]; then
-  echo "Resuming the run in $output_dir with its settings."
+  echo "Going on with the run in $output_dir, with the settings that it has."
   settings+=(--resume_from "$last")
   if [[ -v given[config] ]]; then settings+=(--config "${given[config]}"); fi
 else
