@@ -101,5 +101,10 @@ def test_guide_from_the_wheel(environment: Path, dataset: Path, tmp_path: Path) 
         *("--output_dir", "runs/x", "--device", "cpu", "--num_steps", "2", "--val_split", "0.25", *small.split()),
     )
     assert "Config: configs/policy_act.yaml" in said
+    empty = tmp_path / "empty"  # where no configs/ is: the configs of the wheel are meant
+    empty.mkdir()
+    arguments = ["sweep", "configs/sweep.yaml", "--trials", "1", "--config", "policy_act", "--dataset_dir", "nowhere"]
+    result = subprocess.run([environment / "bimact", *arguments], cwd=empty, capture_output=True, text=True)
+    assert "dataset not found" in result.stderr and list(empty.iterdir()) == []
     code = "from policy.act import build_act_policy; from train.act_trainer import ActTrainer"
     run(environment, root, "python", "-c", code)

@@ -48,8 +48,9 @@ def _check(options: argparse.Namespace) -> None:
     from bimact.check.kinds import Severity
     from bimact.check.table import print_report
     from bimact.config import load_config
+    from bimact.configs import find_config
 
-    config = load_config(options.config) if options.config else None
+    config = load_config(find_config(options.config)) if options.config else None
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         report = check_dataset(
             options.dataset_dir,

@@ -19,7 +19,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "The same command continues a sweep; machines with a common --storage share it. Further settings, such as "
         "--num_epochs 20, apply to each trial.",
     )
-    parser.add_argument("file", metavar="FILE", help="W&B's sweep file, such as configs/sweep.yaml")
+    parser.add_argument("file", metavar="FILE", help="W&B's sweep file, or the name of bimact's: sweep")
     parser.add_argument("--dataset_dir", help="the demonstrations")
     parser.add_argument("--trials", type=int, help="number of trials (default: all of a grid, or the file's run_cap)")
     parser.add_argument("--config", help="YAML that each trial starts from (default: that of bimact train)")
@@ -40,13 +40,13 @@ def _sweep(options: argparse.Namespace) -> None:
     except ModuleNotFoundError:
         raise UserError("sweeps need Optuna: pip install 'optuna>=4'") from None
     from bimact.cli.train import settings_of
-    from bimact.configs import DEFAULT, find_config
+    from bimact.configs import DEFAULT, existing_or_shipped, find_config
     from bimact.sweep.plan import plan_sweep
     from bimact.sweep.run import run_sweep
     from bimact.sweep.study import shown_url
     from bimact.sweep.sweep_file import read_sweep
 
-    sweep = read_sweep(options.file)
+    sweep = read_sweep(existing_or_shipped(options.file))
     dataset = [] if options.dataset_dir is None else [f"--dataset_dir={options.dataset_dir}"]
     settings = dict(item.split("=", 1) for item in settings_of([*sweep.arguments, *dataset, *options.rest]))
     config = settings.pop("config", None)

@@ -17,11 +17,16 @@ def find_config(name: str | Path) -> Path:
     Raises:
         UserError: if there is none.
     """
-    path = Path(expand_home(str(name)))
+    path = existing_or_shipped(name)
     if path.is_file():
         return path
-    shipped = FOLDER / f"{path.name.removesuffix('.yaml')}.yaml"
-    if path.parent in (Path(), Path("configs")) and shipped.is_file():
-        return shipped
     names = ", ".join(sorted(entry.stem for entry in FOLDER.glob("*.yaml")))
     raise UserError(f"config file not found: {path.absolute()} (bimact comes with {names})")
+
+
+def existing_or_shipped(name: str | Path) -> Path:
+    """A path as it is, unless there is no such file, but bimact comes with one of this name: then that."""
+    path = Path(expand_home(str(name)))
+    shipped = FOLDER / f"{path.name.removesuffix('.yaml')}.yaml"
+    is_name = path.parent in (Path(), Path("configs")) and not path.is_file()
+    return shipped if is_name and shipped.is_file() else path
