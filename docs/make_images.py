@@ -4,7 +4,8 @@
     python docs/make_images.py view report        # some of them
 
 It needs Chromium, and the simulation. Demonstrations and runs are made in build/images and kept there: some minutes the
-first time. `report` needs the run of `make demo` (or --run). `diagrams` needs the script of the package mermaid of npm:
+first time. `report` and `latency` show a small run unless --run gives another. `diagrams` needs the script of the npm
+package mermaid:
 
     npm pack mermaid@11 && tar xf mermaid-11.*.tgz
     python docs/make_images.py diagrams --mermaid package/dist/mermaid.min.js
@@ -95,6 +96,10 @@ class Studio:
     def small_demonstrations(self) -> Path:
         options = ["--episodes", "6", "--image_size", "48x64"]
         return self.made("small", "record", "--task", "transfer_cube", *options, "--output_dir", "{}")
+
+    def good_run(self) -> Path:
+        dataset = ["--dataset_dir", str(self.small_demonstrations())]
+        return self.made("curves/good", "train", *CURVES, *dataset, "--output_dir", "{}", *RUNS["good"][1])
 
     def open(self, path: Path, width: int = DESKTOP, dark: bool = False) -> None:
         size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -195,31 +200,32 @@ def view(studio: Studio) -> None:
 
 
 def report(studio: Studio) -> None:
-    """The beginning of a report."""
-    run = Path(studio.options.run).absolute()
-    if not (run / "evaluation.json").exists():
-        sys.exit(f"{run} has no evaluation.json: give the run of `make demo` as --run")
+    """Curves, errors and a trajectory in the report of a run, by default of the good one of `curves`."""
+    run = studio.good_run() if studio.options.run is None else Path(studio.options.run).absolute()
+    studio.bimact("evaluate", "--run", run)
     studio.bimact("report", "--run", run)
     studio.open(run / "report.html")
     time.sleep(2)
-    studio.photograph("report.png", 1250)
+    top = "[...document.querySelectorAll('h2')].find(h => h.textContent.includes('curves')).getBoundingClientRect().top"
+    studio.photograph("report.png", 1240, top=round(studio.browser.evaluate(f"{top} + scrollY")) - 16)
 
 
 def sweep(studio: Studio) -> None:
     """The page of a sweep."""
     file = studio.folder / "sweep.yaml"
     rates = {"min": 1e-5, "max": 1e-2, "distribution": "log_uniform_values"}
-    parameters = {"lr": rates, "chunk_size": {"values": [20, 50, 100]}, "dropout": {"values": [0.0, 0.1]}}
+    parameters = {"lr": rates, "batch_size": {"values": [8, 16, 32]}, "dropout": {"values": [0.0, 0.1, 0.3]}}
     file.write_text(json.dumps({"program": "scripts/train_act.py", "method": "bayes", "parameters": parameters}))
     content = {"metric": {"name": "val_loss", "goal": "minimize"}}
     file.write_text(json.dumps({**json.loads(file.read_text()), **content}))
-    settings = [*CURVES[2:10], *CURVES[12:]]
+    settings = [word for pair in zip(CURVES[2::2], CURVES[3::2]) if pair[0] != "--batch_size" for word in pair]
     settings[settings.index("400")] = "60"
     dataset = str(studio.small_demonstrations())
     command = ["sweep", str(file), "--dataset_dir", dataset, "--config", "demo", "--trials", "10", "--output_dir", "{}"]
     studio.open(studio.made("sweep", *command, *settings) / "report.html")
     time.sleep(1)
-    studio.photograph("sweep.png", 1000)
+    top = "document.querySelector('h2').getBoundingClientRect().top + scrollY"
+    studio.photograph("sweep.png", 900, top=round(studio.browser.evaluate(top)) - 30)  # below paths of this machine
 
 
 def curves(studio: Studio) -> None:
@@ -258,11 +264,8 @@ def curves(studio: Studio) -> None:
 
 def latency(studio: Studio) -> None:
     """The time of a chunk by runtime and precision."""
-    run = studio.made(
-        "curves/good", "train", *CURVES, "--dataset_dir", str(studio.small_demonstrations()), "--output_dir", "{}"
-    )
     table = studio.folder / "latency.json"
-    run = Path(studio.options.run) if (Path(studio.options.run) / "config.yaml").exists() else run
+    run = studio.good_run() if studio.options.run is None else Path(studio.options.run)
     studio.bimact("latency", "--run", run.absolute(), "--json", table)
     rows = json.loads(table.read_text())["rows"]
     names = [f"{row['runtime']}, {row['precision']}" for row in rows]
@@ -286,7 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the pictures of the documentation.")
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"of {', '.join(PICTURES)}; default: all")
     parser.add_argument("--mermaid", help="script of the package mermaid of npm, for the diagrams")
-    parser.add_argument("--run", default="runs/demo-transfer_cube", help="a run with rollouts, for the report")
+    parser.add_argument("--run", help="a run for `report` and `latency` (default: a small one)")
     options = parser.parse_args()
     unknown = set(options.pictures) - PICTURES.keys()
     if unknown:
