@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -84,32 +85,32 @@ def test_evidence_is_a_martingale(difference: float) -> None:
         assert following == pytest.approx(evidence_against(start, difference), rel=1e-9)
 
 
-def _first_stops(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At which scene the sequential test and a repeated McNemar test first say that A and B differ; 0: never."""
+def _first_stops(a: np.ndarray, b: np.ndarray, rejects: Callable[[Pairs], bool]) -> np.ndarray:
+    """At which scene a test first says that A and B differ, if it is looked at after each; 0: never."""
     only_a, only_b = np.cumsum(a & ~b, axis=1), np.cumsum(b & ~a, axis=1)
-    largest = int((only_a + only_b).max())
-    evidence = np.zeros((largest + 1, largest + 1))
-    p_value = np.ones_like(evidence)
-    for one in range(largest + 1):
-        for other in range(largest + 1 - one):
-            evidence[one, other] = evidence_against(Pairs(0, one, other, 0))
-            p_value[one, other] = mcnemar_exact(Pairs(0, one, other, 0))
-    stops = []
-    for rejected in (evidence[only_a, only_b] >= 20, p_value[only_a, only_b] <= 0.05):
-        stops.append(np.where(rejected.any(axis=1), rejected.argmax(axis=1) + 1, 0))
-    return stops[0], stops[1]
+    seen = np.unique(np.stack([only_a.ravel(), only_b.ravel()]), axis=1)
+    rejected = np.zeros(seen.max(axis=1) + 1, dtype=bool)
+    for one, other in seen.T:
+        rejected[one, other] = rejects(Pairs(0, int(one), int(other), 0))
+    stops = rejected[only_a, only_b]
+    return np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, 0)
+
+
+def _is_evident(pairs: Pairs) -> bool:
+    return evidence_against(pairs) >= 20
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.9])
 def test_sequential_false_positives(rate: float) -> None:
     """2,000 experiments of two equal policies, looked at after each of up to 200 scenes."""
-    sequential, repeated = _first_stops(*simulated(rate, rate, 200, 2000, seed=1))
-    assert (sequential > 0).mean() <= 0.05
-    assert (repeated > 0).mean() > 0.05  # looking again and again at a test for a fixed number is not valid
+    experiments = simulated(rate, rate, 200, 2000, seed=1)
+    assert (_first_stops(*experiments, _is_evident) > 0).mean() <= 0.05
+    # Looking again and again at a test for a fixed number of scenes is not valid.
+    assert (_first_stops(*experiments, lambda pairs: mcnemar_exact(pairs) <= 0.05) > 0).mean() > 0.05
 
 
 def test_sequential_stops_early() -> None:
-    stops, _ = _first_stops(*simulated(0.9, 0.6, 200, 500, seed=2))
+    stops = _first_stops(*simulated(0.9, 0.6, 200, 500, seed=2), _is_evident)
     assert (stops > 0).mean() > 0.95
     assert np.median(stops[stops > 0]) < 80
 
