@@ -47,7 +47,7 @@ NOT_RUN = {
     r"bimact train --dataset_dir lerobot/": "downloads a dataset; tests/data/test_remote.py has a hub of its own",
     r"wandb (login|sweep|agent)": "needs an account",
     r"torchrun --nnodes=2 ": "needs two machines",
-    r"bimact view (?!.*--export)": "serves until it is stopped, or needs the extra `rerun`; tests/view has both",
+    r"bimact view (?!.*--(export|augment))": "serves until it is stopped, or needs `rerun`; tests/view has both",
     r"bimact serve ": "serves until it is stopped; tests/deploy has it",
     r"bimact evaluate .*--suite ": "takes hours; tests/evaluation/test_robustness.py has it",
     r"python scripts/offline_predictors.py ": "needs runs of measured success; tests/test_offline_predictors.py has it",

@@ -157,6 +157,12 @@ class EncoderConfig:
         "then red, green, blue are divided by these; null: the weights' own",
         record=True,
     )
+    depth_range: list[float] = key(
+        [0.1, 2.0],
+        "depth cameras: nearest and farthest distance in metres that the depth encoder tells apart; nearer and farther "
+        "ones count as the ends",
+        "to the distances between camera and objects",
+    )
     weights_from_checkpoint: bool = key(
         False,
         "do not load pretrained weights: the run's checkpoints hold them",
@@ -477,6 +483,12 @@ class Config:
         "with action_mode relative: relative dimensions of the action, as in 0:6,7:13; null: all except grippers",
         "to keep other dimensions absolute",
         changes="network",
+    )
+    depth_cameras: list[str] | None = key(
+        None,
+        "those of the cameras that measure distances, which have an encoder of their own",
+        changes="network",
+        record=True,
     )
     relative_to: list[int] | None = key(
         None,
@@ -1255,6 +1267,12 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"temporal_ensemble predicts at each step, so execute_steps ({config.execute_steps}) has no effect: set "
             "one of them to false or null"
+        )
+    if len(config.encoder.depth_range) != 2 or not 0 <= config.encoder.depth_range[0] < config.encoder.depth_range[1]:
+        raise SettingError(
+            "encoder.depth_range",
+            f"encoder.depth_range is {list(config.encoder.depth_range)}, it has to be two distances in metres, the "
+            "nearer one first",
         )
     for name in ("brightness", "contrast", "saturation", "hue", "sharpness"):
         span = getattr(config.augmentation, name)

@@ -40,9 +40,10 @@ from raw_files import write_raw
 from zarr_files import replay_arrays, write_replay
 
 from bimact.check.dataset import check_dataset
+from bimact.data.depth import unpack_depth
 from bimact.data.opening import open_dataset, open_source
 from bimact.data.selection import SelectedSource, Selection
-from bimact.data.source import LeftOut
+from bimact.data.source import Camera, LeftOut
 from bimact.data.summary import dataset_lines
 from bimact.errors import UserError
 from bimact.training.demonstrations import open_demonstrations
@@ -199,14 +200,20 @@ def test_how_encoded_files_are_converted_is_said(tmp_path: Path, mode: str, form
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_depth_is_left_out_with_the_reason(tmp_path: Path, writer: str) -> None:
+def test_depth_is_left_out_unless_it_is_asked_for(tmp_path: Path, writer: str) -> None:
     depth = np.random.default_rng(0).random((6, 32, 40, 1), np.float32)
     source = selected(WRITERS[writer](tmp_path, depth))
     assert "odd" not in source.cameras and source.cameras
     assert left_out(source)["odd"].kind == "depth"
     assert any("odd" in line and "depth" in line for line in dataset_lines(source))
-    with pytest.raises(UserError, match="'odd' cannot be used: it is depth"):
-        selected(source.path, cameras=("odd",))
+    if writer == "guide":  # which has no depth
+        with pytest.raises(UserError, match="'odd' cannot be used: it is depth"):
+            selected(source.path, cameras=("odd",))
+        return
+    asked = selected(source.path, cameras=("odd",))
+    assert asked.cameras == {"odd": Camera(32, 40, is_depth=True)} and "odd" not in left_out(asked)
+    packed = np.stack(list(asked.read_frames(0, "odd", range(6))))
+    assert np.array_equal(unpack_depth(packed), np.rint(1000 * depth[..., 0].astype(float)))
 
 
 @pytest.mark.parametrize("kind", ["rows of any length", "opaque rows"])
@@ -774,7 +781,9 @@ def test_check_tells_what_is_left_out_and_read_otherwise(tmp_path: Path) -> None
     found = {finding.code: finding.sentence for finding in check_dataset(tmp_path).findings}
     assert "disagree" in found["matched-frames"] and "(up to" in found["matched-frames"]
     found = {finding.code: finding for finding in check_dataset(tmp_path / "aloha").findings}
-    assert found["left-out"].sentence == "image 'far_depth': is depth, as its name says"
+    assert found["left-out"].sentence == (
+        "image 'far_depth': is depth, in millimetres: name it in --cameras, beside the others, to train with it"
+    )
     assert found["missing-episode"].sentence == "episode_1.hdf5: it has no steps"
     assert found["unread-image"].sentence == "image 'top': is not there (episode_2.hdf5)"
     assert "50 Hz" in found["read-otherwise"].sentence

@@ -42,9 +42,9 @@ class Demonstrator(torch.nn.Module):
     def prepare_for_inference(self) -> None:
         pass
 
-    def encode_images(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
-        self.images += images
-        return [torch.zeros(*image.shape[:2], 1, 1, 1) for image in images]
+    def encode_images(self, images: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.images += images.values()
+        return {camera: torch.zeros(*image.shape[:2], 1, 1, 1) for camera, image in images.items()}
 
     def forward(self, obs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:
         self.seen.append(obs)

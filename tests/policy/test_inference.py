@@ -130,7 +130,7 @@ def test_each_frame_is_encoded_once(network: ActPolicy, episode: Observation, mo
     monkeypatch.setattr(
         policy._network,
         "encode_images",
-        lambda images: counts.extend(image.shape[1] for image in images[:1]) or encode(images),
+        lambda images: counts.extend(image.shape[1] for image in list(images.values())[:1]) or encode(images),
     )
     for step in range(5):
         policy.predict_chunk(at_step(episode, step))

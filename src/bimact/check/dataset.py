@@ -11,6 +11,7 @@ import numpy as np
 
 from bimact.check import cameras, episodes, motion, values
 from bimact.check import images as image_checks
+from bimact.check.depth import depth_faults
 from bimact.check.facts import Facts, Vectors
 from bimact.check.findings import DatasetReport, Finding, Findings, Summary, in_order
 from bimact.check.kinds import ERROR, KINDS, READING, WARNING
@@ -131,6 +132,8 @@ def check_dataset(
 
     is_mapped = selected.whole.mapped() is not None  # needs no child process
     found = findings.found + examine(selected, images=images, apart=not is_mapped, config=config, files=names)
+    if images:
+        found += depth_faults(selected)
     if selected.selection.skip_unreadable:  # then an unusable episode is not an error
         found = [
             dataclasses.replace(finding, severity=WARNING)
@@ -150,6 +153,7 @@ def check_dataset(
         tasks=tuple(dict.fromkeys(episode.task for episode in selected.episodes if episode.task)),
     )
     looked_for = {*READING, *(code for codes in checks(images=images).values() for code in codes)}
+    looked_for |= {"depth-holes", "depth-saturated"} if images else set()
     codes = tuple(code for code in KINDS if code in looked_for)
     return DatasetReport(local, in_order(found), summary, size, codes, repair_of(found, selected))
 

@@ -340,6 +340,20 @@ _IMAGES = (
         "Look at it with `bimact view`: a damaged file, or another camera's image.",
     ),
     Kind(
+        "depth-holes",
+        WARNING,
+        "depth images with far more pixels without a measurement than usual, or with hardly any measurement",
+        "The policy does not see how far things are.",
+        "Look for reflections, an object too near to the camera, or a covered lens; exclude it by --cameras.",
+    ),
+    Kind(
+        "depth-saturated",
+        WARNING,
+        "depth images with many pixels at the largest distance that the camera gives",
+        "Distances beyond the range look like a wall; a wrong unit looks the same.",
+        "Check the unit (millimetres as integers, metres as floats), and write 0 where nothing is measured.",
+    ),
+    Kind(
         "same-camera",
         WARNING,
         "two cameras that show the same images",

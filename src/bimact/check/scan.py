@@ -15,6 +15,7 @@ from bimact.check.facts import Cut, Facts, FrameFacts, Vectors
 from bimact.check.findings import Finding
 from bimact.check.kinds import ERROR, INFO
 from bimact.config import Config
+from bimact.data.depth import depth_picture
 from bimact.data.selection import ACTION, STATE, SelectedSource
 from bimact.data.source import FramesNote
 from bimact.data.workers import run_jobs
@@ -182,7 +183,10 @@ def _read_images(source: SelectedSource, begin: int, end: int, camera: str) -> l
         except UserError as error:
             found.append((None, str(error), None))
             continue
-        facts, problem = look_through(source.read_frames(episode, camera, range(length)))
+        frames = source.read_frames(episode, camera, range(length))
+        if source.cameras[camera].is_depth:
+            frames = map(depth_picture, frames)
+        facts, problem = look_through(frames)
         if problem is None and (count := 0 if facts is None else len(facts)) != length:
             problem = f"{name}: camera '{camera}' has {count} images, the dataset says {length} steps"
         found.append((facts, problem, note))

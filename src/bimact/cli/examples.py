@@ -18,6 +18,7 @@ bimact check lerobot/aloha_sim_transfer_cube_human --episodes 0:10
     "view": """
 bimact view data/cups
 bimact view data/cups --episode 3 --export cups.html
+bimact view data/cups --augment augmented.png
 """,
     "edit": """
 bimact edit data/cups data/cups-clean --drop_episodes 3,7:9 --trim_idle

@@ -131,11 +131,12 @@ def _draw_augmentation(source: Source, options: argparse.Namespace) -> None:
 
     path = find_config(options.config) if options.config else None
     config = load_config(path, [*given_settings(options), *settings_of(options.rest)])
-    if not source.cameras:
-        raise UserError(f"{source.path} has no camera, so there is nothing to augment")
-    config = dataclasses.replace(config, cameras=list(source.cameras), temporal_context=1)
+    cameras = [name for name, camera in source.cameras.items() if not camera.is_depth]
+    if not cameras:
+        raise UserError(f"{source.path} has no colour camera, so there is nothing to augment")
+    config = dataclasses.replace(config, cameras=cameras, temporal_context=1)
     found = sample_histories(config, options.dataset_dir, count=_FRAMES, seed=config.seed)
-    frames = {camera: found[f"image_{camera}"][:, 0] for camera in source.cameras}
+    frames = {camera: found[f"image_{camera}"][:, 0] for camera in cameras}
     figure = augmentation_figure(frames, config, config.seed)
     figure.savefig(options.augment, format="png", dpi=110)
     print(f"Augmentation: {kinds_line(config)}")

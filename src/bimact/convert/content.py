@@ -44,6 +44,9 @@ class Content:
             UserError: if episodes are damaged and not skipped, or none is left.
         """
         chosen.refuse_damaged()
+        depth = [name for name, camera in chosen.cameras.items() if camera.is_depth]
+        if depth:
+            raise UserError(f"depth is not written to other formats: leave {', '.join(depth)} out of --cameras")
         source = chosen.whole
         used = {*chosen.state.keys, *chosen.action.keys}
         others = [key for key in source.columns if key not in used]

@@ -151,6 +151,7 @@ class _Plan:
             episode_names=tuple(episode.name for episode in source.episodes),
             camera_sizes={name: (camera.height, camera.width) for name, camera in source.cameras.items()},
             metadata=source.metadata,
+            depth_cameras=tuple(name for name, camera in source.cameras.items() if camera.is_depth),
         )
         notes = (*source.notes, *told["notes"], *self._resized())
         read = dataclasses.replace(source, notes=notes).without(_unusable(source, faults))
@@ -307,7 +308,8 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
         read.note = source.frames_note(job.episode, job.camera)
         frames = source.read_frames(job.episode, job.camera, range(source.episodes[job.episode].length))
         with RowWriter(file) as rows:
-            for step, block in _blocks(frames, sizes[job.camera]):
+            is_depth = source.cameras[job.camera].is_depth
+            for step, block in _blocks(frames, sizes[job.camera], is_depth=is_depth):
                 rows.write(int(starts[job.episode]) + step, block)
                 read.images += len(block)
         if read.images < source.episodes[job.episode].length:
@@ -317,12 +319,12 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
     return read
 
 
-def _blocks(frames: Iterator[np.ndarray], size: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(frames: Iterator[np.ndarray], size: tuple[int, int], *, is_depth: bool) -> Iterator[tuple[int, np.ndarray]]:
     """Blocks of resized images: (index of the first, (n, H, W, 3))."""
     block: list[np.ndarray] = []
     done = 0
     for frame in frames:
-        block.append(resize(frame, size))
+        block.append(resize(frame, size, is_depth=is_depth))
         if len(block) == _BLOCK:
             yield done, np.stack(block)
             done += len(block)
@@ -331,8 +333,9 @@ def _blocks(frames: Iterator[np.ndarray], size: tuple[int, int]) -> Iterator[tup
         yield done, np.stack(block)
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image (H, W, 3) uint8, resized to (height, width) with an antialiased bilinear filter."""
+def resize(image: np.ndarray, size: tuple[int, int], *, is_depth: bool = False) -> np.ndarray:
+    """An image (H, W, 3) uint8, resized to (height, width) by an antialiased bilinear filter; depth: nearest pixel."""
     if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    resampling = Image.Resampling.NEAREST if is_depth else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), resampling))

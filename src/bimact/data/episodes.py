@@ -54,6 +54,7 @@ class Episodes:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str | None, ...] | None = None  # of each episode; None: not told
     task_numbers: np.ndarray | None = None  # (N,) int64: of each step, for a policy that is told its task
+    depth_cameras: tuple[str, ...] = ()  # those of `images` that carry distances, as data/depth.py says
     weights: np.ndarray | None = None  # (N,) float64: how often the sample at each step is drawn; None: equally often
     # camera → (N, rows, columns, E): the tokens that a frozen encoder makes of its images, in float32, float16 or,
     # as uint16, the bits of bfloat16. Windows have them in the images' stead.
@@ -130,6 +131,7 @@ class Episodes:
                 for number in range(len(part.lengths))
             ),
             camera_sizes=first.recorded_sizes,
+            depth_cameras=first.depth_cameras,
             weights=np.concatenate(
                 [np.ones(part.num_steps) if part.weights is None else part.weights for part in all_parts]
             )

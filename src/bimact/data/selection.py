@@ -125,7 +125,10 @@ class Selection:
 
         # An episode in which a selected camera or column differs from most others cannot be used.
         action_keys = tuple(key for key, _ in shifted)
-        camera_forms = {name: _forms_in(name, source.cameras, source.camera_forms, positions) for name in cameras}
+        all_cameras = {**source.cameras, **source.depth_cameras}
+        for name in cameras:
+            left_out.pop(("depth", name), None)
+        camera_forms = {name: _forms_in(name, all_cameras, source.camera_forms, positions) for name in cameras}
         keys = dict.fromkeys((*state_keys, *action_keys))
         column_forms = {key: _forms_in(key, source.columns, source.column_forms, positions) for key in keys}
         faults: dict[int, list[Fault]] = {}
@@ -605,9 +608,9 @@ def feature_named(name: str, source: Source) -> str | None:
 
 
 def _camera_named(name: str, source: Source) -> str:
-    found = _found(name, source.cameras)
+    found = _found(name, (*source.cameras, *source.depth_cameras))
     if found is None:
-        raise _unknown("camera", name, source.cameras, source)
+        raise _unknown("camera", name, (*source.cameras, *source.depth_cameras), source)
     return found
 
 

@@ -20,10 +20,11 @@ from bimact.data.episodes import Episodes
 
 @dataclass(frozen=True)
 class Camera:
-    """Height and width of a camera's images in the files, in pixels."""
+    """Height and width of a camera's images in the files, in pixels; whether they are distances (`data/depth.py`)."""
 
     height: int
     width: int
+    is_depth: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class Source(ABC):
         format: display name of the format, such as "LeRobotDataset v3.0".
         episodes: readable episodes in the dataset's order.
         cameras: colour cameras, by name; a name holds neither "/" nor a leading ".".
+        depth_cameras: the same of depth cameras, which are used if they are asked for by name.
         columns: vectors by the format's own key, such as "observation.state" or "qpos".
         state_keys: columns of the proprioceptive state by default.
         action_keys: columns of the action by default.
@@ -167,6 +169,7 @@ class Source(ABC):
     fps: float | None = None
     color_order: str | None = None
     files: tuple[str, ...] = ()
+    depth_cameras: Mapping[str, Camera] = field(default_factory=dict)
     video_cameras: tuple[str, ...] = ()
     ignored_files: tuple[str, ...] = ()
     unusable: tuple[Unusable, ...] = ()

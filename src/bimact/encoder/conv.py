@@ -50,13 +50,13 @@ class ConvEncoder(ImageEncoder):
     With three stages there is one token per 16 × 16 pixels.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, channels_in: int = 3) -> None:
         if not isinstance(config.pretrained, bool) and config.pretrained is not None:
             raise UserError("encoder conv has no pretrained weights: set encoder.pretrained to null")
         if not config.channels:
             raise UserError("encoder.channels is empty: set the number of channels of each stage")
         super().__init__(config, out_dim=config.channels[-1])
-        widths = [3 * _PATCH**2 + 2, *config.channels]
+        widths = [channels_in * _PATCH**2 + 2, *config.channels]
         self.stages = nn.Sequential(
             *(
                 _Stage(width_in, width_out, stride=1 if number == 0 else 2)
@@ -71,7 +71,7 @@ class ConvEncoder(ImageEncoder):
     def features(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % _PATCH, 0, -height % _PATCH))
-        patches = F.pixel_unshuffle(padded, _PATCH)  # (N, 48, rows, columns)
+        patches = F.pixel_unshuffle(padded, _PATCH)  # (N, 48, rows, columns) of RGB
         x = self.stages(torch.cat([patches, _coordinates(patches)], dim=1))  # (N, C, rows', columns')
         if not self.spatial:
             return x.mean(dim=(2, 3)).unsqueeze(1)

@@ -53,6 +53,7 @@ def refuse_inexpressible(policy: ActPolicy) -> None:
         "action_mode is relative": config.action_mode == "relative",
         "max_delay is above 0": config.max_delay > 0,
         "it sees no camera": not policy.cameras,
+        "it has a depth camera": bool(policy.depth_cameras),
         f"encoder.name is {encoder.name}, not pri3d or resnet": encoder.name not in ("pri3d", "resnet"),
         f"encoder.fuse is {encoder.fuse}, not tokens": not keeps_tokens,
         "encoder.spatial is false": encoder.spatial is False,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bimact.config import Config, to_config
 from bimact.data.normalize import Normalizer
 from bimact.encoder.base import build_encoder
+from bimact.encoder.depth import DepthEncoder
 from bimact.errors import UserError
 from bimact.policy.fusion import build_fusion
 from bimact.policy.transformer import (
@@ -108,6 +109,7 @@ class ActPolicy(nn.Module):
             )
         self.config = config
         self.cameras = tuple(config.cameras)
+        self.depth_cameras = frozenset(config.depth_cameras or ())
         dim, context = config.hidden_dim, config.temporal_context
         layer = (dim, config.nheads, config.dim_feedforward, config.dropout, config.pre_norm)
         self.state_normalizer = Normalizer(config.state_dim)
@@ -135,6 +137,11 @@ class ActPolicy(nn.Module):
         if self.cameras:
             self.image_encoder = build_encoder(config.encoder)
             self.image_proj = nn.Linear(self.image_encoder.out_dim, dim)
+            if self.depth_cameras:
+                if self.depth_cameras == set(self.cameras):
+                    raise UserError("depth cameras need a colour camera beside them: name one more in cameras")
+                self.depth_encoder = DepthEncoder(config.encoder, self.image_encoder.image_size)
+                self.depth_proj = nn.Linear(self.depth_encoder.out_dim, dim)
             self.fusion = build_fusion(config.encoder.fuse, len(self.cameras), dim)
             # Which step and which camera a token comes from. Both start at zero: the paper has neither.
             self.step_positions = nn.Parameter(torch.zeros(context, dim))
@@ -224,6 +231,8 @@ class ActPolicy(nn.Module):
         """Make inference faster, in ways after which the policy can no longer be trained or saved."""
         if self.cameras:
             self.image_encoder.prepare_for_inference()
+            if self.depth_cameras:
+                self.depth_encoder.prepare_for_inference()
 
     def _task_token(self, obs: Observation) -> Tensor | None:
         """(B, 1, D) of the task; None without task_conditioning."""
@@ -270,7 +279,10 @@ class ActPolicy(nn.Module):
         encoded = self._encoded(obs)
         grids = [(features.shape[2], features.shape[3]) for features in encoded]
         batch, context = encoded[0].shape[:2]
-        tokens = [self.image_proj(features.flatten(2, 3)) for features in encoded]  # of each camera (B, T, K, D)
+        tokens = [
+            (self.depth_proj if camera in self.depth_cameras else self.image_proj)(features.flatten(2, 3))
+            for camera, features in zip(self.cameras, encoded)
+        ]  # of each camera (B, T, K, D)
         if self.fusion is not None:
             if len(set(grids)) > 1:
                 raise UserError(
@@ -289,7 +301,7 @@ class ActPolicy(nn.Module):
     def _encoded(self, obs: Observation) -> list[Tensor]:
         """The encoder's tokens of each camera (B, T, rows, columns, E)."""
         missing = [camera for camera in self.cameras if not {f"tokens_{camera}", f"features_{camera}"} & obs.keys()]
-        made = dict(zip(missing, self.encode_images([self._images(obs, camera) for camera in missing])))
+        made = self.encode_images({camera: self._images(obs, camera) for camera in missing})
         return [made[camera] if camera in made else self._given(obs, camera) for camera in self.cameras]
 
     def _given(self, obs: Observation, camera: str) -> Tensor:
@@ -305,20 +317,34 @@ class ActPolicy(nn.Module):
             raise UserError(f"the policy was trained with '{name}', which the observation does not have")
         return obs[name]
 
-    def encode_images(self, images: list[Tensor]) -> list[Tensor]:
+    def encode_images(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of each camera (B, T, 3, H, W) → (B, T, rows, columns, E).
 
-        Cameras of one size go through the encoder as one batch.
+        Cameras of one size go through their encoder as one batch.
         """
-        if not images:
-            return []
-        flat = [image.flatten(0, 1) for image in images]
-        if len({image.shape[-2:] for image in flat}) == 1:
-            sizes = [image.shape[0] for image in flat]
-            encoded = list(self.image_encoder.token_map(torch.cat(flat)).split(sizes))
-        else:
-            encoded = [self.image_encoder.token_map(image) for image in flat]
-        return [tokens.unflatten(0, image.shape[:2]) for tokens, image in zip(encoded, images)]
+        found: dict[str, Tensor] = {}
+        of_depth = [camera for camera in images if camera in self.depth_cameras]
+        of_color = [camera for camera in images if camera not in self.depth_cameras]
+        for encoder, cameras in ((self.image_encoder, of_color), (getattr(self, "depth_encoder", None), of_depth)):
+            if not cameras:
+                continue
+            assert encoder is not None
+            flat = [images[camera].flatten(0, 1) for camera in cameras]
+            if len({image.shape[-2:] for image in flat}) == 1:
+                sizes = [image.shape[0] for image in flat]
+                encoded = list(encoder.token_map(torch.cat(flat)).split(sizes))
+            else:
+                encoded = [encoder.token_map(image) for image in flat]
+            if encoder is not self.image_encoder and self.fusion is not None:  # which is per location
+                height, width = images[cameras[0]].shape[-2:]
+                grid = self.image_encoder.token_grid(height, width)
+                encoded = [
+                    nn.functional.adaptive_avg_pool2d(tokens.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
+                    for tokens in encoded
+                ]
+            for camera, tokens in zip(cameras, encoded):
+                found[camera] = tokens.unflatten(0, images[camera].shape[:2])
+        return found
 
     def _grid_positions(self, grid: tuple[int, int]) -> Tensor:
         """(K, D) positions of a grid of tokens, computed once for each grid."""

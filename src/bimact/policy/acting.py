@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from bimact.data.depth import pack_depth
 from bimact.errors import UserError, in_quotes
 from bimact.policy.ensembling import TemporalEnsemble
 from bimact.policy.metadata import PolicyMetadata
@@ -230,6 +231,8 @@ class ActingPolicy(ABC):
         obs = {"state": state.reshape(number, -1)}
         for camera, size in self.metadata.interface.cameras.items():
             image = _array(observation, f"image_{camera}", self._expected())
+            if camera in self.metadata.interface.depth_cameras and image.dtype != np.uint8:
+                image = _packed(image, camera, batched)
             obs[f"image_{camera}"] = _image(image, camera, size, number, batched)
         if self.metadata.interface.tasks is not None:
             task = observation.get("task", observation.get("prompt"))
@@ -298,6 +301,19 @@ def _image(image: np.ndarray, camera: str, size: tuple[int, int] | None, number:
     if not channels_last:
         image = np.moveaxis(image, -3, -1)
     return np.array(image if batched else image[None])  # a copy: the history outlives the observation
+
+
+def _packed(image: np.ndarray, camera: str, batched: bool) -> np.ndarray:
+    """Depth (H, W), (H, W, 1) or (1, H, W), or N of them → the image that carries it, with a last axis of 3."""
+    axes = 3 if batched else 2
+    if image.ndim == axes + 1 and 1 in (image.shape[-1], image.shape[-3]):
+        image = image[..., 0] if image.shape[-1] == 1 else image[..., 0, :, :]
+    if image.ndim != axes or not (image.dtype == np.uint16 or image.dtype.kind == "f"):
+        raise UserError(
+            f"the observation's 'image_{camera}' is {image.dtype} of shape {_shape(image)}: depth has to be (H, W) "
+            "uint16 millimetres or float metres"
+        )
+    return pack_depth(image, 1.0 if image.dtype == np.uint16 else 1000.0)
 
 
 def _shape(array: np.ndarray) -> str:

@@ -57,6 +57,7 @@ class Policy(ActingPolicy):
             interface or Interface.of_config(config),
             cameras={name: cameras.get(name) for name in network.cameras},
             tasks=None if config.tasks is None else tuple(config.tasks),
+            depth_cameras=tuple(config.depth_cameras or ()),
         )
         metadata = PolicyMetadata(
             name,
@@ -88,12 +89,14 @@ class Policy(ActingPolicy):
         """As `ActingPolicy.chunks`; only the new images go to the device and through the encoder."""
         network, context = self._network, self.metadata.temporal_context
         new = min(new, context) if self._tokens else context
-        newest = [
-            torch.from_numpy(histories[f"image_{camera}"][:, context - new :]).to(self.device).permute(0, 1, 4, 2, 3)
+        newest = {
+            camera: torch.from_numpy(histories[f"image_{camera}"][:, context - new :])
+            .to(self.device)
+            .permute(0, 1, 4, 2, 3)
             for camera in network.cameras
-        ]
+        }
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            for camera, tokens in zip(network.cameras, network.encode_images(newest)):
+            for camera, tokens in network.encode_images(newest).items() if newest else ():
                 known = self._tokens[camera][:, new:] if new < context else tokens[:, :0]
                 self._tokens[camera] = torch.cat([known, tokens], dim=1)
             encoded = {f"tokens_{camera}": tokens for camera, tokens in self._tokens.items()}

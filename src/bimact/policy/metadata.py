@@ -61,6 +61,7 @@ class Interface:
 
     Attributes:
         cameras: (height, width) of each camera's images; None: any size.
+        depth_cameras: those that measure distances: (H, W) uint16 millimetres or float metres, 0 without measurement.
         state_names: S names; None if the demonstrations have none.
         action_names: A names; None if the demonstrations have none.
         control_frequency: actions per second (Hz); None if unknown.
@@ -78,12 +79,17 @@ class Interface:
     action_range: tuple[tuple[float, float], ...] | None = None
     task: str | None = None
     tasks: tuple[str, ...] | None = None
+    depth_cameras: tuple[str, ...] = ()
 
     @classmethod
     def of_config(cls, config: Config) -> Interface:
         """The interface by a config alone."""
         size = None if config.image_size is None else (config.image_size[0], config.image_size[1])
-        return cls(dict.fromkeys(config.cameras or (), size), control_frequency=config.fps)
+        return cls(
+            dict.fromkeys(config.cameras or (), size),
+            control_frequency=config.fps,
+            depth_cameras=tuple(config.depth_cameras or ()),
+        )
 
     @classmethod
     def read(cls, path: Path) -> Interface:
@@ -115,6 +121,7 @@ class Interface:
             action_range=_ranges(content["action_range"]),
             task=content["task"],
             tasks=_names(content.get("tasks")),  # files of earlier versions have none
+            depth_cameras=tuple(map(str, content.get("depth_cameras", ()))),
         )
 
     def write(self, path: Path) -> None:

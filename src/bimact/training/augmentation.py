@@ -75,7 +75,7 @@ class Augmentation:
         if config.augment:
             for number, camera in enumerate(cameras):
                 pixels = obs.get(f"image_{camera}")
-                if pixels is not None:
+                if pixels is not None and camera not in self._policy.depth_cameras:
                     box = self._policy.image_encoder.crop_box(*pixels.shape[-2:])
                     drawn = images[:, number].flatten(0, 1).to(device)
                     augment_images(pixels.view(-1, *pixels.shape[2:]), drawn, config.augmentation, box)

@@ -113,6 +113,7 @@ def fill_from_dataset(config: Config, episodes: Episodes) -> Config:
         action_dim=episodes.actions.shape[1],
         relative_to=relative_to,
         tasks=tasks,
+        depth_cameras=[camera for camera in cameras if camera in episodes.depth_cameras] or None,
     )
 
 

@@ -145,6 +145,8 @@ def estimate(
         stored = [shape[1:3] for _, shape in arrays.values() if len(shape) == 4]
         cameras.update({name: (height, width) for name, (height, width) in zip(cameras, stored)})
     relative = [min(place, state_dim - 1) for place in range(action_dim)] if config.action_mode == "relative" else None
+    measures = () if source is None else [name for name, camera in source.cameras.items() if camera.is_depth]
+    config = replace(config, depth_cameras=list(measures) or None)
     config = replace(config, cameras=list(cameras), state_dim=state_dim, action_dim=action_dim, relative_to=relative)
     if config.camera_dropout and len(cameras) < 2:
         raise UserError(f"camera_dropout ({config.camera_dropout:g}) needs at least two cameras: set it to 0")
@@ -221,10 +223,11 @@ def estimate(
     if source is not None:
         feature_cache, encoding = 0, 0.0
         if encodes_once:
-            shapes = [policy.image_encoder.trunk_shape(*camera) for camera in cameras.values()]
+            colour = {name: size for name, size in cameras.items() if name not in policy.depth_cameras}
+            shapes = [policy.image_encoder.trunk_shape(*camera) for camera in colour.values()]
             feature_cache = sum(encoded * int(np.prod(shape)) for shape in shapes) * dtype.itemsize
             with accelerator.autocast():
-                encoding = sum(encoded * _encoding_seconds(policy, camera) for camera in cameras.values())
+                encoding = sum(encoded * _encoding_seconds(policy, camera) for camera in colour.values())
         assert nearest.seconds is not None
         per_batch = nearest.seconds * config.batch_size / nearest.batch_size
         forward = _forward_seconds(policy, nearest.batch_size, cameras, encodes_once, dtype, accelerator.autocast)
@@ -288,7 +291,7 @@ def _random_batch(
         "action_is_pad": torch.zeros(size, config.chunk_size, dtype=torch.bool, device=device),
     }
     for name, (height, width) in cameras.items():
-        if encodes_once:
+        if encodes_once and name not in policy.depth_cameras:
             shape = (size, context, *policy.image_encoder.trunk_shape(height, width))
             obs[f"features_{name}"] = torch.randn(shape, device=device).to(dtype)
         else:

@@ -382,7 +382,7 @@ def with_features(config: Config, policy: ActPolicy, episodes: Episodes, acceler
     cache = FeatureCache(
         encoder,
         episodes,
-        policy.cameras,
+        [camera for camera in policy.cameras if camera not in policy.depth_cameras],
         dtype,
         config.cache_dir,
         views=config.feature_views if config.augment else 0,

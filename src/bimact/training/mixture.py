@@ -130,6 +130,7 @@ def open_training_data(
             episodes,
             images={name: episodes.images[own_name[name]] for name in order},
             camera_sizes={name: sizes[own_name[name]] for name in order},
+            depth_cameras=tuple(name for name in order if own_name[name] in episodes.depth_cameras),
             task=part.item.get("task", episodes.task),
             tasks=(part.item["task"],) * len(episodes.lengths) if "task" in part.item else episodes.tasks,
             joint_names=None if part.item.get("ignore_names") else episodes.joint_names,
@@ -184,7 +185,7 @@ def _check_agreement(selected: Sequence[tuple[_Part, SelectedSource]], config: C
         for name, camera in zip(common, source.cameras.values()):
             size = (camera.height, camera.width)
             height, width = size if source.mapped() is not None else stored_size(size, wanted)
-            cells[f"camera {name}"] = f"{height}x{width}"
+            cells[f"camera {name}"] = f"{height}x{width}" + (" depth" if camera.is_depth else "")
         columns.append(cells)
     table = [["", *(part.name for part, _ in selected)]]
     for row in dict.fromkeys(row for cells in columns for row in cells):

@@ -13,6 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
+from bimact.data.depth import depth_picture
 from bimact.data.source import Source
 from bimact.data.workers import run_apart
 from bimact.errors import UserError
@@ -59,7 +60,10 @@ def encode_clip(
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = ColorRange.MPEG
             count, shape, width, height = 0, (0, 0, 3), 0, 0
-            for image in islice(source.read_frames(episode, camera, range(length)), length):
+            frames = source.read_frames(episode, camera, range(length))
+            if source.cameras[camera].is_depth:
+                frames = map(depth_picture, frames)
+            for image in islice(frames, length):
                 if count == 0:
                     shape = image.shape
                     height, width = shape[:2]

@@ -109,10 +109,12 @@ class AlohaHdf5(Source):
     Attributes:
         paths: camera or column → its possible paths in files, in order of preference.
         whites: camera of floats → the value of white.
+        depth_scales: depth camera → millimetres per unit.
     """
 
     paths: Mapping[str, tuple[str, ...]]
     whites: Mapping[str, float]
+    depth_scales: Mapping[str, float]
 
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         with open_hdf5(self._file(episode)) as file:
@@ -125,6 +127,7 @@ class AlohaHdf5(Source):
                 steps,
                 swaps=self.color_order == BGR,
                 white=self.whites.get(camera, 1.0),
+                depth_scale=self.depth_scales.get(camera),
                 describe=lambda step: f"{file.filename}, camera {camera}, step {step}",
             )
 
@@ -237,6 +240,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         ignored_files=tuple(ignored_files),
         unusable=unusable,
         left_out=found.left_out,
+        depth_cameras=found.depth_cameras,
         camera_forms=found.camera_forms,
         column_forms={
             key: {n: form if isinstance(form, Fault) else _with_names(key, form) for n, form in forms.items()}
@@ -246,6 +250,7 @@ def _open(path: Path, format_name: str, usual_fps: float | None) -> AlohaHdf5:
         metadata={"sim": sim.pop()} if len(sim) == 1 else {},
         paths=paths,
         whites=found.whites,
+        depth_scales=found.depth_scales,
     )
     return _with_color_order(source, files)
 

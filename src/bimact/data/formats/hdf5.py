@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias
 import h5py
 import numpy as np
 
+from bimact.data.depth import decode_depth, depth_form, depth_left_out, pack_depth, scale_of
 from bimact.data.formats.images import (
     ImageForm,
     NoCamera,
@@ -398,6 +399,7 @@ class Contents:
         length: steps.
         forms: form of each camera's images.
         encoded: cameras whose images are JPEG or PNG files.
+        depth_scales: of depth cameras, millimetres per unit in the first image.
         whites: of cameras of floats, the value of white in the first image; None: it is too dark.
         left_out: content of this episode that is neither a camera nor a column, by name.
         damaged: the unreadable ones of these that would be a camera or a column.
@@ -411,6 +413,7 @@ class Contents:
     columns: dict[str, Column] = field(default_factory=dict)
     forms: dict[str, ImageForm] = field(default_factory=dict)
     encoded: tuple[str, ...] = ()
+    depth_scales: dict[str, float] = field(default_factory=dict)
     whites: dict[str, float | None] = field(default_factory=dict)
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
@@ -453,7 +456,13 @@ class Contents:
         no_camera = not_by_name(name) if looks_like_images else None
         if isinstance(form, NoCamera):
             no_camera = no_camera or form
-        if no_camera is not None:
+        depth = depth_form(dataset.shape[1:], dataset.dtype)
+        if no_camera is not None and no_camera.is_distance and depth is not None:
+            self._check(dataset)
+            self.cameras[name] = Camera(depth.height, depth.width, is_depth=True)
+            self.depth_scales[name] = scale_of(dataset[0])
+            return True
+        if no_camera is not None and not (no_camera.is_distance and may_be_encoded):
             self._leave_out(no_camera.kind, name, no_camera.reason)
             return True
         if form is None and not may_be_encoded:
@@ -469,7 +478,12 @@ class Contents:
                 self._leave_out("image", name, f"holds {other} files, which are not read: store PNG or JPEG files")
                 return True
             if is_depth(content):
-                self._leave_out("depth", name, "is depth: its files have more than 8 bits per channel")
+                image = decode_depth(content)
+                self.cameras[name] = Camera(image.shape[0], image.shape[1], is_depth=True)
+                self.depth_scales[name] = 1.0
+                return True
+            if no_camera is not None:
+                self._leave_out(no_camera.kind, name, no_camera.reason)
                 return True
             form = encoded_form(content, f"camera {name}, step 0")
             self.encoded += (name,)
@@ -526,11 +540,16 @@ class Agreed:
     """The common content of episodes, as in `Source`.
 
     Attributes:
-        left_out: content that is neither a camera nor a column in any episode.
+        depth_cameras: depth cameras.
+        depth_scales: of each, millimetres per unit.
+        left_out: content that is neither a camera nor a column in any episode; and depth cameras, which are selected by
+            name.
         whites: camera of floats → the value of white in most episodes.
     """
 
     cameras: dict[str, Camera]
+    depth_cameras: dict[str, Camera]
+    depth_scales: dict[str, float]
     columns: dict[str, Column]
     camera_forms: dict[str, dict[int, Camera | Fault]]
     column_forms: dict[str, dict[int, Column | Fault]]
@@ -567,8 +586,14 @@ def agreed(episodes: Sequence[Contents]) -> Agreed:
         for name, entry in episode.left_out.items():
             if name not in cameras and name not in columns:
                 left_out.setdefault(name, entry)
+    scales: dict[str, float] = {}
+    for episode in episodes:
+        scales = episode.depth_scales | scales
+    depth = {name: camera for name, camera in cameras.items() if camera.is_depth}
+    left_out |= {name: depth_left_out(name, scales[name]) for name in depth}
     in_order = tuple(left_out[name] for name in sorted(left_out))
-    return Agreed(cameras, columns, camera_forms, column_forms, in_order, whites)
+    colour = {name: camera for name, camera in cameras.items() if not camera.is_depth}
+    return Agreed(colour, depth, scales, columns, camera_forms, column_forms, in_order, whites)
 
 
 def is_no(value: object) -> bool:
@@ -610,6 +635,7 @@ def frames_of(
     *,
     swaps: bool,
     white: float,
+    depth_scale: float | None,
     describe: Callable[[int], str],
 ) -> Iterator[np.ndarray]:
     """Images of a camera, as `Source.read_frames` gives them.
@@ -617,10 +643,21 @@ def frames_of(
     Args:
         swaps: exchange red and blue of encoded files.
         white: the value of white in images of floats.
+        depth_scale: of a depth camera, millimetres per unit.
 
     Raises:
         UserError: if an image cannot be read.
     """
+    if depth_scale is not None:
+        is_array = depth_form(dataset.shape[1:], dataset.dtype) is not None
+        check(dataset, may_be_sparse=not is_array)
+        for step, row in read_rows(dataset, steps):
+            try:
+                image = np.squeeze(row) if is_array else decode_depth(np.asarray(row).tobytes().rstrip(b"\0"))
+            except (OSError, ValueError, SyntaxError) as error:
+                raise UserError(f"{describe(step)}: a depth image is damaged ({error})") from None
+            yield pack_depth(image, depth_scale)
+        return
     form = image_form(dataset.shape[1:], dataset.dtype, is_camera=True)
     if isinstance(form, ImageForm):
         check(dataset)

@@ -172,17 +172,19 @@ class NoCamera:
     Attributes:
         kind: "depth": it is meant to be something else, such as depth; "image": it cannot be read.
         reason: the end of a sentence that begins with its name.
+        is_distance: it is meant to be a depth camera, and not a segmentation.
     """
 
     kind: Literal["image", "depth"]
     reason: str
+    is_distance: bool = False
 
 
 def not_by_name(name: str) -> NoCamera | None:
     """Whether the name of images says that they are no colour images."""
     words = words_of(name)
     if "depth" in words or "disparity" in words:
-        return NoCamera("depth", "is depth, as its name says")
+        return NoCamera("depth", "is depth, as its name says", "depth" in words)
     if not {"segmentation", "segmentations", "seg", "mask", "masks"}.isdisjoint(words):
         return NoCamera("depth", "is a segmentation, as its name says")
     return None
@@ -213,7 +215,8 @@ def image_form(shape: tuple[int, ...], dtype: np.dtype[Any], *, is_camera: bool 
         return None
     if dtype != np.uint8 and (channels == 1 or dtype.kind not in "f"):
         if channels == 1 and dtype.kind in "fui":
-            return NoCamera("depth", f"is depth: {what} per step, and images of one channel are colour only as uint8")
+            reason = f"is depth: {what} per step, and images of one channel are colour only as uint8"
+            return NoCamera("depth", reason, is_distance=True)
         return NoCamera("image", f"has {what} per step; images are uint8, or floats from 0 to 1 or to 255")
     return ImageForm(sides[0], sides[1], channels, axis, dtype.kind == "f")
 

@@ -94,11 +94,13 @@ class RobomimicHdf5(Source):
         file: relative to `path`; "." for the path itself.
         filter_keys: names of subsets → their demonstrations.
         whites: camera of floats → the value of white.
+        depth_scales: depth camera → millimetres per unit.
     """
 
     file: str
     filter_keys: Mapping[str, tuple[str, ...]]
     whites: Mapping[str, float]
+    depth_scales: Mapping[str, float]
 
     def filtered(self, name: str) -> RobomimicHdf5:
         """The demonstrations listed under `mask/<name>`.
@@ -143,6 +145,7 @@ class RobomimicHdf5(Source):
                 steps,
                 swaps=False,
                 white=self.whites.get(camera, 1.0),
+                depth_scale=self.depth_scales.get(camera),
                 describe=lambda step: f"{demo.file.filename}, {name}, camera {camera}, step {step}",
             )
 
@@ -209,6 +212,7 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         files=(name,),
         unusable=unusable,
         left_out=found.left_out,
+        depth_cameras=found.depth_cameras,
         camera_forms=found.camera_forms,
         column_forms=found.column_forms,
         notes=(
@@ -221,6 +225,7 @@ def open_robomimic_hdf5(path: Path, cache_dir: Path | None) -> RobomimicHdf5:
         file=name,
         filter_keys=filter_keys,
         whites=found.whites,
+        depth_scales=found.depth_scales,
     )
 
 

@@ -30,6 +30,7 @@ from typing import Literal
 import numpy as np
 
 from bimact.data.default_state import guessed_state, words_of
+from bimact.data.depth import DepthForm, depth_form, depth_left_out, pack_depth, scale_of
 from bimact.data.formats.images import ImageForm, NoCamera, conversion_notes, image_form, not_by_name, white_of
 from bimact.data.formats.zarr_arrays import ZarrArray, ZarrFiles, open_files
 from bimact.data.source import Camera, Column, Fault, Format, LeftOut, Source, SourceEpisode, Unusable
@@ -74,11 +75,13 @@ class ZarrReplay(Source):
         arrays: cameras and columns in `data`.
         places: position of each episode in them.
         whites: camera of floats → the value of white.
+        depth_scales: depth camera → millimetres per unit.
     """
 
     arrays: Mapping[str, ZarrArray]
     places: _Places
     whites: Mapping[str, float]
+    depth_scales: Mapping[str, float]
 
     def read_columns(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         start, length = self.places.starts[episode], self.episodes[episode].length
@@ -87,13 +90,17 @@ class ZarrReplay(Source):
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
         array = self.arrays[camera]
         form, white = _camera_form(array), self.whites.get(camera, 1.0)
-        assert form is not None
+        depth_scale = self.depth_scales.get(camera)
         rows = [self.places.starts[episode] + step for step in steps]
         for _, group in itertools.groupby(rows, lambda row: row // array.rows_at_once):
             wanted = list(group)
             block = array.read(wanted[0], wanted[-1] + 1, self.places)
             for row in wanted:
                 where = f"{array.files.where(array.name)} ({self.places(row)})"
+                if depth_scale is not None:
+                    yield pack_depth(np.asarray(block[row - wanted[0]]).squeeze(), depth_scale)
+                    continue
+                assert form is not None
                 yield form.as_rgb(block[row - wanted[0]], white, where)
 
     def read_timestamps(self, episode: int) -> np.ndarray | None:
@@ -135,7 +142,10 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
     forms = {key: form for key, array in arrays.items() if (form := _camera_form(array)) is not None}
     cameras = {key: arrays[key] for key in forms}
     whites = {key: _white(array, places) for key, array in cameras.items() if forms[key].is_float}
-    columns = {key: array for key, array in arrays.items() if key not in cameras}
+    depths = {key: depth for key, array in arrays.items() if key not in cameras and (depth := _depth_form(key, array))}
+    depth_scales = {key: _depth_scale(arrays[key], places) for key in depths}
+    left_out += [depth_left_out(key, scale) for key, scale in depth_scales.items()]
+    columns = {key: array for key, array in arrays.items() if key not in cameras and key not in depths}
     fps, fps_note = _fps(files, columns.get(_TIMES), places, ends[-1])
     faults = {key: _too_short(array, places, lengths) for key, array in arrays.items()}
     longer = {key: array.shape[0] - ends[-1] for key, array in arrays.items() if array.shape[0] > ends[-1]}
@@ -161,12 +171,14 @@ def open_zarr_replay(path: Path, cache_dir: Path | None) -> ZarrReplay:
             if not length
         ),
         left_out=tuple(left_out),
-        camera_forms={key: faults[key] for key in cameras if faults[key]},
+        depth_cameras={key: Camera(depth.height, depth.width, is_depth=True) for key, depth in depths.items()},
+        camera_forms={key: faults[key] for key in (*cameras, *depths) if faults[key]},
         column_forms={key: faults[key] for key in columns if faults[key]},
         notes=(*beyond, *conversion_notes([forms], whites), *fps_note),
         arrays=arrays,
         places=places,
         whites=whites,
+        depth_scales=depth_scales,
     )
 
 
@@ -257,18 +269,19 @@ def _arrays(
         form = None if array.dtype is None else image_form(array.shape[1:], array.dtype)
         is_camera, is_column = isinstance(form, ImageForm), _is_column(array)
         no_camera = form if isinstance(form, NoCamera) else not_by_name(key) if form is not None else None
-        if no_camera is not None:
+        is_depth = _depth_form(key, array) is not None
+        if no_camera is not None and not is_depth:
             left_out.append(LeftOut(no_camera.kind, key, no_camera.reason))
-        elif not key.isprintable() or key.startswith(".") or not (is_camera or is_column):
+        elif not key.isprintable() or key.startswith(".") or not (is_camera or is_column or is_depth):
             is_odd = array.dtype is None and not _IMAGE_WORDS.isdisjoint(words_of(key))  # such as encoded images
             is_odd |= array.dtype == np.uint8 and len(array.shape) > _AXES_OF_IMAGES
             left_out.append(LeftOut("image" if is_odd or is_camera else "column", key, f"is {_described(array)}"))
         elif is_camera and "/" in key:
             left_out.append(LeftOut("image", key, "is in a group: cameras must be in data itself"))
         elif array.shape[0] < ends[(len(ends) - 1) // 2]:
-            kind = "image" if is_camera else "column"
+            what: Literal["image", "depth", "column"] = "image" if is_camera else "depth" if is_depth else "column"
             reason = f"has {array.shape[0]} steps, {_ENDS} lists {ends[-1]}"
-            left_out.append(LeftOut(kind, key, reason))
+            left_out.append(LeftOut(what, key, reason))
         else:
             arrays[key] = array
     return arrays, [*left_out, *_unassigned_files(names, links, documented, groups)]
@@ -331,6 +344,23 @@ def _is_column(array: ZarrArray) -> bool:
 def _camera_form(array: ZarrArray) -> ImageForm | None:
     form = None if array.dtype is None else image_form(array.shape[1:], array.dtype)
     return form if isinstance(form, ImageForm) else None
+
+
+def _depth_form(key: str, array: ZarrArray) -> DepthForm | None:
+    """How an array holds depth images; None: it holds something else."""
+    if array.dtype is None:
+        return None
+    form = image_form(array.shape[1:], array.dtype)
+    no_camera = form if isinstance(form, NoCamera) else not_by_name(key) if form is not None else None
+    is_distance = no_camera is not None and no_camera.is_distance
+    return depth_form(array.shape[1:], array.dtype) if is_distance else None
+
+
+def _depth_scale(array: ZarrArray, places: _Places) -> float:
+    """Millimetres per unit, by the first image."""
+    with suppress(UserError):  # whoever reads it is told
+        return scale_of(array.read(0, 1, places))
+    return 1.0
 
 
 def _state_keys(columns: Mapping[str, ZarrArray], unread: set[str]) -> tuple[str, ...]:

@@ -1,0 +1,119 @@
+"""Depth images: carried to the last millimetre by three bytes, and resized without new distances."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hdf5_files import noise, write_aloha, write_aloha_episode
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from bimact.check.dataset import check_dataset
+from bimact.convert.content import Content
+from bimact.data.depth import depth_picture, pack_depth, scale_of, unpack_depth
+from bimact.data.opening import open_dataset, open_source
+from bimact.data.selection import Selection
+from bimact.errors import UserError
+
+
+def depth_of(length: int, size: tuple[int, int] = (16, 24), seed: int = 0) -> np.ndarray:
+    """(T, H, W) uint16 millimetres with a few pixels without measurement."""
+    draw = np.random.default_rng(seed)
+    depth = draw.integers(300, 1500, (length, *size)).astype(np.uint16)
+    depth[draw.random(depth.shape) < 0.1] = 0
+    return depth
+
+
+@given(arrays.arrays(np.uint16, (2, 3, 4)))
+def test_millimetres_are_carried_exactly(depth: np.ndarray) -> None:
+    packed = pack_depth(depth)
+    assert packed.dtype == np.uint8 and packed.shape == (2, 3, 4, 3)
+    assert np.array_equal(unpack_depth(packed), depth)
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True, width=32))
+def test_metres_become_whole_millimetres_and_what_is_no_distance_becomes_zero(metres: float) -> None:
+    (found,) = unpack_depth(pack_depth(np.array([[metres]], np.float32), 1000.0)).flat
+    wanted = round(float(np.float32(metres)) * 1000) if np.isfinite(metres) else 0
+    assert found == min(max(wanted, 0), 65_535)
+
+
+def test_the_unit_follows_from_type_and_values() -> None:
+    assert scale_of(np.full((2, 2), 700, np.uint16)) == 1
+    assert scale_of(np.array([[0.4, np.nan], [np.inf, 2.5]], np.float32)) == 1000
+    assert scale_of(np.full((2, 2), 700.0, np.float32)) == 1
+
+
+@pytest.mark.parametrize("form", ["uint16", "uint16 with a channel", "float metres", "float millimetres", "PNG"])
+def test_hdf5_files_are_read_to_the_millimetre(form: str, tmp_path: Path) -> None:
+    depth = depth_of(5)
+    write_aloha_episode(tmp_path / "episode_0.hdf5", 5)
+    stored = {
+        "uint16": depth,
+        "uint16 with a channel": depth[..., None],
+        "float metres": depth.astype(np.float32) / 1000,
+        "float millimetres": depth.astype(np.float32),
+    }
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
+        if form == "PNG":
+            rows = file.create_dataset("observations/images/top_depth", (5,), h5py.vlen_dtype(np.uint8))
+            for step, image in enumerate(depth):
+                stream = io.BytesIO()
+                Image.fromarray(image).save(stream, "PNG")
+                rows[step] = np.frombuffer(stream.getvalue(), np.uint8)
+        else:
+            file["observations/images/top_depth"] = stored[form]
+    source = open_source(tmp_path)
+    assert list(source.cameras) == ["left_wrist", "top"] and list(source.depth_cameras) == ["top_depth"]
+    (told,) = [entry for entry in source.left_out if entry.name == "top_depth"]
+    assert told.reason.startswith(f"is depth, in {'metres' if form == 'float metres' else 'millimetres'}")
+    chosen = Selection(cameras=("top", "top_depth")).applied_to(source)
+    packed = np.stack(list(chosen.read_frames(0, "top_depth", range(5))))
+    assert np.array_equal(unpack_depth(packed), depth)
+    assert not chosen.left_out
+    with pytest.raises(UserError, match="depth is not written to other formats: leave top_depth out"):
+        Content.of(chosen)
+
+
+def test_the_copy_for_training_has_only_distances_that_were_measured(tmp_path: Path) -> None:
+    depth = depth_of(6)
+    write_aloha_episode(tmp_path / "episode_0.hdf5", 6, images={"top": noise(6, (16, 24), 0)})
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
+        file["observations/images/top_depth"] = depth
+    selection = Selection(cameras=("top", "top_depth"))
+    episodes = open_dataset(tmp_path, selection=selection, image_size=(8, 12))
+    assert episodes.depth_cameras == ("top_depth",) and episodes.images["top_depth"].shape == (6, 8, 12, 3)
+    small = unpack_depth(episodes.images["top_depth"][np.arange(6)])
+    assert all(set(image.flat) <= set(whole.flat) for image, whole in zip(small, depth))
+
+
+def test_near_is_light_in_pictures_and_nothing_measured_is_black() -> None:
+    picture = depth_picture(pack_depth(np.array([[0, 400, 1200]], np.uint16)))
+    assert picture[0, 0].tolist() == [0, 0, 0]
+    assert picture[0, 1, 0] > picture[0, 2, 0] > 0
+
+
+def test_check_finds_holes_and_saturation(tmp_path: Path) -> None:
+    write_aloha(tmp_path, (8, 8, 8))
+    for episode in range(3):
+        depth = depth_of(8, seed=episode)
+        if episode == 1:
+            depth[3:5] = 0
+        if episode == 2:
+            depth[6:, :8] = 65_535
+        with h5py.File(tmp_path / f"episode_{episode}.hdf5", "a") as file:
+            file["observations/images/top_depth"] = depth
+    found = {finding.code: finding for finding in check_dataset(tmp_path).findings if "depth-" in finding.code}
+    holes, saturated = found["depth-holes"], found["depth-saturated"]
+    assert (holes.episode, holes.step, holes.count, holes.camera) == (1, 3, 2, "top_depth")
+    assert "has no measurement in 100% of its pixels, usually 10%" in holes.sentence
+    assert (saturated.episode, saturated.step, saturated.count) == (2, 6, 2)
+    assert "50% of its pixels at 65535 mm" in saturated.sentence
+    others = check_dataset(tmp_path, selection=Selection(cameras=("top",)))
+    assert not [finding for finding in others.findings if "depth-" in finding.code]
