@@ -315,7 +315,7 @@ def _convert_part(source: Source, folder: Path, job: _Job, sizes: dict[str, tupl
         if read.images < source.episodes[job.episode].length:
             raise UserError(f"it ends at step {read.images} of {source.episodes[job.episode].length}")
     except UserError as error:
-        read.faults[job.episode] = f"camera {job.camera}: {error}"
+        read.faults[job.episode] = f"camera {job.camera}: {error.reason}"
     return read
 
 

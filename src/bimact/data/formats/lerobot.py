@@ -313,7 +313,7 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
     if not episodes:
         reasons = "; ".join(episode.sentence for episode in unusable[:_MOST_LISTED]) or "none is listed"
         more = f"; and {len(unusable) - _MOST_LISTED} more" if len(unusable) > _MOST_LISTED else ""
-        raise UserError(f"{info.root} has no episode that can be read: {reasons}{more}")
+        raise UserError(f"{info.root} has no episode that can be read: {reasons}{more}; copy or record them again")
 
     # Cameras and columns.
     of_episodes = [tables.known[place.file] for place in places]
@@ -461,7 +461,7 @@ class _Tables:
                     self._pieces[file] = self._pieces_of(file, table)
                     self.known[file] = table
             except UserError as error:
-                fault = Fault(str(error), "damaged")
+                fault = Fault(error.reason, "damaged")
             if fault is not None:
                 self._faults[file] = fault
         return self._faults.get(file)

@@ -138,8 +138,9 @@ def _parquet_errors(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # pyarrow raises nearly any type on damaged files
-        reason = "it asks for too much memory" if isinstance(error, MemoryError) else first_line(error)
-        raise UserError(f"{path} cannot be read as Parquet ({reason}): copy or record it again") from None
+        said = "it asks for too much memory" if isinstance(error, MemoryError) else first_line(error)
+        reason = f"{path} cannot be read as Parquet ({said})"
+        raise UserError(f"{reason}: copy or record it again", reason) from None
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -74,7 +74,8 @@ def frames_at(
                         f"{path} has no frame at {time:.2f} s ({describe(number)}), though it lists one: it is damaged"
                     )
                 if found.frame.is_corrupt:
-                    raise UserError(f"{path} is damaged at {time:.2f} s ({describe(number)}): copy or record it again")
+                    reason = f"{path} is damaged at {time:.2f} s ({describe(number)})"
+                    raise UserError(f"{reason}: copy or record it again", reason)
                 if found is not shown:
                     shown, image = found, _as_rgb(found.frame, reformatter)
             yield image
@@ -246,7 +247,8 @@ def libav_errors(path: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or in_words(error) or "it asks for too much memory"
-        raise UserError(f"{path} cannot be {what}: {reason}; copy or record it again") from None
+        reason = f"{path} cannot be {what}: {reason}"
+        raise UserError(f"{reason}; copy or record it again", reason) from None
 
 
 def _as_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
