@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from bimact.data.windows import WindowIndex
 from bimact.evaluation.predictors import ChunkMetrics, executed_actions, gripper_changes, predictors_line, reversals
 from bimact.policy.ensembling import TemporalEnsemble
 from bimact.policy.metadata import Execution
 
 LIMITS = np.array([[0.0, 1.0]] * 3)
+
+
+def metrics_of(
+    execution: Execution, chunks: np.ndarray, actions: np.ndarray, grippers: list[int], fps: float | None
+) -> dict[str, Any]:
+    """Of two equal episodes, in batches that do not end where they do."""
+    length = len(actions)
+    first = np.repeat([0, length], length)
+    index = WindowIndex(1, chunks.shape[1], np.arange(2 * length), first, first + length - 1)
+    twice = np.concatenate([actions, actions])
+    metrics = ChunkMetrics(execution, np.ones(actions.shape[1]), grippers, index, twice, fps)
+    for batch in np.split(np.concatenate([chunks, chunks]), [1, 7, length - 2, length + 3]):
+        metrics.add(batch)
+    return metrics.summary()
 
 
 def chunks_of(actions: np.ndarray, chunk_size: int) -> np.ndarray:
@@ -71,28 +88,23 @@ def test_perfect_chunks_have_no_error_and_errors_count_where_they_are(execution:
     actions = np.zeros((80, 3))
     actions[30:, 2] = 1
     actions[:, 0] = np.linspace(0, 1, 80)
-    metrics = ChunkMetrics(execution, np.ones(3), [2], LIMITS, fps=10)  # ±5 steps
-    metrics.add(chunks_of(actions, 6), np.arange(80), actions)
-    perfect = metrics.summary()
-    assert perfect["mae_at_gripper_changes"] == pytest.approx(0) and perfect["gripper_changes"] == 1
+    perfect = metrics_of(execution, chunks_of(actions, 6), actions, [2], fps=10)  # ±5 steps
+    assert perfect["mae_at_gripper_changes"] == pytest.approx(0, abs=1e-6) and perfect["gripper_changes"] == 2
     assert perfect["chunk_spread"] == pytest.approx(0, abs=1e-6) and perfect["direction_reversals"] == 0
     for wrong, expected in (((30, 36), True), ((60, 66), False)):
         changed = actions.copy()
         changed[slice(*wrong), 1] += 0.3
-        metrics = ChunkMetrics(execution, np.ones(3), [2], LIMITS, fps=10)
-        metrics.add(chunks_of(changed, 6), np.arange(80), actions)
-        assert (metrics.summary()["mae_at_gripper_changes"] > 0.01) == expected
+        found = metrics_of(execution, chunks_of(changed, 6), actions, [2], fps=10)
+        assert (found["mae_at_gripper_changes"] > 0.01) == expected
 
 
 def test_spread_against_a_loop() -> None:
     draw = np.random.default_rng(2)
     chunks, actions = draw.normal(size=(9, 4, 2)), draw.normal(size=(9, 2))
-    metrics = ChunkMetrics(Execution(4), np.ones(2), [], LIMITS[:2], fps=None)
-    metrics.add(chunks, np.arange(9), actions)
+    summary = metrics_of(Execution(4), chunks, actions, [], fps=None)
     spreads = [
         np.std([chunks[t, step - t] for t in range(9) if 0 <= step - t < 4], axis=0).mean() for step in range(1, 9)
     ]
-    summary = metrics.summary()
     assert summary["chunk_spread"] == pytest.approx(np.mean(spreads))
     assert summary["mae_at_gripper_changes"] is None
     line = predictors_line({**summary, "mae_perturbed": 0.2, "mae_of_the_same_windows": 0.1})

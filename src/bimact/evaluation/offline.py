@@ -143,33 +143,18 @@ def evaluate_offline(
     grippers = [column for column, name in enumerate(names) if "gripper" in name.lower()]
     if not grippers:
         print("No action has 'gripper' in its name, so there is no error at gripper changes")
-    all_actions = [np.asarray(demonstrations.actions[demonstrations.rows_of(int(place))]) for place in chosen]
+    std = loaded.network.action_normalizer.std.cpu().numpy()
     metrics = ChunkMetrics(
-        Execution.of(loaded.config),
-        loaded.network.action_normalizer.std.cpu().numpy(),
-        grippers,
-        np.stack([np.concatenate(all_actions).min(axis=0), np.concatenate(all_actions).max(axis=0)], axis=1),
-        demonstrations.fps,
+        Execution.of(loaded.config), std, grippers, index, demonstrations.actions, demonstrations.fps
     )
-    pending: list[np.ndarray] = []  # predicted chunks (B, C, A) of windows whose episode is not complete
-    ends = set((np.flatnonzero(np.diff(index.first)) + 1).tolist()) | {len(index)}  # windows before which one ends
-    row = done = 0
+    row = 0
     with progress_bar("evaluating on demonstrations", len(index)) as progress, torch.inference_mode():
         for obs, actions in loader:
             obs = {name: value.to(loaded.device) for name, value in obs.items()}
             actions, is_pad = actions.to(loaded.device), obs["action_is_pad"]
             predicted = loaded.network(obs)[0]
             add("policy", predicted, actions, is_pad, row)
-            pending.append(predicted.float().cpu().numpy())
-            for end in sorted(end for end in ends if row < end <= row + len(actions)):
-                chunks = np.concatenate(pending)
-                first, last = int(index.first[done]), int(index.last[done])
-                metrics.add(
-                    chunks[: end - done],
-                    index.rows[done:end] - first,
-                    np.asarray(demonstrations.actions[first : last + 1], dtype=np.float32),
-                )
-                pending, done = [chunks[end - done :]], end
+            metrics.add(predicted.float().cpu().numpy())
             held = _last_position(demonstrations, index, row, obs["state"][:, -1], actions)
             add(BASELINES[0], held[:, None], actions, is_pad, row)
             add(BASELINES[1], mean_action, actions, is_pad, row)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from bimact.data.episodes import Rows
+from bimact.data.windows import WindowIndex
 from bimact.policy.ensembling import TemporalEnsemble
 from bimact.policy.metadata import Execution
 
@@ -93,20 +95,35 @@ def reversals(chunks: np.ndarray, real: np.ndarray, std: np.ndarray) -> tuple[in
 
 
 class ChunkMetrics:
-    """Collects predicted chunks episode by episode.
+    """Collects predicted chunks, batch by batch.
 
     Args:
         execution: how the policy executes them.
         std: (A,) standard deviation of the training's actions.
         grippers: columns of the grippers; none: there is no error at their changes.
-        limits: (A, 2) lowest and highest action of all episodes.
+        index: of all windows, in the order in which they come.
+        actions: (N, A) demonstrated, of all rows.
         fps: of the demonstrations; None: unknown, as 50.
     """
 
     def __init__(
-        self, execution: Execution, std: np.ndarray, grippers: Sequence[int], limits: np.ndarray, fps: float | None
+        self,
+        execution: Execution,
+        std: np.ndarray,
+        grippers: Sequence[int],
+        index: WindowIndex,
+        actions: Rows,
+        fps: float | None,
     ) -> None:
-        self._execution, self._std, self._grippers, self._limits = execution, std, grippers, limits
+        self._execution, self._std, self._grippers = execution, std, grippers
+        self._index, self._actions = index, actions
+        episodes = [actions[first : last + 1] for first, last in sorted(set(zip(index.first, index.last)))]
+        self._limits = np.stack(
+            [np.min([e.min(axis=0) for e in episodes], axis=0), np.max([e.max(axis=0) for e in episodes], axis=0)],
+            axis=1,
+        )
+        self._chunks: list[np.ndarray] = []  # (B, C, A) of windows whose episode is not complete
+        self._done = self._received = 0  # windows of complete episodes; all so far
         self._radius = max(1, round(CRITICAL_SECONDS * (fps or 50.0)))
         self._changes = 0
         self._errors: list[np.ndarray] = []  # (N,) mean over joints, at gripper changes
@@ -114,14 +131,24 @@ class ChunkMetrics:
         self._demonstrated = np.zeros(2, dtype=int)
         self._spread, self._spread_count = 0.0, 0
 
-    def add(self, chunks: np.ndarray, steps: np.ndarray, actions: np.ndarray) -> None:
-        """One episode.
+    def add(self, chunks: np.ndarray) -> None:
+        """The predictions (B, C, A) of the next windows."""
+        self._chunks.append(chunks)
+        self._received += len(chunks)
+        first, last = self._index.first, self._index.last
+        while self._done < self._received:
+            end = int(np.searchsorted(first[self._done :] != first[self._done], True)) + self._done
+            if end > self._received:
+                return
+            known = np.concatenate(self._chunks)
+            rows = self._index.rows[self._done : end]
+            start = int(first[self._done])
+            actions = np.asarray(self._actions[start : int(last[self._done]) + 1], dtype=np.float32)
+            self._add_episode(known[: len(rows)], rows - start, actions)
+            self._chunks, self._done = [known[len(rows) :]], end
 
-        Args:
-            chunks: (W, C, A) predictions.
-            steps: (W,) at which they were predicted.
-            actions: (L, A) demonstrated.
-        """
+    def _add_episode(self, chunks: np.ndarray, steps: np.ndarray, actions: np.ndarray) -> None:
+        """Predictions (W, C, A) at some steps (W,) of an episode, and its actions (L, A)."""
         length, chunk_size = len(actions), chunks.shape[1]
         changes = gripper_changes(actions, self._grippers, self._limits)
         self._changes += len(changes)
