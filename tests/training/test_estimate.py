@@ -89,6 +89,15 @@ def test_memory_and_time_are_measured_until_a_batch_does_not_fit(monkeypatch: py
         estimate(tiny_config(batch_size=5, image_size=[16, 24]), [8])
 
 
+@pytest.mark.parametrize("conditioning", ["id", "text"])
+def test_policies_that_are_told_their_task_are_measured_and_mixtures_refused(dataset: Path, conditioning: str) -> None:
+    plain = estimate(tiny_config(dataset_dir=str(dataset)), [4])
+    told = estimate(tiny_config(dataset_dir=str(dataset), task_conditioning=conditioning), [4])
+    assert told.parameters > plain.parameters
+    with pytest.raises(UserError, match="estimate takes one dataset, and the config has several"):
+        estimate(tiny_config(dataset_dir=f"{dataset},{dataset}"))
+
+
 def test_command_prints_a_table_or_json(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from bimact.config import save_config
 

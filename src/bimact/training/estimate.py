@@ -33,10 +33,12 @@ from bimact.training.demonstrations import select_demonstrations
 from bimact.training.device import make_accelerator
 from bimact.training.feature_cache import frames_seen
 from bimact.training.memory import is_out_of_memory
+from bimact.training.mixture import with_datasets
 from bimact.training.optimizer import make_optimizer
 
 # Assumed without a dataset where the config has none: the training guide's robot.
 _CAMERAS, _IMAGE_SIZE, _DIMENSIONS = ("left", "right"), (480, 640), 14
+_TEXT_SIZE = 512  # of CLIP's embeddings of a task's text
 _SECONDS = 2.0  # of measured steps for each batch size
 _PATIENCE = 30.0  # seconds that one step may take; larger batches are not measured then
 _FRAMES = 32  # that the encoder is timed with
@@ -121,6 +123,8 @@ def estimate(
         UserError: for a dataset that cannot be opened or does not fit the config, or if a batch of 1 does not fit into
             memory.
     """
+    if with_datasets(config).datasets is not None:
+        raise UserError("estimate takes one dataset, and the config has several: give one of them as --dataset_dir")
     accelerator = make_accelerator(config)
     device, dtype = accelerator.device, precision_dtype(accelerator.mixed_precision)
     notes = ["steps are measured without torch.compile"] if config.compile else []
@@ -147,7 +151,10 @@ def estimate(
     relative = [min(place, state_dim - 1) for place in range(action_dim)] if config.action_mode == "relative" else None
     measures = () if source is None else [name for name, camera in source.cameras.items() if camera.is_depth]
     config = replace(config, depth_cameras=list(measures) or None)
+    tasks = sorted({episode.task or "" for episode in source.episodes}) if source is not None else [""]
     config = replace(config, cameras=list(cameras), state_dim=state_dim, action_dim=action_dim, relative_to=relative)
+    if config.task_conditioning != "none":
+        config = replace(config, tasks=tasks, task_text_dim=config.task_text_dim or _TEXT_SIZE)
     if config.camera_dropout and len(cameras) < 2:
         raise UserError(f"camera_dropout ({config.camera_dropout:g}) needs at least two cameras: set it to 0")
 
@@ -290,6 +297,8 @@ def _random_batch(
         "state": torch.randn(size, context, config.state_dim or 0, device=device),
         "action_is_pad": torch.zeros(size, config.chunk_size, dtype=torch.bool, device=device),
     }
+    if config.task_conditioning != "none":
+        obs["task"] = torch.zeros(size, dtype=torch.int64, device=device)
     for name, (height, width) in cameras.items():
         if encodes_once and name not in policy.depth_cameras:
             shape = (size, context, *policy.image_encoder.trunk_shape(height, width))
