@@ -7,7 +7,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo proof test test-quick test-long test-lowest lint typecheck bench docs clean
+.PHONY: setup demo proof test test-quick test-long test-lowest test-gpu lint typecheck bench docs clean
 
 setup: $(READY)
 
@@ -51,6 +51,10 @@ test-lowest:
 	uv pip install --python build/lowest --resolution lowest-direct --torch-backend cpu \
 		--editable '.[export,serve,sim,sweep,rerun,dev]' --editable packages/bimact-client
 	build/lowest/bin/python -m pytest -q -m "not slow" -n logical --maxprocesses 8 --dist loadfile
+
+# What only a CUDA GPU can show: under 8 minutes.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu -q tests/gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -120,15 +120,24 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> Figure:
     return Figure.of([a / b for a, b in zip(over, under)])
 
 
-def matrix_peak(seconds: float = 0.5) -> float:
-    """FLOP per second that this machine sustains in large bf16 matrix products."""
+def matrix_peak(seconds: float = 0.5, device: str = "cpu") -> float:
+    """FLOP per second that this machine, or its GPU, sustains in large bf16 matrix products."""
     rates = []
-    for size in (2048, 3072):
-        a, b = torch.randn(2, size, size).bfloat16()
+    for size in (2048, 3072) if device == "cpu" else (4096, 8192):
+        a, b = torch.randn(2, size, size, device=device).bfloat16()
         out = a @ b
+        synchronize(device)
         began, count = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
-            torch.mm(a, b, out=out)
-            count += 1
+            for _ in range(1 if device == "cpu" else 20):
+                torch.mm(a, b, out=out)
+                count += 1
+            synchronize(device)
         rates.append(2 * size**3 * count / (time.perf_counter() - began))
     return max(rates)
+
+
+def synchronize(device: str) -> None:
+    """Wait for what a GPU still computes."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 from answering import serve
+from measuring import synchronize
 from policies import GUIDE
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,8 +38,12 @@ def make(kind: str, overrides: list[str], **settings: Any) -> tuple[dict[str, An
     return {"train": _train, "act": _act, "load": _load}[kind](config, **settings)
 
 
-def _train(config: Config) -> tuple[dict[str, Any], Work]:
-    """Whole training steps, with the wait for their data."""
+def _train(config: Config, counts_flop: bool = True) -> tuple[dict[str, Any], Work]:
+    """Whole training steps, with the wait for their data.
+
+    Args:
+        counts_flop: count the operations of the first two steps; not possible where they are compiled.
+    """
     trainer = ActTrainer(prepare_run(config))
     trainer.policy.train()
     coming = _endless(trainer)
@@ -48,20 +53,28 @@ def _train(config: Config) -> tuple[dict[str, Any], Work]:
         trainer.step += 1
         return losses
 
-    with FlopCounterMode(display=False) as done:
+    device = trainer.accelerator.device.type
+    flop = {}
+    if counts_flop:
+        with FlopCounterMode(display=False) as done:
+            first = step().tolist()
+        with FlopCounterMode(display=False) as model, _all_tokens():
+            step()
+        flop = {"model_flop": model.get_total_flops(), "flop_done": done.get_total_flops()}
+    else:
         first = step().tolist()
-    with FlopCounterMode(display=False) as model, _all_tokens():
-        step()
 
     def work(steps: int) -> dict[str, Any]:
+        synchronize(device)
         began = time.perf_counter()
         losses = [step() for _ in range(steps)]
+        synchronize(device)
         seconds = (time.perf_counter() - began) / steps
-        return {"seconds": seconds, "losses": torch.stack(losses)[:, 0].tolist()}
+        memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        return {"seconds": seconds, "losses": torch.stack(losses)[:, 0].tolist(), "memory": memory}
 
     frozen = sum(p.numel() for p in trainer.unwrapped_policy.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in trainer.unwrapped_policy.parameters() if p.requires_grad)
-    flop = {"model_flop": model.get_total_flops(), "flop_done": done.get_total_flops()}
     return {"first_loss": first[0], **flop, "trained": trained, "frozen": frozen}, work
 
 

@@ -1,6 +1,7 @@
 """Run the rows that are named, or all, and write what came of them to benchmarks/results/<machine>.md.
 
 python benchmarks/run.py [ROW ...]
+python benchmarks/run.py --gpu
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ ROWS = {
     "serving": "rows.serving:overhead",
     "exported": "rows.serving:exported",
 }
+GPU_ROWS = {  # of `--gpu`
+    "gpu_guide_8": "rows.gpu:guide_8",
+    "gpu_guide_64": "rows.gpu:guide_64",
+    "gpu_guide_in_loop_64": "rows.gpu:guide_in_loop_64",
+    "gpu_lerobot_8": "rows.gpu:lerobot_8",
+    "gpu_lerobot_64": "rows.gpu:lerobot_64",
+}
 # Where bf16 is emulated, these take hours and measure the emulation.
 IN_BF16 = ("feature_cache", "peak_64", "peak_8", "lerobot_chunk", "context")
 
@@ -58,7 +66,7 @@ def measure(name: str) -> Row:
 
 
 def alone(name: str) -> None:
-    module, _, function = ROWS[name].partition(":")
+    module, _, function = {**ROWS, **GPU_ROWS}[name].partition(":")
     row: Row = getattr(importlib.import_module(module), function)()
     print(json.dumps(dataclasses.asdict(row)))
 
@@ -82,8 +90,8 @@ def machine() -> dict[str, str]:
     }
 
 
-def page(rows: dict[str, Row], about: dict[str, str], minutes: float, skipped: str) -> str:
-    lines = [f"# Benchmarks: {about['CPU']}", "", "| | |", "|---|---|"]
+def page(rows: dict[str, Row], about: dict[str, str], minutes: float, skipped: str, title: str) -> str:
+    lines = [f"# Benchmarks: {title}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in about.items()]
     lines += ["", f"{date.today()}, {minutes:.0f} minutes. What each row is: [README](../README.md).", ""]
     lines += [skipped, ""] if skipped else []
@@ -100,19 +108,25 @@ def page(rows: dict[str, Row], about: dict[str, str], minutes: float, skipped: s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--gpu", action="store_true", help=f"the rows of a GPU: {', '.join(GPU_ROWS)}")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
         alone(options.alone)
         return
-    unknown = [name for name in options.rows if name not in ROWS]
+    known = {**ROWS, **GPU_ROWS}
+    unknown = [name for name in options.rows if name not in known]
     if unknown:
-        parser.error(f"there is no row {unknown[0]}; there is {', '.join(ROWS)}")
+        parser.error(f"there is no row {unknown[0]}; there is {', '.join(known)}")
+    if options.gpu and options.rows:
+        parser.error("--gpu measures all its rows: leave the names out")
+    if options.gpu and not torch.cuda.is_available() and os.environ.get("BIMACT_BENCHMARK_DEVICE") != "cpu":
+        parser.error("--gpu needs a CUDA GPU, and PyTorch finds none here: see bimact doctor")
     BUILD.mkdir(parents=True, exist_ok=True)
     console = Console()
     began, rows = time.perf_counter(), {}
-    chosen, skipped = options.rows or list(ROWS), ""
-    if not options.rows and not cpu_has_bf16():
+    chosen, skipped = options.rows or list(GPU_ROWS if options.gpu else ROWS), ""
+    if not options.rows and not options.gpu and not cpu_has_bf16():
         chosen = [name for name in ROWS if name not in IN_BF16]
         skipped = f"Skipped, as this CPU has no bf16 in hardware: {', '.join(IN_BF16)} (measured if named)"
         console.print(skipped, highlight=False)
@@ -122,11 +136,13 @@ def main() -> None:
         console.print(f"{name}: {rows[name].figure}  goal {rows[name].goal or 'none'}", highlight=False)
     minutes = (time.perf_counter() - began) / 60
     about = machine()
-    text = page(rows, about, minutes, skipped)
+    of_gpu = options.gpu and about["GPU"] != "none"
+    text = page(rows, about, minutes, skipped, about["GPU"] if of_gpu else about["CPU"])
     if options.rows:
         print(text)
         return
-    path = ROOT / "benchmarks" / "results" / (re.sub(r"[^a-z0-9]+", "-", about["CPU"].lower()).strip("-") + ".md")
+    name = re.sub(r"[^a-z0-9]+", "-", about["GPU" if of_gpu else "CPU"].lower()).strip("-")
+    path = (BUILD if options.gpu and not of_gpu else ROOT / "benchmarks" / "results") / f"{name}.md"
     path.write_text(text)
     print(f"Results: {path}")
 

@@ -18,18 +18,19 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
+from measuring import synchronize
 
 IMAGE, STATE, ACTION = "observation.images.top", "observation.state", "action"
 
 
-def make(kind: str, dataset: str, batch: int = 8, **settings: Any) -> tuple[dict[str, Any], Any]:
+def make(kind: str, dataset: str, batch: int = 8, device: str = "cpu", **settings: Any) -> tuple[dict[str, Any], Any]:
     config = ACTConfig(
         input_features={
             IMAGE: PolicyFeature(FeatureType.VISUAL, (3, 480, 640)),
             STATE: PolicyFeature(FeatureType.STATE, (14,)),
         },
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (14,))},
-        device="cpu",
+        device=device,
         pretrained_backbone_weights=None,  # which weights they are does not change the work
     )
     data, backend = open_dataset(dataset, config.chunk_size)
@@ -38,7 +39,8 @@ def make(kind: str, dataset: str, batch: int = 8, **settings: Any) -> tuple[dict
     if kind == "load":
         return about, loading(data, batch, **settings)
     samples = torch.utils.data.default_collate([data[i * len(data) // batch] for i in range(batch)])
-    policy = ACTPolicy(config)
+    samples = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in samples.items()}
+    policy = ACTPolicy(config).to(device)
     return about, {"train": training, "act": acting}[kind](config, policy, samples)
 
 
@@ -62,14 +64,16 @@ def training(config: ACTConfig, policy: ACTPolicy, samples: dict[str, Any]) -> A
     policy.train()
 
     def work(steps: int, amp: bool) -> dict[str, Any]:
+        synchronize(config.device)
         began = time.perf_counter()
         for _ in range(steps):
-            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            with torch.autocast(config.device, torch.bfloat16, enabled=amp):
                 loss, _ = policy.forward(dict(samples))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
             optimizer.step()
             optimizer.zero_grad()
+        synchronize(config.device)
         return {"seconds": (time.perf_counter() - began) / steps, "loss": loss.item()}
 
     for amp in (False, True):
