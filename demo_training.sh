@@ -95,7 +95,7 @@ ask() {
     while read -e -r -p "$2 [$3]: " answer || fail "stopped, since no answer came"; do
       answer=${answer/#\~\//$HOME/}
       [[ ! ${answer:-$3} =~ ${4:-} ]] || break
-      echo "  '$answer' does not fit here."
+      echo "  '$answer' is not valid here."
     done
   fi
   printf -v "$1" '%s' "${answer:-$3}"

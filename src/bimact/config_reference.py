@@ -24,6 +24,7 @@ _GROUPS = {
     "dataset_dir": "Data",
     "chunk_size": "Policy",
     "encoder.name": "Image encoder",
+    "task_conditioning": "Several tasks",
     "action_mode": "States and actions",
     "augment": "Augmentation",
     "action_loss": "Loss and optimizer",

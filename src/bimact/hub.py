@@ -99,9 +99,7 @@ def snapshot(kind: str, name: str, revision: str | None, folder: str, path: str)
     except errors.RevisionNotFoundError:
         raise UserError(f"{path}: the {word} {name} on the Hugging Face hub has no revision {revision!r}") from None
     except errors.LocalEntryNotFoundError:
-        where = (
-            f"there is no folder {Path(path).absolute()}, and the Hugging Face cache holds no complete copy of {name}"
-        )
+        where = f"there is no folder {Path(path).absolute()}, and the Hugging Face cache holds no whole copy of {name}"
         if constants.HF_HUB_OFFLINE:
             raise UserError(f"{where}, which HF_HUB_OFFLINE forbids to download: unset it once") from None
         raise UserError(
@@ -110,7 +108,7 @@ def snapshot(kind: str, name: str, revision: str | None, folder: str, path: str)
     except library_errors() as error:
         raise UserError(
             f"cannot download {name} from the Hugging Face hub ({_in_words(error)}): run the same command again, it "
-            "resumes"
+            "goes on from there"
         ) from None
     part = found / folder
     if not part.exists():
@@ -119,7 +117,7 @@ def snapshot(kind: str, name: str, revision: str | None, folder: str, path: str)
         day = datetime.fromtimestamp(found.stat().st_mtime)
         print(
             f"Note: the Hugging Face hub does not answer for {name} ({silence}): the copy of {day:%Y-%m-%d} is used, "
-            f"which may be outdated ({found})",
+            f"which may not be the newest ({found})",
             flush=True,
         )
     return part

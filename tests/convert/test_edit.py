@@ -317,8 +317,8 @@ def test_what_check_finds_is_repaired_by_the_command_that_it_prints(
     [
         ((), "nothing to change"),
         (("--drop_episodes", "9"), "has no episode '9'; it has episodes 0 to 3"),
-        (("--drop_episodes", "0:"), "leave no episode"),
-        (("--trim", "1:3"), "--trim is '1:3', it has to look like 7@120:400"),
+        (("--drop_episodes", "0:"), "no episode is left"),
+        (("--trim", "1:3"), "--trim is '1:3', it has to be such as 7@120:400"),
         (("--trim", "1@3:99"), "--trim 1@3:99: "),
         (("--split", "2@0"), "cut within them"),
         (("--split", "x@1"), "--split: "),

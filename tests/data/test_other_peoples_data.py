@@ -670,7 +670,7 @@ def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
     assert selected(tmp_path, exclude_episodes=("episode_7.hdf5",)).lengths.tolist() == [3, 12]
     with pytest.raises(UserError, match=r"no episode '8'; it has episodes 3, 7, 12"):
         selected(tmp_path, episodes=("8",))
-    with pytest.raises(UserError, match="leave no episode: choose others"):
+    with pytest.raises(UserError, match="no episode is left"):
         selected(tmp_path, exclude_episodes=("0:20",))
 
 
@@ -1419,7 +1419,7 @@ def test_a_guessed_size_and_missing_rollouts_are_told(tmp_path: Path) -> None:
     np.save(tmp_path / "short" / "rollout_length.npy", np.array([5] * 2, np.uint16))
     text = notes(tmp_path / "short")
     assert (
-        "counts 4 rollouts, but rollout_length.npy 2" in text and "counts 20 steps, but rollout_length.npy 10" in text
+        "counts 4 rollouts, and rollout_length.npy 2" in text and "counts 20 steps, and rollout_length.npy 10" in text
     )
 
 

@@ -110,6 +110,7 @@ def test_metadata(port: int) -> None:
         "state_ranges": {"low": [-1.0] * 14, "high": [1.0] * 14},
         "needs_reset": False,
         "needs": "nothing: each observation stands alone",
+        "max_delay": 0,
         "tasks": None,
         "prompt": "ignored: the policy is not told its task",
     }

@@ -67,7 +67,7 @@ def test_datasets_follow_one_another_with_common_cameras(two: tuple[Path, Path],
     assert np.array_equal(episodes.images["right"][np.arange(38, 63)], records["image_cam_r"])
     assert np.array_equal(episodes.state[slice(38, 63)], records["state"])
     assert np.array_equal(episodes.actions[slice(38, 63)], np.load(two[1] / "actions.npy"))
-    assert "  Cameras:  cam_r is right, cam_l is left" in lines
+    assert "  Renamed:  cam_r is right, cam_l is left" in lines
     rows = [episodes.rows_of(number) for number in data.train_episodes]
     expected = compute_statistics([np.asarray(episodes.actions[part]) for part in rows])
     assert np.array_equal(data.statistics(tiny_config())[1].mean, expected.mean)

@@ -37,6 +37,7 @@ def _estimate(options: argparse.Namespace) -> None:
 
     from bimact.files import expand_home
     from bimact.training.estimate import estimate
+    from bimact.training.mixture import with_datasets
     from bimact.training.prepare import request
 
     sizes = None
@@ -48,6 +49,12 @@ def _estimate(options: argparse.Namespace) -> None:
         if min(sizes) < 1:
             raise UserError(f"--batch_sizes is '{options.batch_sizes}', it has to be numbers from 1, such as 8,32,64")
     config = request(options.config, settings_of(options.rest)).config
+    config = with_datasets(config)
+    if config.datasets is not None:
+        raise UserError(
+            "bimact estimate measures one dataset: give one of yours by --dataset_dir, with --datasets null if the "
+            "config has several"
+        )
     dataset = config.dataset_dir or expand_home(os.environ.get("ACT_DATASET_DIR", "")) or None
     found = estimate(
         dataclasses.replace(config, dataset_dir=dataset), sizes, lambda line: print(line, file=sys.stderr, flush=True)

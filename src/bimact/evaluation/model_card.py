@@ -103,6 +103,7 @@ def _public(config: Config) -> Config:
     defaults = Config()
     paths = [entry.name for entry in dataclasses.fields(Config) if entry.metadata.get("is_path")]
     changes: dict[str, Any] = {key: getattr(defaults, key) for key in (*paths, *_OF_THE_MACHINE)}
+    changes["datasets"] = None
     if config.dataset_dir is not None and HUB_NAME.fullmatch(config.dataset_dir):
         changes["dataset_dir"] = config.dataset_dir
     config = dataclasses.replace(recorded(config), **changes)
@@ -116,7 +117,9 @@ def _public(config: Config) -> Config:
 
 
 def _paths_in(config: Config) -> Iterator[str]:
-    for value in (config.dataset_dir, config.output_dir, config.cache_dir, config.encoder.pretrained):
+    datasets = [item[key] for item in config.datasets or [] for key in ("path", "sample_weights") if key in item]
+    others = (config.output_dir, config.cache_dir, config.sample_weights, config.task_text_pretrained)
+    for value in (config.dataset_dir, *datasets, *others, config.encoder.pretrained):
         if isinstance(value, str) and Path(value).is_absolute():
             yield value
 

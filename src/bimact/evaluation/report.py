@@ -20,7 +20,7 @@ from rich.text import Text
 
 from bimact.config import Config, EncoderConfig
 from bimact.data.episodes import Episodes
-from bimact.data.windows import split_episodes
+from bimact.data.windows import split_each
 from bimact.errors import UserError
 from bimact.evaluation import plots
 from bimact.evaluation.page import page_environment
@@ -110,7 +110,7 @@ class _Run:
         """Demonstrations that training has not seen."""
         if self.episodes is None:
             return None
-        return len(split_episodes(self.episodes.lengths, self.config.val_split, self.config.seed)[1])
+        return len(split_each(self.episodes, self.config.val_split, self.config.seed)[1])
 
 
 def write_report(run_dir: str | Path) -> Path:

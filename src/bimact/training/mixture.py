@@ -115,7 +115,7 @@ def open_training_data(
         common = list((part.cameras or {}).values())
         if common != list(source.cameras):
             renamed = (f"{own} is {name}" for own, name in zip(source.cameras, common) if own != name)
-            log(f"  Cameras:  {', '.join(renamed)}")
+            log(f"  Renamed:  {', '.join(renamed)}")
         part_config = dataclasses.replace(part.config, fps=fps)
         episodes, source = read_demonstrations(
             part_config, source, lambda line: log(f"  {line}"), for_training=for_training
