@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hdf5_files import noise, write_aloha, write_aloha_episode
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from lerobot_files import LEFT, V3_IMAGES, write_lerobot
 from PIL import Image
 
 from bimact.check.dataset import check_dataset
@@ -19,6 +23,7 @@ from bimact.convert.content import Content
 from bimact.data.depth import depth_picture, pack_depth, scale_of, unpack_depth
 from bimact.data.opening import open_dataset, open_source
 from bimact.data.selection import Selection
+from bimact.data.source import Camera
 from bimact.errors import UserError
 
 
@@ -117,3 +122,37 @@ def test_check_finds_holes_and_saturation(tmp_path: Path) -> None:
     assert "50% of its pixels at 65535 mm" in saturated.sentence
     others = check_dataset(tmp_path, selection=Selection(cameras=("top",)))
     assert not [finding for finding in others.findings if "depth-" in finding.code]
+
+
+@pytest.mark.parametrize("form", ["PNG", "arrays"])
+def test_lerobot_tables_are_read_to_the_millimetre(form: str, tmp_path: Path) -> None:
+    """Also a camera that info.json calls an image of depth."""
+    folder = write_lerobot(tmp_path / "source", (4, 3), V3_IMAGES)
+    depth, done = depth_of(7, (48, 64)), 0
+    for path in sorted((folder / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        part = depth[done : done + len(table)]
+        done += len(table)
+        if form == "PNG":
+            cells = []
+            for image in part:
+                stream = io.BytesIO()
+                Image.fromarray(image).save(stream, "PNG")
+                cells.append({"bytes": stream.getvalue(), "path": None})
+            column = pa.array(cells, table.schema.field(LEFT).type)
+        else:
+            column = pa.array((part.reshape(len(part), -1) / 1000).tolist(), pa.list_(pa.float32()))
+        table = table.set_column(table.column_names.index(LEFT), LEFT, column)
+        pq.write_table(table, path)
+    info_file = folder / "meta" / "info.json"
+    info = json.loads(info_file.read_text())
+    info["features"][LEFT] |= {"shape": [48, 64, 1], "info": {"is_depth_map": True}}
+    info["features"][LEFT] |= {} if form == "PNG" else {"dtype": "float32"}
+    info_file.write_text(json.dumps(info))
+    source = open_source(folder)
+    assert list(source.cameras) == ["top"] and source.depth_cameras == {"left_wrist": Camera(48, 64, is_depth=True)}
+    assert LEFT not in source.columns
+    chosen = Selection(cameras=("top", "left_wrist")).applied_to(source)
+    packed = [image for episode in (0, 1) for image in chosen.read_frames(episode, "left_wrist", range(4 - episode))]
+    assert np.array_equal(unpack_depth(np.stack(packed)), depth)
+    assert len(list(chosen.read_frames(1, "top", range(3)))) == 3 and chosen.frames_note(0, "left_wrist") is None

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bimact.data.depth import decode_depth, depth_form, depth_left_out, pack_depth, scale_of
 from bimact.data.formats.images import (
     ImageForm,
     NoCamera,
@@ -105,12 +106,14 @@ class _CameraFeature:
         form: of its images, as they usually are.
         is_array: the images are arrays in the data files.
         white: the number that stands for white, of images that are arrays of floats.
+        depth_scale: of a depth camera, millimetres per unit; None: it is a colour camera.
     """
 
     key: str
     form: ImageForm
     is_array: bool = False
     white: float = 1.0
+    depth_scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +175,7 @@ class LeRobotSource(Source):
         video = self.places[episode].videos.get(feature.key)
         if video is not None:
             return self._matched(episode, camera, video).note
-        if feature.is_array:
+        if feature.is_array or feature.depth_scale is not None:
             return None
         path, start, length = self._rows_of(episode)
         found: set[int | None] = set()
@@ -249,7 +252,14 @@ class LeRobotSource(Source):
             steps, read_cells(path, rows, feature.key, feature.form.shape if feature.is_array else None), strict=True
         ):
             where = f"{path}: {self._where(episode, step)}, "
-            if feature.is_array:
+            if feature.depth_scale is not None:
+                try:
+                    content = cell if feature.is_array else _image_content(self.path, cell, where + feature.key)
+                    depth = content if feature.is_array else decode_depth(content)
+                except (OSError, ValueError, SyntaxError) as error:
+                    raise UserError(f"{where}camera {camera}: a depth image is damaged ({error})") from None
+                image = pack_depth(np.asarray(depth), feature.depth_scale)
+            elif feature.is_array:
                 image = feature.form.as_rgb(cell, feature.white, f"{where}camera {camera}")
             elif step != previous:
                 image = decode_image(_image_content(self.path, cell, where + feature.key), where + feature.key)
@@ -332,11 +342,17 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
     tasks_file = info.tasks_file()
     meta_files = [INFO, *([] if tasks_file is None else [tasks_file]), *info.episodes_files()]
     used_files = [name for episode in episodes for name in episode.files if files.fault_of(name) is None]
+    colour = {name: its for name, its in features.items() if its.depth_scale is None}
     return LeRobotSource(
         path=info.root,
         format=f"LeRobotDataset {info.version}",
         episodes=tuple(episodes),
-        cameras={name: Camera(feature.form.height, feature.form.width) for name, feature in features.items()},
+        cameras={name: Camera(its.form.height, its.form.width) for name, its in colour.items()},
+        depth_cameras={
+            name: Camera(its.form.height, its.form.width, is_depth=True)
+            for name, its in features.items()
+            if name not in colour
+        },
         columns=columns,
         state_keys=_vector_keys(columns, STATE, ("state",), left_out),
         action_keys=_vector_keys(columns, ACTION, ("action", "actions"), left_out),
@@ -352,8 +368,8 @@ def open_lerobot(path: Path, cache_dir: Path | None = None) -> LeRobotSource:
             *tables.notes(of_none),
             *task_notes,
             *conversion_notes(
-                [{name: feature.form for name, feature in features.items()}],
-                {name: feature.white for name, feature in features.items()},
+                [{name: feature.form for name, feature in colour.items()}],
+                {name: feature.white for name, feature in colour.items()},
             ),
             *camera_notes,
         ),
@@ -594,7 +610,12 @@ def _cameras(
         no_camera = info.features[key].no_camera
         found = no_camera or form or _first_image(info, files, tables, places, key, notes)
         if isinstance(found, NoCamera):
-            left_out.append(LeftOut(found.kind, names[key], found.reason))
+            depth = _depth_feature(info, tables, places, key) if found.is_distance else None
+            if depth is not None:
+                cameras[names[key]] = depth
+                left_out.append(depth_left_out(names[key], depth.depth_scale or 1.0))
+            else:
+                left_out.append(LeftOut(found.kind, names[key], found.reason))
             continue
         firsts: list[np.ndarray] = []
         if form is not None and found.is_float:
@@ -603,6 +624,36 @@ def _cameras(
                     firsts += read_cells(info.root / place.file, [place.start], key, found.shape)
         cameras[names[key]] = _CameraFeature(key, found, form is not None, white_of(firsts))
     return cameras, left_out, notes
+
+
+def _depth_feature(
+    info: Info, tables: Sequence[TableFile], places: Sequence[_Place], key: str
+) -> _CameraFeature | None:
+    """The depth camera that a feature is: arrays, or PNG files of 16 bits, in the data files; None: it is another one.
+
+    Depth in videos is not read: their numbers are distances only after a conversion that differs between recorders.
+    """
+    feature = info.features[key]
+    for table, place in zip(tables[:_EPISODES_FOR_SIZE], places):
+        path = info.root / place.file
+        try:
+            if key in table.columns and math.prod(feature.shape) == table.columns[key].size:
+                form = depth_form(feature.shape, np.dtype(table.columns[key].dtype))
+                if form is None:
+                    return None
+                image = ImageForm(form.height, form.width, 1, None, is_float=False)
+                (cell,) = read_cells(path, [place.start], key, image.shape)
+                return _CameraFeature(key, image, is_array=True, depth_scale=scale_of(cell))
+            if key in table.others and feature.dtype != "video":
+                (cell,) = read_cells(path, [place.start], key)
+                content = _image_content(info.root, cell, "")
+                height, width = decode_depth(content).shape if is_depth(content) else (0, 0)
+                if not height:
+                    return None
+                return _CameraFeature(key, ImageForm(height, width, 1, None, is_float=False), depth_scale=1.0)
+        except (UserError, OSError, ValueError, SyntaxError):
+            continue
+    return None
 
 
 def _first_image(
@@ -642,7 +693,7 @@ def _first_image(
             (cell,) = read_cells(path, [place.start], key)
             content = _image_content(info.root, cell, where)
             if is_depth(content):
-                return NoCamera("depth", "is depth: its images have more than 8 bits per channel")
+                return NoCamera("depth", "is depth: its images have more than 8 bits per channel", is_distance=True)
             return encoded_form(content, where)
         except UserError as error:
             reason = f"cannot be read: {error}"

@@ -250,10 +250,10 @@ def _no_camera(key: str, values: Mapping[str, Any]) -> NoCamera | None:
         for prefix in ("", "video.", "image."):
             flag = part.get(f"{prefix}is_depth_map", part.get(f"{prefix}is_depth"))
             if flag is True or (isinstance(flag, (int, float)) and flag) or str(flag).lower() in ("true", "yes", "1"):
-                return NoCamera("depth", "is depth, as info.json says")
+                return NoCamera("depth", "is depth, as info.json says", is_distance=True)
             pixels = part.get(f"{prefix}pix_fmt")
             if isinstance(pixels, str) and is_depth_format(pixels):
-                return NoCamera("depth", f"is depth: its pixels are {shortened(pixels)}")
+                return NoCamera("depth", f"is depth: its pixels are {shortened(pixels)}", is_distance=True)
     return not_by_name(key)
 
 
