@@ -90,7 +90,7 @@ def _estimate(options: argparse.Namespace) -> None:
         )
     console = Console(highlight=False, markup=False)
     for name, value in facts.items():
-        console.print(f"{name + ':':<12}{value}", soft_wrap=True)
+        console.print(f"{name + ':':<13}{value}", soft_wrap=True)
     table = Table(box=box.SIMPLE)
     for column in ("batch size", "memory", "ms per step", "samples per second"):
         table.add_column(column, justify="right")
