@@ -266,7 +266,7 @@ def test_policies_that_are_not_on_the_hub(server: HubServer, tmp_path: Path, mon
     assert hub.policy_name("hf://runs/cups@v2") == ("runs/cups", "v2")
     assert hub.policy_name("runs/cups.pth") is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="no whole copy of someone/cups, which HF_HUB_OFFLINE forbids"):
+    with pytest.raises(UserError, match="no complete copy of someone/cups, which HF_HUB_OFFLINE forbids"):
         bimact.load_policy("someone/cups")
 
 
