@@ -41,7 +41,7 @@ def test_dimensions_that_there_are_not(text: str) -> None:
         (Selection(cameras=("tob",)), "no camera 'tob'; it has top, wrist; did you mean 'top'"),
         (Selection(state_keys=("qposs",)), "no column 'qposs'; it has qpos, qvel, tau, action; did you mean 'qpos'"),
         (Selection(action_keys=("x",)), "no column 'x'"),
-        (Selection(state_keys=("qpos", "qvel"), state_dims="0:9"), "no part of the 8 dimensions"),
+        (Selection(state_keys=("qpos", "qvel"), state_dims="0:9"), "not within the 8 dimensions"),
         (Selection(filter_key="train"), "has no filter keys"),
     ],
 )

@@ -169,7 +169,7 @@ def test_a_trial_that_ended_meanwhile_is_not_put_back(tmp_path: Path) -> None:
             {"parameters": {"lr": {"min": 1e-5, "max": 1e-4}}},
             r"parameter lr was \{distribution: log_uniform_values, max: 0.0001, min: 1e-06\} and is \{max: ",
         ),
-        ({"parameters": {"lr": LR, "dropout": {"value": 0}}}, r"parameter dropout was not there and is \{value: 0\}"),
+        ({"parameters": {"lr": LR, "dropout": {"value": 0}}}, r"parameter dropout was not set and is \{value: 0\}"),
         ({"settings": {"num_epochs": 8}}, "num_epochs was 4 and is 8"),
     ],
 )
