@@ -269,7 +269,10 @@ COLUMNS: dict[str, tuple[Callable[[np.ndarray], pa.Array], str]] = {
     "lists": (lambda v: _lists(v, pa.list_(pa.float32())), "float32"),
     "lists of double": (lambda v: _lists(v, pa.list_(pa.float64())), "float64"),
     "large lists": (lambda v: _lists(v, pa.large_list(pa.float32())), "float32"),
-    "half": (lambda v: _lists(v.astype(np.float16), pa.list_(pa.float16(), v.shape[1])), "float16"),
+    "half": (
+        lambda v: pa.FixedSizeListArray.from_arrays(pa.array(v.astype(np.float16).ravel()), v.shape[1]),
+        "float16",
+    ),
     "integers": (lambda v: _lists(v.astype(np.int32), pa.list_(pa.int32())), "int32"),
     "truth": (lambda v: _lists(v > 2, pa.list_(pa.bool_(), v.shape[1])), "bool"),
     "lists of lists": (

@@ -232,7 +232,7 @@ def _numbers_in(kind: pa.DataType) -> tuple[np.dtype[Any] | None, int | None]:
         else:
             break
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    return np.dtype(kind.to_pandas_dtype()) if is_number else None, size
+    return pa.array([], kind).to_numpy(zero_copy_only=False).dtype if is_number else None, size
 
 
 def _is_list(kind: pa.DataType) -> bool:
