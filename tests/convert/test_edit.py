@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import av
+import h5py
 import numpy as np
 import pytest
 from conversions import COLUMNS, images_of, same_bits, smooth_source
 from guide_files import write_dataset
+from hdf5_files import write_aloha
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lerobot_files import V2, V2_IMAGES, write_lerobot
@@ -317,8 +319,8 @@ def test_what_check_finds_is_repaired_by_the_command_that_it_prints(
     [
         ((), "nothing to change"),
         (("--drop_episodes", "9"), "has no episode '9'; it has episodes 0 to 3"),
-        (("--drop_episodes", "0:"), "no episode is left"),
-        (("--trim", "1:3"), "--trim is '1:3', it has to be such as 7@120:400"),
+        (("--drop_episodes", "0:"), "leave no episode"),
+        (("--trim", "1:3"), "--trim is '1:3', it has to look like 7@120:400"),
         (("--trim", "1@3:99"), "--trim 1@3:99: "),
         (("--split", "2@0"), "cut within them"),
         (("--split", "x@1"), "--split: "),
@@ -335,3 +337,13 @@ def test_wrong_edits_are_refused_in_a_sentence(
     assert run(dataset, tmp_path / "out", *options) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_depth_is_said_to_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_aloha(tmp_path / "source", (3, 4))
+    for episode, length in enumerate((3, 4)):
+        with h5py.File(folder / f"episode_{episode}.hdf5", "a") as file:
+            file["observations/images/top_depth"] = np.full((length, 16, 24), 700, np.uint16)
+    assert run(folder, tmp_path / "out", "--drop_episodes", 0, "--workers", 1) == 0
+    assert "Left out: top_depth: depth is not written" in capsys.readouterr().out
+    assert not open_source(tmp_path / "out").depth_cameras

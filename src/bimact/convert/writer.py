@@ -81,7 +81,9 @@ class Writer(ABC):
     def left_out(self) -> list[str]:
         """Content that is not written, with the reasons."""
         odd = self.content.odd
-        return [f"{', '.join(odd)}, which differ between episodes"] if odd else []
+        depth = [entry.name for entry in self.content.chosen.left_out if entry.kind == "depth"]
+        left_out = [f"{', '.join(depth)}: depth is not written"] if depth else []
+        return [*left_out, *([f"{', '.join(odd)}, which differ between episodes"] if odd else [])]
 
     @abstractmethod
     def bytes_needed(self) -> int:
