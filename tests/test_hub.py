@@ -21,6 +21,7 @@ import bimact
 from bimact import hub
 from bimact.cli import main
 from bimact.errors import UserError
+from bimact.evaluation.model_card import _paths_in, _public
 from bimact.evaluation.results import add_results
 from bimact.interop.lerobot_reader import read_lerobot
 from bimact.video import VideoWriter
@@ -308,3 +309,9 @@ def test_datasets_that_are_not_pushed(server: HubServer, tmp_path: Path) -> None
     with pytest.raises(UserError, match="cannot be read as a whole"):
         bimact.push_dataset(dataset, "someone/demos")
     assert not server.requests
+
+
+def test_paths_of_several_datasets_are_not_uploaded() -> None:
+    config = tiny_config(datasets=[{"path": "/home/me/cube", "sample_weights": "/home/me/w.csv"}, {"path": "peg"}])
+    assert _public(config).datasets is None
+    assert {"/home/me/cube", "/home/me/w.csv"} <= set(_paths_in(config))
