@@ -160,44 +160,44 @@ class LeRobotSource(Source):
         return self.read_columns(episode, [TIME])[TIME][:, 0].astype(np.float64)
 
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
-        video = self.places[episode].videos.get(self.features[camera].key)
-        if video is None:
+        found = self._video(episode, camera)
+        if found is None:
             return self._images(episode, camera, steps)
-        return frames_at(
-            existing(self.path, video.file),
-            self._matched(episode, camera, video).times[list(steps)].tolist(),
-            fps=self.fps,
-            describe=lambda number: self._where(episode, steps[number]),
-        )
+        path, matching = found
+        times: list[float] = matching.times[list(steps)].tolist()
+        return frames_at(path, times, fps=self.fps, describe=lambda number: self._where(episode, steps[number]))
 
     def frames_note(self, episode: int, camera: str) -> FramesNote | None:
-        feature = self.features[camera]
-        video = self.places[episode].videos.get(feature.key)
-        if video is not None:
-            return self._matched(episode, camera, video).note
+        found, feature = self._video(episode, camera), self.features[camera]
+        if found is not None:
+            return found[1].note
         if feature.is_array or feature.depth_scale is not None:
             return None
         path, start, length = self._rows_of(episode)
-        found: set[int | None] = set()
+        its: set[int | None] = set()
         for cell in read_cells(path, range(start, start + length), feature.key):
             with suppress(UserError):  # whoever reads a damaged one is told
-                found.add(channels_of(_image_content(self.path, cell, "")))
-        told = [_CONVERTED[channels] for channels in (1, 3, 4) if channels in found - {feature.form.channels}]
+                its.add(channels_of(_image_content(self.path, cell, "")))
+        told = [_CONVERTED[channels] for channels in (1, 3, 4) if channels in its - {feature.form.channels}]
         return FramesNote("; ".join(told)) if told else None
 
     def video_frames(self, episode: int, camera: str, steps: range) -> tuple[Path, np.ndarray] | None:
+        found = self._video(episode, camera)
+        return None if found is None else (found[0], found[1].times[steps.start : steps.stop])
+
+    def _video(self, episode: int, camera: str) -> tuple[Path, Matching] | None:
+        """The video of a camera, which of its frames belong to the steps of an episode, and all that is to be said.
+
+        None: the images are in the data file.
+        """
         video = self.places[episode].videos.get(self.features[camera].key)
         if video is None:
             return None
-        times = self._matched(episode, camera, video).times[steps.start : steps.stop]
-        return existing(self.path, video.file), times
-
-    def _matched(self, episode: int, camera: str, video: VideoPart) -> Matching:
-        """Which frames of a video belong to the steps of an episode, and all that is to be said of them."""
+        path = existing(self.path, video.file)
         if (episode, camera) in self.matched:
-            return self.matched[episode, camera]
+            return path, self.matched[episode, camera]
         # When the steps were recorded, and when the frames of the file are shown.
-        path, (table, start, length) = existing(self.path, video.file), self._rows_of(episode)
+        table, start, length = self._rows_of(episode)
         steps = np.arange(length) / self.fps
         if self.time_key is not None:
             steps = read_rows(table, start, start + length, [self.time_key])[self.time_key][:, 0].astype(np.float64)
@@ -241,7 +241,7 @@ class LeRobotSource(Source):
         seconds = None if matching.note is None else matching.note.seconds
         matching = replace(matching, note=FramesNote("; ".join(told), seconds) if told else None)
         self.matched[episode, camera] = matching
-        return matching
+        return path, matching
 
     def _images(self, episode: int, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
         path, start, _ = self._rows_of(episode)
