@@ -318,7 +318,8 @@ def test_what_check_finds_is_repaired_by_the_command_that_it_prints(
     ("options", "sentence"),
     [
         ((), "nothing to change"),
-        (("--drop_episodes", "9"), "has no episode '9'; it has episodes 0 to 3"),
+        (("--drop_episodes", "9"), "edit: --drop_episodes: "),
+        (("--episodes", "9"), "has no episode '9'; it has episodes 0 to 3"),
         (("--drop_episodes", "0:"), "leave no episode"),
         (("--trim", "1:3"), "--trim is '1:3', it has to look like 7@120:400"),
         (("--trim", "1@3:99"), "--trim 1@3:99: "),

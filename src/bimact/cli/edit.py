@@ -80,7 +80,7 @@ def _edit(options: argparse.Namespace) -> None:
     from bimact.convert.writer import Options
     from bimact.data.opening import open_source
     from bimact.data.reading import read_through
-    from bimact.data.selection import Selection
+    from bimact.data.selection import Selection, episodes_named
 
     edits = _edits_of(options)
     chosen: list[SelectedSource] = []
@@ -92,6 +92,10 @@ def _edit(options: argparse.Namespace) -> None:
             raise UserError(f"{source.path} is {source.format}, which cannot be written: choose a format by --to")
         written = Options(options.codec, options.lossless, options.compress, options.workers)
         check_target(source.path, options.target, to, written)
+        for setting in () if chosen else ("episodes", "drop_episodes"):  # messages name these options
+            named = getattr(options, setting)
+            if named is not None:
+                episodes_named(f"--{setting}", named.split(","), Selection().applied_to(source))
         of_first = {} if chosen else {"episodes": options.episodes, "exclude_episodes": options.drop_episodes}
         selection = Selection(
             **{name: tuple(value.split(",")) for name, value in of_first.items() if value is not None},  # type: ignore[arg-type]
