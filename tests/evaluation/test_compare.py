@@ -48,7 +48,7 @@ def policies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **rates: float) ->
     """Policies with known success rates, in waves of eight; and what was rolled out, in order."""
     log: list[str] = []
 
-    def roll_out(loaded: Any, settings: RolloutSettings) -> Iterator[list[Rollout]]:
+    def roll_out(loaded: Any, settings: RolloutSettings, model: Any = None) -> Iterator[list[Rollout]]:
         for first in range(settings.seed, settings.seed + settings.rollouts, 8):
             log.append(loaded.name)
             last = min(first + 8, settings.seed + settings.rollouts)

@@ -29,7 +29,7 @@ def loaded(tmp_path: Path) -> Any:
     weights = tmp_path / "act-train-last.pth"
     weights.write_bytes(b"weights")
     config = tiny_config(cameras=["top"], state_dim=14, action_dim=14)
-    return SimpleNamespace(config=config, checkpoint=weights, run=SimpleNamespace(path=tmp_path))
+    return SimpleNamespace(config=config, checkpoint=weights, results=tmp_path)
 
 
 @pytest.fixture
@@ -65,13 +65,13 @@ def test_results_stay_and_missing_ones_are_made(
     group = evaluate_robustness(loaded, settings, LIGHT)
     assert log == LIGHT[:2] + LIGHT[2:]
     assert "4 conditions of 50 rollouts each; 2 have results already" in capsys.readouterr().out
-    [kept] = read_results(loaded.run.path)["robustness"]["transfer_cube"]
+    [kept] = read_results(loaded.results)["robustness"]["transfer_cube"]
     assert kept["conditions"].keys() == {"none", "light=0.5", "light=1.5", "black_camera=all"}
     assert group["conditions"]["none"]["success_rate"] > group["conditions"]["light=0.5"]["success_rate"]
     evaluate_robustness(loaded, RolloutSettings("transfer_cube", rollouts=20), LIGHT[1:2])  # other scenes: beside them
     loaded.checkpoint.write_bytes(b"other weights")
     evaluate_robustness(loaded, settings, LIGHT[:1])
-    groups = read_results(loaded.run.path)["robustness"]["transfer_cube"]
+    groups = read_results(loaded.results)["robustness"]["transfer_cube"]
     assert [len(group["conditions"]) for group in groups] == [4, 1, 1]
     assert len(log) == 6
 
@@ -122,7 +122,7 @@ def test_report(tmp_path: Path, log: list[Any]) -> None:
     weights = tmp_path / "act-train-last.pth"
     weights.write_bytes(b"weights")
     config = tiny_config(cameras=["top"], state_dim=14, action_dim=14)
-    loaded: Any = SimpleNamespace(config=config, checkpoint=weights, run=SimpleNamespace(path=run))
+    loaded: Any = SimpleNamespace(config=config, checkpoint=weights, results=run)
     add_results(run)
     group = evaluate_robustness(loaded, RolloutSettings("insertion", rollouts=40), suite_of(("top",)))
     page = write_report(run).read_text()
