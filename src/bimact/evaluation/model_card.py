@@ -90,8 +90,7 @@ def policy_upload(
     if curves is not None:
         files[CURVES] = curves
     used = read_dataset_record(run.metrics_path) if run.metrics_path.is_file() else None
-    trained_on = loaded.config.dataset_dir
-    dataset = trained_on if trained_on is not None and HUB_NAME.fullmatch(trained_on) else None
+    dataset = _on_hub(loaded.config.dataset_dir)
     card = _Card(name, loaded, config, results, records, used, dataset, license, is_lerobot, video, curves is not None)
     files[CARD] = card.text().encode()
     paths = (str(run.path.absolute()), str(run.path.resolve()), str(Path.cwd()), *_paths_in(loaded.config))
@@ -104,16 +103,21 @@ def _public(config: Config) -> Config:
     paths = [entry.name for entry in dataclasses.fields(Config) if entry.metadata.get("is_path")]
     changes: dict[str, Any] = {key: getattr(defaults, key) for key in (*paths, *_OF_THE_MACHINE)}
     changes["datasets"] = None
-    if config.dataset_dir is not None and HUB_NAME.fullmatch(config.dataset_dir):
-        changes["dataset_dir"] = config.dataset_dir
+    changes["dataset_dir"] = _on_hub(config.dataset_dir)
     config = dataclasses.replace(recorded(config), **changes)
     encoder = dataclasses.replace(config.encoder, pretrained=without_paths(config.encoder.pretrained))
-    texts = {
+    others = {
         entry.name: without_paths(value)
         for entry in dataclasses.fields(Config)
-        if isinstance(value := getattr(config, entry.name), str)
+        if isinstance(value := getattr(config, entry.name), (str, list, dict))
     }
-    return dataclasses.replace(config, **texts, encoder=encoder)
+    return dataclasses.replace(config, **others, encoder=encoder)
+
+
+def _on_hub(dataset: str | None) -> str | None:
+    """A dataset's name if it is one on the hub; None for paths and URLs."""
+    is_name = dataset is not None and HUB_NAME.fullmatch(dataset) is not None and not Path(dataset).exists()
+    return dataset if is_name else None
 
 
 def _paths_in(config: Config) -> Iterator[str]:
