@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -214,8 +215,8 @@ def test_memory_does_not_grow(demonstrations: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="needs SIGUSR2")
 def test_a_preempted_training_continues_as_if_it_had_not_been(demonstrations: Path, tmp_path: Path) -> None:
-    config = settings_of(demonstrations, tmp_path / "run", num_epochs=12, ema_decay=0.99, output_dir=None)
-    save_config(config, tmp_path / "config.yaml")
+    config = settings_of(demonstrations, tmp_path / "run", num_epochs=12, ema_decay=0.99)
+    save_config(dataclasses.replace(config, output_dir=None), tmp_path / "config.yaml")
 
     def command(name: str, *more: str) -> list[str]:
         given = ["--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / name), *more]
@@ -239,8 +240,8 @@ def test_a_preempted_training_continues_as_if_it_had_not_been(demonstrations: Pa
 @needs_two
 @pytest.mark.parametrize("more", [(), ("--compile", "true"), ("--gradient_accumulation_steps", "2")])
 def test_two_gpus_train_as_one_does(demonstrations: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    config = settings_of(demonstrations, tmp_path / "run", num_steps=25, dropout=0.0, output_dir=None)
-    save_config(config, tmp_path / "config.yaml")
+    config = settings_of(demonstrations, tmp_path / "run", num_steps=25, dropout=0.0)
+    save_config(dataclasses.replace(config, output_dir=None), tmp_path / "config.yaml")
     launchers = {
         "one": ([sys.executable, "-c", EXACT, "train"], "32"),
         "two": ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], "16"),
