@@ -147,4 +147,4 @@ def test_invalid_observation_format(root: Path) -> None:
     np.save(root / "your_dataset" / "observations.npy", np.array(steps, dtype=object), allow_pickle=True)
     status, output = train(root)
     assert status == 2
-    assert re.search(r"Invalid observation format: step 12 \(episode 1, step 3\) .* has no 'image_right'", output)
+    assert re.search(r"episode 1: .*Invalid observation format: step 3 has no 'image_right'", output)
