@@ -69,7 +69,10 @@ def imported(*folders: str) -> Iterator[tuple[Path, str]]:
 )
 def test_imported_packages_are_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
     own = {
-        part for folder in folders for path in (ROOT / folder).rglob("*.py") for part in (path.stem, path.parent.name)
+        part
+        for folder in (*folders, "scripts", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        for part in (path.stem, path.parent.name)
     }
     distributions, known = packages_distributions(), declared(*extras)
     undeclared = {

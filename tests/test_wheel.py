@@ -77,7 +77,7 @@ def test_demo_from_the_wheel(environment: Path, tmp_path: Path) -> None:
     assert where.startswith(str(environment.parent))
     said = run(environment, tmp_path, "bimact", "demo", "--quick")
     assert "It tests the pipeline, not the policy." in said
-    assert "$ bimact train --config demo --dataset_dir data/transfer_cube-2" in said
+    assert "$ bimact train --dataset_dir data/transfer_cube-2" in said and "--config demo" in said
     assert "Step 20: loss=" in said
     results = json.loads((tmp_path / "runs" / "demo-transfer_cube-quick" / "evaluation.json").read_text())
     assert results["rollouts"]["transfer_cube"]["rollouts"] == 2

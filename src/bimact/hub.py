@@ -59,7 +59,7 @@ def policy_folder(path: str | Path) -> Path | None:
 def snapshot(kind: str, name: str, revision: str | None, folder: str, path: str) -> Path:
     """A policy's or dataset's copy in huggingface_hub's cache, or a folder of it.
 
-    Where the hub does not answer, and a whole copy is here, that is taken and a line on standard output tells it.
+    Where the hub does not answer, and a complete copy is here, that one is used, which a line on standard output says.
 
     Args:
         kind: `POLICY` or `DATASET`.
@@ -99,7 +99,9 @@ def snapshot(kind: str, name: str, revision: str | None, folder: str, path: str)
     except errors.RevisionNotFoundError:
         raise UserError(f"{path}: the {word} {name} on the Hugging Face hub has no revision {revision!r}") from None
     except errors.LocalEntryNotFoundError:
-        where = f"there is no folder {Path(path).absolute()}, and the Hugging Face cache holds no whole copy of {name}"
+        where = (
+            f"there is no folder {Path(path).absolute()}, and the Hugging Face cache holds no complete copy of {name}"
+        )
         if constants.HF_HUB_OFFLINE:
             raise UserError(f"{where}, which HF_HUB_OFFLINE forbids to download: unset it once") from None
         raise UserError(

@@ -670,7 +670,7 @@ def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
     assert selected(tmp_path, exclude_episodes=("episode_7.hdf5",)).lengths.tolist() == [3, 12]
     with pytest.raises(UserError, match=r"no episode '8'; it has episodes 3, 7, 12"):
         selected(tmp_path, episodes=("8",))
-    with pytest.raises(UserError, match="no episode is left"):
+    with pytest.raises(UserError, match="leave no episode: choose others"):
         selected(tmp_path, exclude_episodes=("0:20",))
 
 
@@ -1308,9 +1308,9 @@ def test_a_choice_of_colours_that_changes_nothing_is_said(tmp_path: Path) -> Non
     write_aloha(tmp_path / "a", (6,))
     write_lerobot(tmp_path / "l", (6,), V2)
     for name in ("a", "l"):
-        assert "color_order bgr changes nothing" in notes(tmp_path / name, color_order="bgr")
+        assert "color_order bgr has no effect" in notes(tmp_path / name, color_order="bgr")
     write_aloha(tmp_path / "j", (6,), jpegs="rows")
-    assert "changes nothing" not in notes(tmp_path / "j", color_order="bgr")
+    assert "has no effect" not in notes(tmp_path / "j", color_order="bgr")
 
 
 def test_files_that_contradict_each_other_on_colours(tmp_path: Path) -> None:
@@ -1323,7 +1323,7 @@ def test_files_that_contradict_each_other_on_colours(tmp_path: Path) -> None:
     write_aloha(tmp_path / "odd", (6,), jpegs="rows", attributes={"color_order": "yuv"})
     assert "the attribute color_order is yuv, which is neither rgb nor bgr" in notes(tmp_path / "odd")
     write_aloha(tmp_path / "raw", (6,), attributes={"color_order": "bgr"})
-    assert "the images of camera left_wrist, top are arrays and read as RGB" in notes(tmp_path / "raw")
+    assert "those of camera left_wrist, top are arrays and read as RGB" in notes(tmp_path / "raw")
 
 
 @pytest.mark.parametrize("kind", ["dataset", "attribute", "array"])
@@ -1419,7 +1419,7 @@ def test_a_guessed_size_and_missing_rollouts_are_told(tmp_path: Path) -> None:
     np.save(tmp_path / "short" / "rollout_length.npy", np.array([5] * 2, np.uint16))
     text = notes(tmp_path / "short")
     assert (
-        "counts 4 rollouts, and rollout_length.npy 2" in text and "counts 20 steps, and rollout_length.npy 10" in text
+        "counts 4 rollouts, but rollout_length.npy 2" in text and "counts 20 steps, but rollout_length.npy 10" in text
     )
 
 
@@ -1455,7 +1455,7 @@ def test_nothing_is_said_of_files_that_belong_to_a_dataset(tmp_path: Path) -> No
     write_replay(tmp_path / "x.zarr", [6])
     for name in ("v2", "v3", "aloha", "x.zarr"):
         open_dataset(tmp_path / name, selection=Selection(skip_unreadable=True))  # makes a copy beside it
-        assert "not read" not in notes(tmp_path / name)
+        assert "in the folder and not read" not in notes(tmp_path / name)
 
 
 def test_videos_beside_data_without_a_camera_are_images(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_policy_that_fails_stops_the_simulated_robot(capsys: pytest.CaptureFix
         (["--server", "127.0.0.1:1", "--timeout", "0.2"], "no policy server at ws://127.0.0.1:1 within 0.2 s"),
         (["--rollouts", "0"], "--rollouts is 0, it has to be at least 1"),
         (["--hz", "0"], "--hz is 0, it has to be above 0"),
-        (["--run", "runs/none"], "runs/none does not exist"),
+        (["--run", "runs/none/here"], "runs/none/here does not exist"),
     ],
 )
 def test_wrong_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,7 +241,7 @@ def test_answers_become_settings(project: Path) -> None:
     ]
     status, screen = converse(project / "demo_training.sh", (), answers, environment("", HOME="/home/ann"))
     assert status == 0, screen
-    assert "'many' does not fit here" in screen and "'0' does not fit here" in screen
+    assert "'many' is not valid here" in screen and "'0' is not valid here" in screen
     assert logged(project)[:2] == [
         "bimact check /home/ann/my data --fail_on error",
         "python scripts/train_act.py --dataset_dir /home/ann/my data --output_dir runs/my data --encoder.crop null "

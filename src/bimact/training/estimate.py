@@ -128,9 +128,6 @@ def estimate(
     accelerator = make_accelerator(config)
     device, dtype = accelerator.device, precision_dtype(accelerator.mixed_precision)
     notes = ["steps are measured without torch.compile"] if config.compile else []
-    if config.task_conditioning != "none":
-        notes.append("the token of the task is left out (task_conditioning)")
-        config = replace(config, task_conditioning="none")
     if config.sample_weights is not None or config.skip_idle:
         notes.append("samples that sample_weights and skip_idle leave out are counted: images are not looked at")
 
