@@ -89,3 +89,19 @@ def test_a_process_that_may_have_no_children_does_the_jobs_itself() -> None:
     daemon.start()
     assert results.get(timeout=60) == [(0, (2, daemon.pid)), (1, (4, daemon.pid))]
     daemon.join()
+
+
+def _reader() -> int:
+    ((_, (_, process)),) = run_jobs(double, [(1,)], describe=str, timeout=30)
+    return process
+
+
+def test_a_fork_of_a_process_that_had_children_has_its_own() -> None:
+    """As a program that forks after it has opened a dataset."""
+    own = _reader()
+    context = multiprocessing.get_context("fork")
+    readers = context.SimpleQueue()
+    fork = context.Process(target=lambda: readers.put(_reader()))
+    fork.start()
+    fork.join(60)
+    assert fork.exitcode == 0 and readers.get() not in (own, fork.pid, os.getpid())

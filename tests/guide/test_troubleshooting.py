@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 def train(root: Path, *settings: str, dataset: str = "your_dataset") -> tuple[int, str]:
     command = ["scripts/train_act.py", "--config", "tiny.yaml", "--dataset_dir", dataset, "--output_dir", "runs/run"]
     status, output = run_script([*command, *settings], root)
-    assert "Traceback" not in output
+    assert "Traceback" not in output, output
     return status, output
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 _LOCK = threading.Lock()
 
+# A forked child is not the parent of this process's server, which it could neither watch nor end: it starts its own.
+os.register_at_fork(after_in_child=forkserver.ensure_running.__self__.__init__)  # type: ignore[attr-defined]
+
 
 def fork_server(modules: Sequence[str]) -> ForkServerContext:
     """The fork server of this process; it is started if necessary.
