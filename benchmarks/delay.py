@@ -3,8 +3,8 @@
 python benchmarks/delay.py --run runs/demo-transfer_cube --task transfer_cube
 
 The same scenes in each cell, on a simulated clock: the result does not depend on the speed of the machine. Cells are
-kept in a JSON file, so that the command resumes, and prints the table of docs/deployment.md. 2,500 rollouts take about
-an hour on two cores.
+kept in a JSON file, so that the command resumes, and prints the table of docs/deployment.md. 1,000 rollouts take eight
+minutes on two cores with AVX-512.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
             cells[jobs[job]] = job.result()
             write_json(output, cells)
             progress.advance()
-    print(f"{identity}: successes of {len(seeds)} (95% interval), largest seam in rad, cycles held\n")
+    print(f"{identity}: successes of {len(seeds)} (95% interval), largest seam (rad, gripper openings), cycles held\n")
     print(f"| execution | {' | '.join(f'{delay} ms' for delay in delays)} |")
     print("|---|" + "---|" * len(delays))
     for name in names:

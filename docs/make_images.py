@@ -206,8 +206,11 @@ def report(studio: Studio) -> None:
     studio.bimact("report", "--run", run)
     studio.open(run / "report.html")
     time.sleep(2)
-    top = "[...document.querySelectorAll('h2')].find(h => h.textContent.includes('curves')).getBoundingClientRect().top"
-    studio.photograph("report.png", 1240, top=round(studio.browser.evaluate(f"{top} + scrollY")) - 16)
+    script = "[...document.querySelectorAll('h2')].map(h => [h.textContent, h.getBoundingClientRect().top + scrollY])"
+    headings = studio.browser.evaluate(script)
+    first = next(number for number, (title, _) in enumerate(headings) if "curves" in title)
+    top, end = (round(place) for _, place in (headings[first], headings[first + 2]))  # curves and errors
+    studio.photograph("report.png", end - top - 16, top=top - 16)
 
 
 def sweep(studio: Studio) -> None:

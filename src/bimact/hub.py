@@ -75,7 +75,7 @@ def snapshot(kind: str, name: str, revision: str | None, folder: str, path: str)
 
     word = _WORDS[kind]
     patterns = [f"{folder}/**", folder] if folder else None
-    silence = None if revision is not None and _COMMIT.fullmatch(revision) else _silence(kind, name, revision)
+    no_answer = None if revision is not None and _COMMIT.fullmatch(revision) else _why_no_answer(kind, name, revision)
     try:
         found = Path(
             snapshot_download(
@@ -115,10 +115,10 @@ def snapshot(kind: str, name: str, revision: str | None, folder: str, path: str)
     part = found / folder
     if not part.exists():
         raise UserError(f"the {word} {name} on the Hugging Face hub has no folder {folder!r}")
-    if silence is not None:
+    if no_answer is not None:
         day = datetime.fromtimestamp(found.stat().st_mtime)
         print(
-            f"Note: the Hugging Face hub does not answer for {name} ({silence}): the copy of {day:%Y-%m-%d} is used, "
+            f"Note: the Hugging Face hub does not answer for {name} ({no_answer}): the copy of {day:%Y-%m-%d} is used, "
             f"which may not be the newest ({found})",
             flush=True,
         )
@@ -132,7 +132,7 @@ def page_of(kind: str, name: str) -> str:
     return f"{constants.ENDPOINT}/{'datasets/' if kind == DATASET else ''}{name}"
 
 
-def _silence(kind: str, name: str, revision: str | None) -> str | None:
+def _why_no_answer(kind: str, name: str, revision: str | None) -> str | None:
     """Why the hub does not tell which is the newest version, so that an older copy may be taken.
 
     `snapshot_download` takes that copy without a word.

@@ -22,6 +22,9 @@ class Recipe:
     train: tuple[str, ...] = ("--config", "demo")
 
 
+# Options of `bimact train` that test the pipeline, not the policy.
+QUICK = ("--num_steps", "20", "--val_split", "0.5", "--warmup_steps", "5", "--log_frequency", "10")
+
 RECIPES = {
     recipe.task: recipe
     for recipe in (

@@ -107,15 +107,15 @@ def test_the_page_has_each_seed_the_spread_and_no_pooled_figure(tmp_path: Path, 
         assert f"| {seed} | {successes} of 20 | {rate} | {low:.1%} to {high:.1%} | 2.0 min |" in text
     assert "Mean over 3 training seeds: **90.0%**, standard deviation 10.0 points, 80.0% to 100.0%." in text
     assert "54 of 60" not in text
-    assert "seeds 1000 to 1019" in text and "`last`, fixed before the runs" in text
+    assert "seeds 2000 to 2019" in text and "`last`, fixed before the runs" in text
     assert "| inserted | 20 | 18 | 16 |" in text and "| peg meets socket | 21 | 19 | 17 |" in text
     assert "the first 3 of 5 steps of each chunk" in text and "top, 24 x 32" in text
     assert "CCoL" in text and "50, scripted: `bimact record --task insertion --episodes 50`" in text
 
 
 def test_scenes_of_demonstrations_or_tuning_are_refused(tmp_path: Path, commands: Commands) -> None:
-    commands.scene = 990
-    with pytest.raises(UserError, match=r"has demonstrations of the proof's scene 1000: pass another --first_scene"):
+    commands.scene = 1990
+    with pytest.raises(UserError, match=r"has demonstrations of the proof's scene 2000: pass another --first_scene"):
         prove(settings_of(tmp_path), lambda _: None)
     with pytest.raises(UserError, match="reach those from 10000 on, which are for tuning"):
         prove(settings_of(tmp_path, first_scene=9990), lambda _: None)

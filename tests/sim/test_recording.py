@@ -194,6 +194,7 @@ def test_noisy_episodes_are_spread_and_older_recordings_are_resumed(recorded: Pa
         (RecordingSettings("transfer_cube", cameras=("front",)), "no camera 'front'"),
         (RecordingSettings("transfer_cube", image_size=(0, 10)), "--image_size is 0x10"),
         (RecordingSettings("transfer_cube", noise=1.0), "--noise is 1.0"),
+        (RecordingSettings("transfer_cube", randomize={"light": 0.0}), "--randomize light is 0, it has to be a factor"),
         (RecordingSettings("transfer_cube", seed=-1), "--seed is -1"),
         (RecordingSettings("transfer_cube", episodes=10**9), "GB free"),
         (

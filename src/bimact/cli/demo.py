@@ -8,7 +8,7 @@ import time
 
 from bimact.cli.arguments import Commands
 from bimact.files import expand_home
-from bimact.recipes import RECIPES, Recipe
+from bimact.recipes import QUICK, RECIPES, Recipe
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def _demo(options: argparse.Namespace) -> None:
     task, episodes, rollouts, videos, settings = recipe.task, recipe.episodes, 100, 5, list(recipe.train)
     if options.quick:
         episodes, rollouts, videos = 2, 2, 1
-        settings += ["--num_steps", "20", "--val_split", "0.5", "--warmup_steps", "5", "--log_frequency", "10"]
+        settings += QUICK
         print("--quick: the same steps with little data and training. It tests the pipeline, not the policy.")
     name = f"demo-{task}" + "-quick" * options.quick + (f"-seed-{options.seed}" if options.seed else "")
     run = options.output_dir or f"runs/{name}"

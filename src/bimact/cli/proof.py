@@ -23,7 +23,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--tasks", default=",".join(RECIPES), help=f"(default: {','.join(RECIPES)})")
     parser.add_argument("--seeds", help="of the trainings, comma-separated (default: 0,1,2,3,4)")
     parser.add_argument("--rollouts", type=int, help="of each policy (default: 500)")
-    parser.add_argument("--first_scene", type=int, default=1000, help="seed of the first scene (default: 1000)")
+    parser.add_argument("--first_scene", type=int, default=2000, help="seed of the first scene (default: 2000)")
     parser.add_argument("--output_dir", type=expand_home, help="of datasets and runs (default: runs/proof)")
     parser.add_argument(
         "--page", type=expand_home, metavar="FILE", help="Markdown to write (default: OUTPUT_DIR/results.md)"

@@ -67,7 +67,7 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "dropped": Perturbation("probability that an observation is lost; the one before is seen", (0.5, 0.8), high=0.99),
     "delay": Perturbation("age of observations: control steps", (1, 2, 5), high=100),
     "control_rate": Perturbation(
-        f"new targets a second: of the {FPS} actions a second the others are skipped", (25,), FPS, 1, FPS
+        f"new targets per second: the other ones of the {FPS} actions per second are skipped", (25,), FPS, 1, FPS
     ),
 }
 _PATTERNS = 4  # of each kind of surface
@@ -183,7 +183,7 @@ class Perturber:
         self._first_images: dict[str, np.ndarray] = {}
 
     def edit(self, spec: mujoco.MjSpec) -> None:
-        """Change the model before it is compiled: sizes of objects, and patterns that surpixels may get."""
+        """Change the model before it is compiled: sizes of objects, and patterns that surfaces may get."""
         factor = self._numbers.get("object_size", 1.0)
         if factor != 1:
             for body in spec.bodies:
@@ -287,7 +287,7 @@ class Perturber:
         return any(name.startswith(names) for name in self._numbers)
 
     def _change_looks(self, scene: Scene) -> None:
-        """Cameras, lights and surpixels, from the scene's own ones each time."""
+        """Cameras, lights and surfaces, from the scene's own ones each time."""
         model, numbers = scene.model, self._numbers
         if "cam_quat" not in self._nominal and numbers.keys() & {"camera_shift", "camera_turn"}:
             _fix_cameras(scene)

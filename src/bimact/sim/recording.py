@@ -27,7 +27,7 @@ from bimact.files import check_writable, flush_to_disk, write_json
 from bimact.machine import usable_cores
 from bimact.progress import progress_bar
 from bimact.sim.base import SimulatedTask
-from bimact.sim.perturbations import LOOKS, Magnitude, check_perturbations
+from bimact.sim.perturbations import LOOKS, PERTURBATIONS, Magnitude, check_perturbations
 from bimact.sim.tasks import Task, find_task
 
 PARTIAL = ".partial"
@@ -84,6 +84,9 @@ class RecordingSettings:
                 f"the simulation of {self.task} is of another package: --randomize is of bimact's own tasks"
             )
         check_perturbations(self.randomize or {}, self.cameras)
+        for name, value in (self.randomize or {}).items():
+            if PERTURBATIONS[name].neutral == 1 and value == 0:  # each episode draws between a factor and its inverse
+                raise UserError(f"--randomize {name} is 0, it has to be a factor above 0")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed is {self.seed}, it has to be from 0 to 2147483647")
 

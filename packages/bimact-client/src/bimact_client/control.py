@@ -366,8 +366,9 @@ class ControlLoop:
                 report.ramp_cycles += 1
                 fresh_at = clock.monotonic()
             elif plan.has_action:
+                has_begun = plan.position > 0  # the first action follows no other one of the policy
                 action = guard.limited(plan.next(), last)
-                if last is not None:
+                if last is not None and has_begun:
                     change = float(np.abs(action - last).max())
                     if is_seam:
                         report.seam = max(report.seam, change)
