@@ -103,7 +103,7 @@ def test_policies_of_lerobot_and_of_the_original_act_act(tmp_path: Path, capsys:
         bimact.load_policy(tmp_path / "original")
     with pytest.raises(bimact.UserError, match="is a run, which knows its cameras"):
         bimact.load_policy(tmp_path / "lerobot-run", cameras=["top"])
-    with pytest.raises(bimact.UserError, match="is not a run directory, so checkpoint 'best' has no meaning"):
+    with pytest.raises(bimact.UserError, match="is not a run directory, so checkpoint 'best' does not apply"):
         bimact.load_policy(tmp_path / "lerobot", checkpoint="best")
 
 

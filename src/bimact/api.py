@@ -70,7 +70,7 @@ def load_policy(
             raise UserError(f"{run.path} is a run, which knows its cameras: leave cameras and image_size out")
         if path.is_file():
             if checkpoint is not None:
-                raise UserError(f"{path} is a checkpoint already, so checkpoint '{checkpoint}' has no meaning")
+                raise UserError(f"{path} is a checkpoint already, so checkpoint '{checkpoint}' does not apply")
             checkpoint = path.stem.removeprefix("act-train-")
         loaded = load_run(run.path, "best" if checkpoint is None else checkpoint, device)
         network, config, interface = loaded.network, loaded.config, loaded.interface
@@ -80,7 +80,7 @@ def load_policy(
         from bimact.interop.convert import PolicyFiles, read
 
         if checkpoint is not None:
-            raise UserError(f"{path} is not a run directory, so checkpoint '{checkpoint}' has no meaning")
+            raise UserError(f"{path} is not a run directory, so checkpoint '{checkpoint}' does not apply")
         converted = read(PolicyFiles(path, cameras=cameras, image_size=image_size))
         for note in converted.notes:
             print(f"Note: {note}", flush=True)

@@ -175,6 +175,13 @@ class EncoderConfig:
         "smaller for speed",
         changes="network",
     )
+    keypoints: int = key(
+        0,
+        "conv: points per image whose positions are its only token (spatial softmax); 0: one token per location",
+        "32 where few demonstrations have to show many positions of the objects",
+        low=0,
+        changes="network",
+    )
 
 
 @dataclass

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 
 from bimact.errors import UserError
 
@@ -61,6 +62,12 @@ def explain_missing_opengl() -> Iterator[None]:
         # Seen: no attribute 'eglQueryString' or 'glGetError' of None, "Cannot initialize a headless EGL
         # display", no attribute '_context', gladLoadGL errors.
         raise missing_opengl() from error
+
+
+def load_triton() -> None:
+    """Load Triton, which PyTorch for CUDA brings: after Mesa's LLVM is loaded its import is a segmentation fault."""
+    with suppress(ImportError):
+        import_module("triton._C.libtriton")
 
 
 def opengl_works() -> bool:

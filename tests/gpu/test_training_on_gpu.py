@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
-needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="has no meaning on a CPU")
+needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="does not apply on a CPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 # `bimact`, with operations that repeat to the last bit
 EXACT = "import torch; torch.use_deterministic_algorithms(True, warn_only=True); from bimact.cli import main; main()"

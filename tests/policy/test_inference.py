@@ -297,7 +297,7 @@ def test_execution_is_the_runs_unless_told_otherwise() -> None:
     assert Execution.of(tiny_config(chunk_size=50, execute_steps=20), temporal_ensemble=True).temporal_ensemble
     with pytest.raises(UserError, match="execute_steps is 51, it has to be from 1 to the chunk size, 50"):
         Execution.of(config, execute_steps=51)
-    with pytest.raises(UserError, match="has no meaning"):
+    with pytest.raises(UserError, match="does not apply"):
         Execution.of(config, execute_steps=5, temporal_ensemble=True)
 
 

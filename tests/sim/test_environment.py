@@ -141,6 +141,16 @@ def test_mujoco_imported_too_early_is_explained() -> None:
     assert "import bimact.sim first" in result.stderr
 
 
+def test_pytorch_can_be_loaded_after_rendering() -> None:
+    """Triton, which PyTorch for CUDA brings, was a segmentation fault after Mesa's LLVM."""
+    code = (
+        "from bimact.sim.environment import AlohaEnv; AlohaEnv(image_size=(24, 32)).reset(seed=0)\n"
+        "import torch._dynamo; import torchvision; print('loaded')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "loaded\n"), result.stderr
+
+
 _WITHOUT_EGL = """
 import ctypes.util
 real = ctypes.util.find_library

@@ -13,12 +13,12 @@ from bimact.check.values import ENDS
 from bimact.data.default_state import action_in_state
 from bimact.data.idle import IDLE, movement
 
-_LEAST_IDLE = (0.5, 25)  # seconds, or steps where the fps is unknown: people begin with shorter rests
+_MIN_IDLE = (0.5, 25)  # seconds, or steps where the fps is unknown: shorter pauses are usual
 _IDLE_SHARE = 0.1  # of the episode
-_GRAVE_SHARE = 0.5  # of the episode: a warning
+_WARNING_SHARE = 0.5  # of the episode: a warning
 
 _FROZEN = (0.5, 15)  # seconds or steps: no sensor value stays bit-identical for so long while a robot moves
-_LAG_OF_DRIVER = 5  # steps by which a state may lag behind its action
+_DRIVER_LAG = 5  # steps by which a state may lag behind its action
 _MOVED = 0.2  # of the action's span in that time
 
 _WINDOW = (1.0, 25)  # seconds or steps of delay that are tested in both directions
@@ -31,7 +31,7 @@ _COPIED = 0.99  # share of the steps
 
 _OFF = 0.05  # relative tolerance of the fps: more than clocks and rounded numbers (29.97) need
 _GAP = 1.7  # of the median interval: more than jitter; a single missing step makes 2
-_MANY_GAPS = 0.1  # share of the intervals above which it is not about single steps
+_MANY_GAPS = 0.1  # share of the intervals above which the timestamps are irregular as a whole
 _UNEVEN = 0.5  # of the median interval: more than jitter
 
 
@@ -44,7 +44,7 @@ def still_episodes(facts: Facts) -> Iterator[Finding]:
 
 def idle_ends(facts: Facts) -> Iterator[Finding]:
     """Episodes that begin or end without motion."""
-    least = facts.steps_in(*_LEAST_IDLE)
+    least = facts.steps_in(*_MIN_IDLE)
     for episode in range(len(facts.episodes)):
         for code, word, from_end in (("idle-head", "first", False), ("idle-tail", "last", True)):
             moved = _movement(facts, episode, from_end=from_end)
@@ -53,7 +53,7 @@ def idle_ends(facts: Facts) -> Iterator[Finding]:
             steps, total = int(np.argmax(moved > IDLE)), len(moved)
             if steps >= max(least, _IDLE_SHARE * total):
                 text = f"nothing moves in the {word} {steps} of {total} steps"
-                severity = WARNING if steps >= _GRAVE_SHARE * total else INFO
+                severity = WARNING if steps >= _WARNING_SHARE * total else INFO
                 first = total - steps if from_end else 0
                 idle = range(first, first + steps)
                 yield facts.finding(code, text, episode=episode, steps=idle, severity=severity)
@@ -74,7 +74,7 @@ def frozen_states(facts: Facts) -> Iterator[Finding]:
     for episode in range(len(facts.episodes)):
         state, action = facts.both(episode)
         for begin, end in runs((np.diff(state, axis=0) == 0).all(axis=1)):
-            commands = action[begin + _LAG_OF_DRIVER : end + 1, moving]
+            commands = action[begin + _DRIVER_LAG : end + 1, moving]
             if end - begin < least or len(commands) == 0:
                 continue
             if (np.ptp(commands, axis=0) > _MOVED * facts.action.span[moving]).any():

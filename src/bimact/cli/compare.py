@@ -68,7 +68,7 @@ def _compare(options: argparse.Namespace) -> None:
     if len(given) > 2:
         raise UserError(f"--checkpoint is '{options.checkpoint}', it has to be one, or one for each such as best,last")
     if options.json and options.protocol is not None:
-        raise UserError("--protocol asks for marks on the terminal, so --json has no meaning: read the protocol file")
+        raise UserError("--protocol asks for marks on the terminal, so --json does not apply: read the protocol file")
     compare = _in_simulation if options.protocol is None else _on_a_robot
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         result, path = compare(options, (given[0], given[-1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import time
 
@@ -35,15 +36,26 @@ def _demo(options: argparse.Namespace) -> None:
     from bimact.cli import parse
 
     began = time.monotonic()
-    recipe = RECIPES.get(options.task, Recipe(options.task))
-    task, episodes, rollouts, videos, settings = recipe.task, recipe.episodes, 100, 5, list(recipe.train)
+    recipe, rollouts, videos = RECIPES.get(options.task, Recipe(options.task)), 100, 5
     if options.quick:
-        episodes, rollouts, videos = 2, 2, 1
-        settings += QUICK
+        recipe, rollouts, videos = dataclasses.replace(recipe, episodes=2, train=(*recipe.train, *QUICK)), 2, 1
         print("--quick: the same steps with little data and training. It tests the pipeline, not the policy.")
+    task, episodes = recipe.task, recipe.episodes
     name = f"demo-{task}" + "-quick" * options.quick + (f"-seed-{options.seed}" if options.seed else "")
     run = options.output_dir or f"runs/{name}"
     dataset = options.dataset_dir or f"data/{task}-{episodes}"
+    if not options.quick:
+        from bimact.evaluation.proof import recipe_cost
+        from bimact.machine import cpu_name, usable_cores
+
+        each = recipe_cost(recipe)
+        parts = {"recording": each.recording, "training": each.training, "rollouts": rollouts * each.rollout}
+        print(
+            f"About {sum(parts.values()):.0f} min from beginning to end on this machine ({cpu_name()}, "
+            f"{usable_cores()} cores), by a few measured steps: "
+            + ", ".join(f"{name} {minutes:.1f} min" for name, minutes in parts.items()),
+            flush=True,
+        )
 
     def step(title: str, *words: str) -> None:
         print(f"\n── {title}\n$ {shlex.join(['bimact', *words])}", flush=True)
@@ -52,12 +64,12 @@ def _demo(options: argparse.Namespace) -> None:
 
     step(
         f"1 of 4: record {episodes} demonstrations of {task}",
-        *("record", "--task", task, "--episodes", str(episodes), "--output_dir", dataset, *recipe.record),
+        *recipe.record_command(str(dataset)),
     )
     step(
         "2 of 4: train",
         *("train", "--dataset_dir", dataset, "--output_dir", run, "--seed", str(options.seed)),
-        *("--resume_from", "auto", *settings),
+        *("--resume_from", "auto", *recipe.train),
     )
     evaluation = ("evaluate", "--run", run, "--checkpoint", "last")
     step("3 of 4: evaluate: the error on held-out demonstrations", *evaluation)

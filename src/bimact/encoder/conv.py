@@ -47,7 +47,10 @@ def _coordinates(patches: Tensor) -> Tensor:
 class ConvEncoder(ImageEncoder):
     """4 × 4 patches, then a stage for each entry of `encoder.channels`, each but the first at half the size.
 
-    With three stages there is one token per 16 × 16 pixels.
+    With three stages there is one token per 16 × 16 pixels. With `encoder.keypoints` K an image has one token: the
+    expected positions of K points (spatial softmax, Finn et al. 2016, arXiv:1509.06113, section V-B), (2K,) from -1 to
+    1, vertical then horizontal of each. The network is then given no coordinates, so that a point follows what it is on
+    to places where no demonstration shows it.
     """
 
     def __init__(self, config: EncoderConfig, channels_in: int = 3) -> None:
@@ -55,15 +58,22 @@ class ConvEncoder(ImageEncoder):
             raise UserError("encoder conv has no pretrained weights: set encoder.pretrained to null")
         if not config.channels:
             raise UserError("encoder.channels is empty: set the number of channels of each stage")
-        super().__init__(config, out_dim=config.channels[-1])
-        widths = [channels_in * _PATCH**2 + 2, *config.channels]
+        self.keypoints = config.keypoints
+        if self.keypoints and config.spatial:
+            raise UserError(
+                "encoder.keypoints are one token per image: leave encoder.spatial out, or set keypoints to 0"
+            )
+        super().__init__(config, out_dim=2 * self.keypoints or config.channels[-1])
+        widths = [channels_in * _PATCH**2 + (0 if self.keypoints else 2), *config.channels]
         self.stages = nn.Sequential(
             *(
                 _Stage(width_in, width_out, stride=1 if number == 0 else 2)
                 for number, (width_in, width_out) in enumerate(pairwise(widths))
             )
         )
-        self.spatial = config.spatial is not False
+        if self.keypoints:
+            self.scores = nn.Conv2d(config.channels[-1], self.keypoints, 1)
+        self.spatial = config.spatial is not False and not self.keypoints
 
     def prepare_for_inference(self) -> None:
         fold_norms_for_inference(self.stages)
@@ -72,6 +82,11 @@ class ConvEncoder(ImageEncoder):
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % _PATCH, 0, -height % _PATCH))
         patches = F.pixel_unshuffle(padded, _PATCH)  # (N, 48, rows, columns) of RGB
+        if self.keypoints:
+            scores = self.scores(self.stages(patches)).float()  # (N, K, rows', columns')
+            weights = scores.flatten(2).softmax(dim=-1)
+            places = _coordinates(scores)[0].flatten(1)  # (2, rows' · columns'), float32: not a product of autocast
+            return torch.stack([(weights * axis).sum(dim=-1) for axis in places], dim=-1).flatten(1).unsqueeze(1)
         x = self.stages(torch.cat([patches, _coordinates(patches)], dim=1))  # (N, C, rows', columns')
         if not self.spatial:
             return x.mean(dim=(2, 3)).unsqueeze(1)

@@ -22,7 +22,7 @@ class DepthEncoder(ConvEncoder):
     """
 
     def __init__(self, config: EncoderConfig, image_size: tuple[int, int] | None) -> None:
-        own = dataclasses.replace(config, pretrained=None, freeze=False, train_last=0, spatial=True)
+        own = dataclasses.replace(config, pretrained=None, freeze=False, train_last=0, spatial=True, keypoints=0)
         super().__init__(own, channels_in=2)
         self.image_size = image_size
         self.near, self.far = config.depth_range

@@ -104,8 +104,7 @@ def prove(settings: ProofSettings, say: Callable[[str], None] = print) -> Path:
     check_writable(settings.page.parent)
     for task in settings.tasks:
         recipe, dataset = settings.recipe(task), settings.dataset(task)
-        record = ("record", "--task", task, "--episodes", str(recipe.episodes), "--output_dir", str(dataset))
-        _step((*record, *recipe.record), say)
+        _step(recipe.record_command(str(dataset)), say)
         scenes = range(settings.first_scene, settings.first_scene + settings.rollouts)
         seen = sorted({int(episode["seed"]) for episode in _demonstrations(dataset)}.intersection(scenes))
         if seen:
@@ -153,65 +152,83 @@ def training_minutes(run: Run) -> float:
 # The cost --------------------------------------------------------------------------------------------
 
 
-def cost(settings: ProofSettings, say: Callable[[str], None] = print) -> Table:
-    """What is missing and how long it will take on this machine, from a few measured steps of each recipe.
+@dataclass(frozen=True)
+class RecipeCost:
+    """What a recipe costs on this machine, predicted from a few measured steps of each part.
+
+    Attributes:
+        recording: minutes, of all demonstrations.
+        training: minutes, of one training.
+        rollout: minutes, of one rollout.
+        tflop: of matrix products, of one training.
+    """
+
+    recording: float
+    training: float
+    rollout: float
+    tflop: float
+
+
+def recipe_cost(recipe: Recipe) -> RecipeCost:
+    """Measure some training steps on random batches, and some steps of the simulation.
 
     Raises:
-        UserError: as `prove`.
+        UserError: if the simulation is not installed or the recipe's config is faulty.
     """
     from bimact.policy.metadata import Execution
     from bimact.sim.tasks import find_task
     from bimact.training.estimate import estimate
     from bimact.training.prepare import request
 
+    simulated = find_task(recipe.task)
+    camera, size, length = simulated.cameras[0], recipe.image_size, simulated.episode_steps
+    options = [f"{name.removeprefix('--')}={value}" for name, value in zip(*[iter(recipe.train)] * 2)]
+    config_name = next(option.partition("=")[2] for option in options if option.startswith("config="))
+    config = request(config_name, [option for option in options if not option.startswith("config=")]).config
+    shaped = replace(
+        config,
+        dataset_dir=None,
+        cameras=[camera],
+        image_size=list(size),
+        state_dim=len(simulated.state_names),
+        action_dim=len(simulated.action_names),
+    )
+    found = estimate(shaped, [config.batch_size])
+    per_step = next(batch.seconds for batch in found.batches if batch.batch_size == config.batch_size) or 0.0
+    steps = config.num_steps or config.num_epochs * -(-recipe.episodes * length // config.batch_size)
+    environment = simulated.environment(cameras=(camera,), image_size=size)
+    environment.reset(seed=TUNING_SEEDS)
+    still = environment.hold()
+    advance, observe = _seconds(partial(environment.advance, still), 40), _seconds(environment.observe, 5)
+    environment.close()
+    return RecipeCost(
+        recording=recipe.episodes * length * (2 * advance + observe) / usable_cores() / 60,
+        training=steps * per_step / 60,
+        rollout=length * (advance + observe / Execution.of(config).execute_steps) / usable_cores() / 60,
+        tflop=found.step_flop * steps / 1e12,
+    )
+
+
+def cost(settings: ProofSettings, say: Callable[[str], None] = print) -> Table:
+    """What is missing and how long it will take on this machine, from a few measured steps of each recipe.
+
+    Raises:
+        UserError: as `prove`.
+    """
     settings.check()
     table = Table("task", "training seeds left", "recording", "training", "rollouts", "TFLOP of each training")
     known, total = _read_cost(settings), 0.0
     for task in settings.tasks:
         say(f"measuring a few steps of {task}")
-        recipe, simulated = settings.recipe(task), find_task(task)
-        camera, size = simulated.cameras[0], (240, 320)
-        options = [f"{name.removeprefix('--')}={value}" for name, value in zip(*[iter(recipe.train)] * 2)]
-        config_name = next(option.partition("=")[2] for option in options if option.startswith("config="))
-        config = request(config_name, [option for option in options if not option.startswith("config=")]).config
-        shaped = replace(
-            config,
-            dataset_dir=None,
-            cameras=[camera],
-            image_size=list(size),
-            state_dim=len(simulated.state_names),
-            action_dim=len(simulated.action_names),
-        )
-        found = estimate(shaped, [config.batch_size])
-        per_step = next(batch.seconds for batch in found.batches if batch.batch_size == config.batch_size) or 0.0
-        steps = config.num_steps
-        if steps is None:
-            per_epoch = -(-recipe.episodes * simulated.episode_steps // config.batch_size)
-            steps = config.num_epochs * per_epoch
-        environment = simulated.environment(cameras=(camera,), image_size=size)
-        environment.reset(seed=TUNING_SEEDS)
-        still = environment.hold()
-        advance, observe = _seconds(partial(environment.advance, still), 40), _seconds(environment.observe, 5)
-        environment.close()
-        execution = Execution.of(config)
+        each = recipe_cost(settings.recipe(task))
         left = [seed for seed in settings.seeds if rollouts_of(settings, task, seed) is None]
-        recorded = (settings.dataset(task) / "metadata.json").is_file()
-        minutes = [
-            0.0
-            if recorded
-            else recipe.episodes * simulated.episode_steps * (2 * advance + observe) / usable_cores() / 60,
-            len(left) * steps * per_step / 60,
-            len(left)
-            * settings.rollouts
-            * simulated.episode_steps
-            * (advance / usable_cores() + observe / usable_cores() / execution.execute_steps)
-            / 60,
-        ]
+        recording = 0.0 if (settings.dataset(task) / "metadata.json").is_file() else each.recording
+        minutes = [recording, len(left) * each.training, len(left) * settings.rollouts * each.rollout]
         total += sum(minutes)
         cells = [f"{value:,.0f} min" if value >= 1 else f"{60 * value:.0f} s" for value in minutes]
         seeds = ",".join(map(str, left)) or "none"
-        table.add_row(task, seeds, *cells, f"{found.step_flop * steps / 1e12:,.0f}")
-        known[task] = found.step_flop * steps / 1e12
+        table.add_row(task, seeds, *cells, f"{each.tflop:,.0f}")
+        known[task] = each.tflop
     known["machine"] = f"{cpu_name()}, {usable_cores()} cores"
     table.caption = f"In all about {total / 60:.1f} hours on {known['machine']}"
     write_json(settings.folder / COST, known)
@@ -266,7 +283,7 @@ def _task_lines(settings: ProofSettings, task: str) -> list[str]:
     measured = {seed: result for seed, result in results.items() if result is not None}
     noisy = sum(bool(episode.get("noisy")) for episode in _demonstrations(settings.dataset(task)))
     noise = f", {noisy} of them with noise on the executed actions" if noisy else ""
-    recorded = shlex.join(["bimact", "record", "--task", task, "--episodes", str(recipe.episodes), *recipe.record])
+    recorded = shlex.join(["bimact", *recipe.record_command(f"data/{task}")])
     facts = [
         ("demonstrations", f"{recipe.episodes}, scripted{noise}: `{recorded}`"),
         ("training", f"`bimact train {shlex.join(recipe.train)}`"),

@@ -153,4 +153,4 @@ def read(source: PolicyFiles) -> Converted:
 def _refuse_options(source: PolicyFiles, what: str, names: Sequence[str]) -> None:
     given = [f"--{name}" for name in names if getattr(source, name) is not None]
     if given:
-        raise UserError(f"{source.path} is {what}, for which {' and '.join(given)} has no meaning: leave it out")
+        raise UserError(f"{source.path} is {what}, to which {' and '.join(given)} does not apply: leave it out")

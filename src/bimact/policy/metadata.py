@@ -43,7 +43,7 @@ class Execution:
         """
         if temporal_ensemble and execute_steps is not None:
             raise UserError(
-                f"temporal_ensemble predicts at each step, so execute_steps ({execute_steps}) has no meaning: give one"
+                f"temporal_ensemble predicts at each step, so execute_steps ({execute_steps}) does not apply: give one"
             )
         if temporal_ensemble is None:
             temporal_ensemble = config.temporal_ensemble and execute_steps is None

@@ -7,7 +7,7 @@ import weakref
 
 import numpy as np
 
-from bimact.opengl import explain_missing_opengl
+from bimact.opengl import explain_missing_opengl, load_triton
 from bimact.sim.tasks import mujoco
 
 QUALITIES = ("fast", "high")
@@ -29,6 +29,7 @@ class Renderer:
             settings.shadowsize, settings.offsamples = 0, 0
         # An off-screen buffer of exactly this size is the fastest to read back.
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
+        load_triton()
         with explain_missing_opengl():
             self._renderer = mujoco.Renderer(model, height, width)
         settings.shadowsize, settings.offsamples = usual

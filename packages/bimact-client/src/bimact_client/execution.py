@@ -47,7 +47,7 @@ class Execution:
                 raise ValueError(f"{name} is {value}, it has to be at least 1")
         if self.mode == "temporal_ensemble" and self.execute_steps not in (None, 1):
             raise ValueError(
-                f"temporal_ensemble asks at each step, so execute_steps ({self.execute_steps}) has no meaning"
+                f"temporal_ensemble asks at each step, so execute_steps ({self.execute_steps}) does not apply"
             )
 
     @classmethod
