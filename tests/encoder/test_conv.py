@@ -90,6 +90,11 @@ def test_keypoints_get_gradients_and_no_coordinates() -> None:
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
+def test_other_encoders_refuse_keypoints() -> None:
+    with pytest.raises(UserError, match="encoder.keypoints is for encoder conv, and pri3d has none"):
+        build_encoder(EncoderConfig(name="pri3d", pretrained=None, freeze=False, keypoints=3))
+
+
 def test_keypoints_and_a_token_per_location_exclude_each_other() -> None:
     with pytest.raises(UserError, match=r"encoder.keypoints .* set keypoints to 0"):
         make(keypoints=3, spatial=True)
