@@ -110,7 +110,10 @@ def test_the_page_has_each_seed_the_spread_and_no_pooled_figure(tmp_path: Path, 
     assert "seeds 2000 to 2019" in text and "`last`, fixed before the runs" in text
     assert "| inserted | 20 | 18 | 16 |" in text and "| peg meets socket | 21 | 19 | 17 |" in text
     assert "the first 3 of 5 steps of each chunk" in text and "top, 24 x 32" in text
-    assert "CCoL" in text and "50, scripted: `bimact record --task insertion --episodes 50`" in text
+    assert (
+        "CCoL" in text
+        and "50, scripted: `bimact record --task insertion --episodes 50 --output_dir data/insertion`" in text
+    )
 
 
 def test_scenes_of_demonstrations_or_tuning_are_refused(tmp_path: Path, commands: Commands) -> None:
