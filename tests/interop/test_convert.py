@@ -258,9 +258,15 @@ def test_options_without_a_meaning_are_refused(
 ) -> None:
     target = tmp_path / "new"
     assert "is a run of bimact already" in fails(capsys, run, target, "--to", "bimact")
-    assert "is a run of bimact, for which --cameras has no" in fails(capsys, run, target, "--cameras", "a,b")
-    assert "for which --stats and --nheads has no" in fails(capsys, lerobot, target, "--stats=a", "--nheads=4")
-    assert "is the original ACT, for which --checkpoint has no" in fails(capsys, original, target, "--checkpoint=3")
+    assert "is a run of bimact, to which --cameras does not apply: leave it out" in fails(
+        capsys, run, target, "--cameras", "a,b"
+    )
+    assert "to which --stats and --nheads do not apply: leave them out" in fails(
+        capsys, lerobot, target, "--stats=a", "--nheads=4"
+    )
+    assert "is the original ACT, to which --checkpoint does not apply" in fails(
+        capsys, original, target, "--checkpoint=3"
+    )
     assert "has no checkpoint '3'; it has: best, last" in fails(capsys, run, target, "--checkpoint", "3")
     assert "height x width" in fails(capsys, original, target, "--image_size", "40")
     assert not target.exists()

@@ -153,4 +153,5 @@ def read(source: PolicyFiles) -> Converted:
 def _refuse_options(source: PolicyFiles, what: str, names: Sequence[str]) -> None:
     given = [f"--{name}" for name in names if getattr(source, name) is not None]
     if given:
-        raise UserError(f"{source.path} is {what}, to which {' and '.join(given)} does not apply: leave it out")
+        verb, them = ("does", "it") if len(given) == 1 else ("do", "them")
+        raise UserError(f"{source.path} is {what}, to which {' and '.join(given)} {verb} not apply: leave {them} out")
