@@ -276,3 +276,24 @@ def test_json_of_doctor_and_cache(
     with pytest.raises(SystemExit):
         main(["cache", "--json"])
     assert set(json.loads(capsys.readouterr().out)) == {"caches", "removed"}
+
+
+def test_demo_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from bimact import cli
+    from bimact.evaluation import proof
+
+    options = cli.parse(["demo", "--task", "insertion"])
+    ran: list[list[str]] = []
+
+    def parsed(words: tuple[str, ...]) -> argparse.Namespace:
+        ran.append(list(words))
+        return argparse.Namespace(run=lambda _: None)
+
+    monkeypatch.setattr(proof, "recipe_cost", lambda recipe: proof.RecipeCost(2.0, 11.0, 0.02, 190.0))
+    monkeypatch.setattr(cli, "parse", parsed)
+    options.run(options)
+    out = capsys.readouterr().out
+    assert out.startswith("About 15 min from beginning to end on this machine (")
+    assert "recording 2.0 min, training 11.0 min, rollouts 2.0 min" in out
+    assert [words[0] for words in ran] == ["record", "train", "evaluate", "evaluate", "report"]
+    assert ran[0][ran[0].index("--episodes") + 1] == "50" and "3000" in ran[1]
