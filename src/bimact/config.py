@@ -178,7 +178,7 @@ class EncoderConfig:
     keypoints: int = key(
         0,
         "conv: points per image whose positions are its only token (spatial softmax); 0: one token per location",
-        "32 where few demonstrations have to show many positions of the objects",
+        "32 where few demonstrations have to cover many object positions",
         low=0,
         changes="network",
     )

@@ -12,22 +12,19 @@ class Recipe:
     Attributes:
         task: the simulated task.
         episodes: demonstrations.
-        image_size: height and width of the camera's images, in pixels.
         record: further options of `bimact record`.
         train: options of `bimact train`.
     """
 
     task: str
     episodes: int = 50
-    image_size: tuple[int, int] = (240, 320)
     record: tuple[str, ...] = ()
     train: tuple[str, ...] = ("--config", "demo")
 
     def record_command(self, dataset: str) -> tuple[str, ...]:
         """The words of `bimact record` for this dataset."""
         words = ("record", "--task", self.task, "--episodes", str(self.episodes), "--output_dir", dataset)
-        size = () if self.image_size == (240, 320) else ("--image_size", "{}x{}".format(*self.image_size))
-        return (*words, *size, *self.record)
+        return (*words, *self.record)
 
 
 # Options of `bimact train` that test the pipeline, not the policy.

@@ -264,8 +264,6 @@ def test_wrong_execution(settings: Any) -> None:
         Execution(**settings)
     with pytest.raises(ValueError, match="does not apply"):
         Execution("temporal_ensemble", 5)
-    with pytest.raises(ValueError, match="does not apply"):
-        Execution("temporal_ensemble", 5)
 
 
 # Safety ----------------------------------------------------------------------------------------------
@@ -533,3 +531,6 @@ def test_the_seam_is_measured() -> None:
     )
     report = loop_of(policy)[0].run(30)
     assert report.seam == pytest.approx(0.059, abs=1e-6) and report.step == pytest.approx(0.001, abs=1e-6)
+    # The step from the robot's pose to the first action is no seam.
+    report = loop_of(FakePolicy(lambda number, obs: np.full((10, 3), 0.03)))[0].run(30)
+    assert (report.ramp_cycles, report.seam, report.step) == (0, 0, 0)

@@ -62,10 +62,7 @@ def _demo(options: argparse.Namespace) -> None:
         parsed = parse(words)
         parsed.run(parsed)
 
-    step(
-        f"1 of 4: record {episodes} demonstrations of {task}",
-        *recipe.record_command(str(dataset)),
-    )
+    step(f"1 of 4: record {episodes} demonstrations of {task}", *recipe.record_command(str(dataset)))
     step(
         "2 of 4: train",
         *("train", "--dataset_dir", dataset, "--output_dir", run, "--seed", str(options.seed)),

@@ -37,6 +37,7 @@ class ImageEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    has_keypoints = False  # whether `encoder.keypoints` applies
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class ImageEncoder(nn.Module):
                 "encoder.train_last is for a frozen encoder: set encoder.freeze to true, or train_last to 0"
             )
         self.train_last = config.train_last
-        if config.keypoints and not hasattr(self, "keypoints"):
+        if config.keypoints and not self.has_keypoints:
             raise UserError(f"encoder.keypoints is for encoder conv, and {config.name} has none: set it to 0")
         chosen = tuple(config.image_size) if config.image_size else image_size
         self.image_size: tuple[int, int] | None = (chosen[0], chosen[1]) if chosen else None

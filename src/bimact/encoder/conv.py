@@ -53,17 +53,19 @@ class ConvEncoder(ImageEncoder):
     to places where no demonstration shows it.
     """
 
+    has_keypoints = True
+
     def __init__(self, config: EncoderConfig, channels_in: int = 3) -> None:
         if not isinstance(config.pretrained, bool) and config.pretrained is not None:
             raise UserError("encoder conv has no pretrained weights: set encoder.pretrained to null")
         if not config.channels:
             raise UserError("encoder.channels is empty: set the number of channels of each stage")
-        self.keypoints = config.keypoints
-        if self.keypoints and config.spatial:
+        if config.keypoints and config.spatial:
             raise UserError(
-                "encoder.keypoints are one token per image: leave encoder.spatial out, or set keypoints to 0"
+                "encoder.keypoints gives one token per image: leave encoder.spatial out, or set keypoints to 0"
             )
-        super().__init__(config, out_dim=2 * self.keypoints or config.channels[-1])
+        super().__init__(config, out_dim=2 * config.keypoints or config.channels[-1])
+        self.keypoints = config.keypoints
         widths = [channels_in * _PATCH**2 + (0 if self.keypoints else 2), *config.channels]
         self.stages = nn.Sequential(
             *(

@@ -181,7 +181,7 @@ def recipe_cost(recipe: Recipe) -> RecipeCost:
     from bimact.training.prepare import request
 
     simulated = find_task(recipe.task)
-    camera, size, length = simulated.cameras[0], recipe.image_size, simulated.episode_steps
+    camera, size, length = simulated.cameras[0], (240, 320), simulated.episode_steps
     options = [f"{name.removeprefix('--')}={value}" for name, value in zip(*[iter(recipe.train)] * 2)]
     config_name = next(option.partition("=")[2] for option in options if option.startswith("config="))
     config = request(config_name, [option for option in options if not option.startswith("config=")]).config
