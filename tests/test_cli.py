@@ -289,11 +289,11 @@ def test_demo_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch, capsys
         ran.append(list(words))
         return argparse.Namespace(run=lambda _: None)
 
-    monkeypatch.setattr(proof, "recipe_cost", lambda recipe: proof.RecipeCost(2.0, 11.0, 0.02, 190.0))
+    monkeypatch.setattr(proof, "recipe_cost", lambda recipe: proof.RecipeCost(2.0, 11.0, 0.02, 0.4, 190.0))
     monkeypatch.setattr(cli, "parse", parsed)
     options.run(options)
     out = capsys.readouterr().out
-    assert out.startswith("About 15 min from beginning to end on this machine (")
-    assert "recording 2.0 min, training 11.0 min, rollouts 2.0 min" in out
+    assert out.startswith("At least 17 min from beginning to end on this machine (")
+    assert "recording 2.0 min, training 11.0 min, 100 rollouts 2.0 min, 5 videos 2.0 min" in out
     assert [words[0] for words in ran] == ["record", "train", "evaluate", "evaluate", "report"]
     assert ran[0][ran[0].index("--episodes") + 1] == "50" and "3000" in ran[1]

@@ -49,11 +49,17 @@ def _demo(options: argparse.Namespace) -> None:
         from bimact.machine import cpu_name, usable_cores
 
         each = recipe_cost(recipe)
-        parts = {"recording": each.recording, "training": each.training, "rollouts": rollouts * each.rollout}
+        parts = {
+            "recording": each.recording,
+            "training": each.training,
+            f"{rollouts} rollouts": rollouts * each.rollout,
+            f"{videos} videos": videos * each.video,
+        }
         print(
-            f"About {sum(parts.values()):.0f} min from beginning to end on this machine ({cpu_name()}, "
+            f"At least {sum(parts.values()):.0f} min from beginning to end on this machine ({cpu_name()}, "
             f"{usable_cores()} cores), by a few measured steps: "
-            + ", ".join(f"{name} {minutes:.1f} min" for name, minutes in parts.items()),
+            + ", ".join(f"{name} {minutes:.1f} min" for name, minutes in parts.items())
+            + "; without the start of processes",
             flush=True,
         )
 

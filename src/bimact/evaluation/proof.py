@@ -156,16 +156,20 @@ def training_minutes(run: Run) -> float:
 class RecipeCost:
     """What a recipe costs on this machine, predicted from a few measured steps of each part.
 
+    The start of processes and the policy's predictions in rollouts are not counted.
+
     Attributes:
         recording: minutes, of all demonstrations.
         training: minutes, of one training.
         rollout: minutes, of one rollout.
+        video: minutes, of filming one rollout.
         tflop: of matrix products, of one training.
     """
 
     recording: float
     training: float
     rollout: float
+    video: float
     tflop: float
 
 
@@ -176,6 +180,7 @@ def recipe_cost(recipe: Recipe) -> RecipeCost:
         UserError: if the simulation is not installed or the recipe's config is faulty.
     """
     from bimact.policy.metadata import Execution
+    from bimact.sim.chunked import VIDEO_FPS
     from bimact.sim.tasks import find_task
     from bimact.training.estimate import estimate
     from bimact.training.prepare import request
@@ -196,15 +201,17 @@ def recipe_cost(recipe: Recipe) -> RecipeCost:
     found = estimate(shaped, [config.batch_size])
     per_step = next(batch.seconds for batch in found.batches if batch.batch_size == config.batch_size) or 0.0
     steps = config.num_steps or config.num_epochs * -(-recipe.episodes * length // config.batch_size)
-    environment = simulated.environment(cameras=(camera,), image_size=size)
+    environment = simulated.environment(cameras=(camera,), image_size=size, render_mode="rgb_array")
     environment.reset(seed=TUNING_SEEDS)
     still = environment.hold()
     advance, observe = _seconds(partial(environment.advance, still), 40), _seconds(environment.observe, 5)
+    film = _seconds(environment.render, 2)
     environment.close()
     return RecipeCost(
         recording=recipe.episodes * length * (2 * advance + observe) / usable_cores() / 60,
         training=steps * per_step / 60,
         rollout=length * (advance + observe / Execution.of(config).execute_steps) / usable_cores() / 60,
+        video=film * length / max(1, simulated.fps // VIDEO_FPS) / usable_cores() / 60,
         tflop=found.step_flop * steps / 1e12,
     )
 

@@ -14,7 +14,7 @@ from bimact.sim.base import Observation
 from bimact.sim.tasks import find_task
 from bimact.video import VideoWriter
 
-_VIDEO_FPS = 25  # or the control frequency, where that is lower
+VIDEO_FPS = 25  # or the control frequency, where that is lower
 
 
 class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -36,7 +36,7 @@ class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def __init__(self, execute_steps: int, history: int, task: str, **settings: Any) -> None:
         self.env = find_task(task).environment(render_mode="rgb_array", **settings)
-        self._steps_per_frame = max(1, self.env.task.fps // _VIDEO_FPS)
+        self._steps_per_frame = max(1, self.env.task.fps // VIDEO_FPS)
         self.execute_steps = execute_steps
         self.history = history
         self._frames: deque[Observation] = deque(maxlen=history)
