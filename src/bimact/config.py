@@ -553,6 +553,16 @@ class Config:
         below=1,
     )
 
+    recombine_arms: float = key(
+        0.0,
+        "probability that a training sample's left arm (its dimensions and its half of the images) is that of another "
+        "demonstration at the same step",
+        "0.5 if the arms act independently of each other and in the same rhythm in all demonstrations, as scripted "
+        "ones do",
+        low=0,
+        high=1,
+    )
+
     # loss and optimizer
     action_loss: str = key(
         "l1", "loss between predicted and demonstrated actions", "l2 to punish large errors more", choices=("l1", "l2")

@@ -87,6 +87,7 @@ ALL_SETTINGS = {
     "action_mode": "relative",
     "action_normalization": "quantile",
     "max_delay": 2,
+    "recombine_arms": 0.7,
 }
 
 

@@ -81,7 +81,8 @@ def losses(run: Path) -> list[Any]:
     [
         (
             TORCHRUN,
-            "--augment --augmentation.degrees 5 --state_noise .1 --state_dropout .2 --ema_decay .9 --max_delay 2",
+            "--augment --augmentation.degrees 5 --state_noise .1 --state_dropout .2 --ema_decay .9 --max_delay 2 "
+            "--recombine_arms .7",
         ),
         (ACCELERATE, ""),
     ],

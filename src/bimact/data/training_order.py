@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
+from bimact.data.recombination import ArmRecombination
 from bimact.data.windows import WindowIndex
 
 
@@ -20,7 +21,7 @@ class Part:
     means are multiplied by these weights, which make the average over processes and the sum over parts exact.
     """
 
-    windows: np.ndarray  # (B,); of view v those from v · W on
+    windows: np.ndarray  # (B,); those from W on have a view or a partner, as `WindowDataset` says
     samples: slice  # their positions among all windows of the step
     action_weight: float  # processes x real action steps of the part / of the step
     window_weight: float  # processes x windows of the part / of the step
@@ -54,6 +55,7 @@ class TrainingOrder(Sampler[list[int]]):
         ranks: R.
         weights: (W,) relative sampling frequencies of the windows; None: uniform.
         views: of each window's cached features; a sample has one of them, by seed, epoch and its place in the epoch.
+        recombination: of arms; a sample's partner, too, depends on seed, epoch and its place in the epoch alone.
 
     Attributes:
         epoch: of the next iteration.
@@ -71,8 +73,10 @@ class TrainingOrder(Sampler[list[int]]):
         ranks: int = 1,
         weights: np.ndarray | None = None,
         views: int = 0,
+        recombination: ArmRecombination | None = None,
     ) -> None:
         self._views = views
+        self._index, self._recombination = index, recombination
         self._real_steps = index.real_steps()
         is_equal = weights is None or len(weights) == 0 or bool((weights == weights[0]).all())
         self._share = None if is_equal or weights is None else weights / weights.sum()
@@ -134,7 +138,7 @@ class TrainingOrder(Sampler[list[int]]):
             yield self._divide(order[first : first + self.windows_per_step])
 
     def _order(self) -> np.ndarray:
-        """(W,) the epoch's windows; of view v those from v · W on.
+        """(W,) the epoch's windows, with views and partners as `WindowDataset` numbers them.
 
         With weights, by systematic sampling: the windows, in random order, divide a line of length W in proportion to
         their weights, and the points u, u + 1, u + 2, … on it are drawn.
@@ -147,6 +151,9 @@ class TrainingOrder(Sampler[list[int]]):
             order = draw.permutation(order[np.searchsorted(ends / ends[-1], points, side="right")])
         if self._views:
             order = order + self.num_windows * draw.integers(1, self._views + 1, size=self.num_windows)
+        if self._recombination is not None:
+            partners = self._recombination.partners(self._index.rows[order], self._index.first[order], draw)
+            order = order + self.num_windows * (1 + partners)
         return order
 
     def _divide(self, windows: np.ndarray) -> Step:

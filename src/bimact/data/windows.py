@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
 from bimact.data.episodes import Episodes
+from bimact.data.recombination import ArmRecombination
 from bimact.errors import UserError
 
 Batch = tuple[dict[str, Tensor], Tensor]
@@ -103,13 +104,21 @@ class WindowDataset(Dataset[Batch]):
     indexing operation per camera; their memory layout is (B, T, H, W, 3), the fastest for convolutions on
     channels-last tensors. If the episodes have an encoder's tokens, these replace the images: `features_<camera>`
     (B, T, rows, columns, E). Where they have tokens of augmented images too, in `views`,
-    window w + v · W (W windows) has those of view v, counted from 1. Of episodes with task
+    window w + v · W (W windows) has those of view v, counted from 1. With `recombination`, window
+    w + (1 + r) · W has the left arm of the window at row r. Of episodes with task
     numbers there is `task` (B,) int64.
     """
 
-    def __init__(self, episodes: Episodes, index: WindowIndex, cameras: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        episodes: Episodes,
+        index: WindowIndex,
+        cameras: Sequence[str] | None = None,
+        recombination: ArmRecombination | None = None,
+    ) -> None:
         self.episodes = episodes
         self.index = index
+        self.recombination = recombination
         self.cameras = tuple(cameras) if cameras is not None else episodes.cameras
         unknown = [camera for camera in self.cameras if camera not in episodes.images]
         if unknown:
@@ -126,6 +135,9 @@ class WindowDataset(Dataset[Batch]):
 
     def __getitems__(self, windows: Sequence[int]) -> Batch:
         view, chosen = np.divmod(np.asarray(windows), len(self.index))
+        partner = np.full(len(view), -1)
+        if self.recombination is not None:
+            partner, view = view - 1, np.zeros_like(view)
         observation_rows = self.index.observations(chosen)
         action_rows, is_pad = self.index.actions(chosen)
         obs = dict(self._seen(camera, observation_rows, view) for camera in self.cameras)
@@ -134,8 +146,27 @@ class WindowDataset(Dataset[Batch]):
         if self.episodes.task_numbers is not None:
             obs["task"] = torch.from_numpy(self.episodes.task_numbers[self.index.rows[chosen]])
         obs["action_is_pad"] = torch.from_numpy(is_pad)
-        actions = _gather(self.episodes.actions, action_rows)
-        return obs, torch.from_numpy(np.ascontiguousarray(actions, dtype=np.float32))
+        actions = torch.from_numpy(np.ascontiguousarray(_gather(self.episodes.actions, action_rows), dtype=np.float32))
+        if (partner >= 0).any():
+            self._take_left_arms(obs, actions, partner)
+        return obs, actions
+
+    def _take_left_arms(self, obs: dict[str, Tensor], actions: Tensor, partner: np.ndarray) -> None:
+        """Replace the left arms of the samples with a partner row (B,) that is not -1."""
+        assert self.recombination is not None
+        which = torch.from_numpy(np.flatnonzero(partner >= 0))
+        rows = partner[partner >= 0]
+        episode = self.recombination.episode_of(rows)
+        first = self.recombination.starts[episode]
+        index = replace(self.index, rows=rows, first=first, last=first + self.recombination.lengths[episode] - 1)
+        other, other_actions = WindowDataset(self.episodes, index, self.cameras).__getitems__(range(len(rows)))
+        of_left = torch.from_numpy(self.recombination.state)
+        obs["state"][which] = torch.where(of_left, other["state"], obs["state"][which])
+        of_left = torch.from_numpy(self.recombination.actions)
+        actions[which] = torch.where(of_left, other_actions, actions[which])
+        obs["action_is_pad"][which] |= other["action_is_pad"]
+        for camera, (begin, end) in self.recombination.columns.items():
+            obs[f"image_{camera}"][which, ..., begin:end] = other[f"image_{camera}"][..., begin:end]
 
     def _seen(self, camera: str, rows: np.ndarray, view: np.ndarray) -> tuple[str, Tensor]:
         """A camera's entry of the observation at rows (B, T), each sample with its view (B,)."""

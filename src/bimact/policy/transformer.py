@@ -59,7 +59,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, is_pad: Tensor | None = None) -> Tensor:
-        """query (B, L, D), key and value (B, M, D) → (B, L, D)."""
+        """query (B or 1, L, D), key and value (B, M, D) → (B, L, D)."""
         dim = query.shape[-1]
         # Cast first, then split: the other way round each part's gradient is cast and put into a tensor of zeros.
         weight, bias = (in_autocast_dtype(p) for p in (self.in_proj_weight, self.in_proj_bias))
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         else:
             q, k = (F.linear(x, w, b) for x, w, b in zip((query, key), weights, biases))
         v = F.linear(value, weights[-1], biases[-1])
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q.expand(k.shape[0], -1, -1), k, v))
         attended = attend(q, k, v, is_pad, self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -124,7 +124,7 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, queries: Tensor, memory: Tensor, placed_memory: Tensor) -> Tensor:
-        """x (B, C, D), queries (1, C, D), memory and the same with positions (B, M, D) → (B, C, D)."""
+        """x (B or 1, C, D), queries (1, C, D), memory and the same with positions (B, M, D) → (B, C, D)."""
 
         def self_attended(x: Tensor) -> Tensor:
             placed = x + queries
@@ -162,17 +162,23 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """A stack of `DecoderLayer` and a last normalisation; all layers count."""
+    """A stack of `DecoderLayer` and a last normalisation; all layers count.
+
+    Without dropout the queries are the same for all samples until they have attended to the memory, so up to there they
+    are computed once: a third of what a first layer takes.
+    """
 
     def __init__(self, layers: int, dim: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
+        self.dropout = dropout
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, feedforward, dropout, pre_norm) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         xavier_init(self)
 
     def forward(self, queries: Tensor, memory: Tensor, positions: Tensor) -> Tensor:
         """queries (1, C, D), memory (B, M, D) and its positions (1, M, D) → (B, C, D)."""
-        x = queries.new_zeros(memory.shape[0], *queries.shape[1:])
+        drops = self.training and self.dropout > 0
+        x = queries.new_zeros(memory.shape[0] if drops else 1, *queries.shape[1:])
         placed_memory = memory + positions
         for layer in self.layers:
             x = layer(x, queries, memory, placed_memory)

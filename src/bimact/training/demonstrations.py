@@ -15,6 +15,7 @@ from bimact.data.episodes import Episodes, Rows
 from bimact.data.loader import Loader
 from bimact.data.normalize import Statistics, compute_statistics, relative_chunk_statistics
 from bimact.data.opening import arrays_of, open_source
+from bimact.data.recombination import ArmRecombination
 from bimact.data.sample_weights import with_sample_weights
 from bimact.data.selection import ACTION, STATE, SelectedSource, Selection, parse_dims
 from bimact.data.source import Source
@@ -161,16 +162,17 @@ class Demonstrations:
 
     @classmethod
     def split(cls, episodes: Episodes, config: Config) -> Demonstrations:
-        def windows(chosen: np.ndarray) -> WindowDataset:
+        def windows(chosen: np.ndarray, recombination: ArmRecombination | None = None) -> WindowDataset:
             index = WindowIndex.over(episodes, chosen, config.temporal_context, config.chunk_size)
-            return WindowDataset(episodes, index.drawn(episodes), config.cameras)
+            return WindowDataset(episodes, index.drawn(episodes), config.cameras, recombination)
 
         train_episodes, held_out = split_each(episodes, config.val_split, config.seed)
+        recombination = ArmRecombination.of(config, episodes, train_episodes) if config.recombine_arms else None
         parts = {name: np.intersect1d(numbers, held_out) for name, numbers in episodes.episodes_of_parts.items()}
         return cls(
             episodes,
             train_episodes,
-            windows(train_episodes),
+            windows(train_episodes, recombination),
             windows(held_out) if len(held_out) else None,
             {name: windows(numbers) for name, numbers in parts.items() if len(numbers)},
         )

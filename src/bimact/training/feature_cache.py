@@ -327,6 +327,8 @@ def uses_features(config: Config, episodes: Episodes, processes: int) -> bool:
         problem = "encoder.freeze: true, since an encoder that learns gives other tokens at each step"
     elif config.augment and not config.feature_views:
         problem = "augment: false or feature_views: 4, since augmented images differ at each step"
+    elif config.recombine_arms:
+        problem = "recombine_arms: 0, since images are put together anew at each step"
     elif any(identity_of(episodes.images[camera]) is None for camera in config.cameras):
         problem = "a dataset of files"
     if problem is not None:

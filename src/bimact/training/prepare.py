@@ -307,6 +307,9 @@ def _prepared(
     log(f"Training samples: {len(data.training)}")
     if data.validation is not None:
         log(f"Validation samples: {len(data.validation)}")
+    if data.training.recombination is not None:
+        encoded = "; images are encoded at each step instead of once" if config.encoder.freeze else ""
+        log(data.training.recombination.line() + encoded)
     weights = training_weights(data, config)
     mixed = mixture_lines(data, weights)
     for line in mixed:
@@ -320,6 +323,7 @@ def _prepared(
         ranks=ranks.count,
         weights=weights,
         views=len(episodes.views),
+        recombination=data.training.recombination,
     )
     step = 0
     if checkpoint is not None and checkpoint.state is not None:
