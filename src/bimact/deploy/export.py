@@ -263,8 +263,8 @@ def _compress_onnx(file: Path, precision: str) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         quantized = file.with_suffix(".int8.onnx")
-        # Of matrix products; convolutions with int8 weights have no kernel in onnxruntime's CPU build. Weights of 7 bits:
-        # on a CPU without VNNI (AVX2) two products of 8 bits overflow the 16 bits in which they are added.
+        # Of matrix products; convolutions with int8 weights have no kernel in onnxruntime's CPU build. Weights have 7
+        # bits: on a CPU without VNNI (AVX2) two products of 8 bits overflow the 16 bits in which they are added.
         quantize_dynamic(
             file,
             quantized,
