@@ -34,6 +34,11 @@ RECIPES = {
     recipe.task: recipe
     for recipe in (
         Recipe("transfer_cube"),
-        Recipe("insertion", train=("--config", "demo", "--num_steps", "3000")),  # a few millimetres decide
+        # A few millimetres decide. The crop is where the grippers and both objects are.
+        Recipe(
+            "insertion",
+            train=("--config", "demo", "--num_steps", "3000", "--recombine_arms", "0.8")
+            + ("--encoder.crop", "[0.42,0.3,0.266667,0.4]"),
+        ),
     )
 }
