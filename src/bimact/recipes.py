@@ -38,7 +38,7 @@ RECIPES = {
         Recipe(
             "insertion",
             train=("--config", "demo", "--num_steps", "3000", "--recombine_arms", "0.8")
-            + ("--encoder.crop", "[0.42,0.3,0.266667,0.4]"),
+            + ("--encoder.crop", "[0.42,0.3,0.266667,0.4]", "--execute_steps", "100"),
         ),
     )
 }

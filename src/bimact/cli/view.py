@@ -142,6 +142,8 @@ def _draw_augmentation(source: Source, options: argparse.Namespace) -> None:
     print(f"Augmentation: {kinds_line(config)}")
     if not config.augment:
         print("augment is false in these settings, so that training changes no image: set it to true for this")
+    if config.recombine_arms:
+        print("recombine_arms puts images of two demonstrations together, which is not drawn here")
     print(options.augment)
 
 
