@@ -55,6 +55,11 @@ def test_samples_against_a_reference(lengths: list[int], context: int, chunk: in
     [numbers] = list(order)
     assert sorted(number % len(index) for number in numbers) == list(range(len(index)))
     obs, actions = dataset.__getitems__(numbers)
+    shares = TrainingOrder(index, 2, seed, accumulate=2, recombination=recombination)
+    for share in shares.steps():
+        padding = [dataset.__getitems__(part.windows)[0]["action_is_pad"] for part in share.parts]
+        real = np.array([float((~each).sum()) for each in padding])
+        assert [part.action_weight for part in share.parts] == pytest.approx(list(real / real.sum()))
     starts = np.cumsum([0, *lengths])
     for sample, number in enumerate(numbers):
         row, partner = number % len(index), number // len(index) - 1
@@ -75,8 +80,8 @@ def test_samples_against_a_reference(lengths: list[int], context: int, chunk: in
             for image in (obs["image_top"][sample][..., columns], obs[f"image_{wrist}"][sample]):
                 assert image.shape[:2] == (context, 3)
                 assert [sorted(set(frame.flatten().tolist())) for frame in image] == [[row] for row in past]
-        padding = [step + ahead >= min(lengths[episode], lengths[other]) for ahead in range(chunk)]
-        assert obs["action_is_pad"][sample].tolist() == padding
+        is_pad = [step + ahead >= min(lengths[episode], lengths[other]) for ahead in range(chunk)]
+        assert obs["action_is_pad"][sample].tolist() == is_pad
 
 
 def test_partners_are_drawn_equally_often_within_a_task() -> None:

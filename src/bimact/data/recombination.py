@@ -102,6 +102,11 @@ class ArmRecombination:
         """(B,) episodes that rows belong to."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
+    def steps_left(self, rows: np.ndarray) -> np.ndarray:
+        """(B,) steps from rows to the ends of their episodes, both included."""
+        episode = self.episode_of(rows)
+        return np.asarray(self.starts[episode] + self.lengths[episode] - rows)
+
     def line(self) -> str:
         """What is recombined, in one line."""
         shown = "".join(f", columns {begin}-{end - 1} of {name}" for name, (begin, end) in self.columns.items() if end)

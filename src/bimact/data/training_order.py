@@ -159,16 +159,25 @@ class TrainingOrder(Sampler[list[int]]):
     def _divide(self, windows: np.ndarray) -> Step:
         count = len(windows)
         first, last = (count * rank // self._ranks for rank in (self._rank, self._rank + 1))
-        real_steps = self._real_steps[windows % self.num_windows].sum()
+        real_steps = self._num_real_steps(windows)
         if first == last:
             return Step(count, (Part(windows[:1], slice(0, 1), 0.0, 0.0),))
         parts = []
         for begin in range(first, last, self._batch_size):
             samples = slice(begin, min(begin + self._batch_size, last))
             own = windows[samples]
-            action_weight = self._ranks * self._real_steps[own % self.num_windows].sum() / real_steps
+            action_weight = self._ranks * self._num_real_steps(own) / real_steps
             parts.append(Part(own, samples, float(action_weight), self._ranks * len(own) / count))
         return Step(count, tuple(parts))
+
+    def _num_real_steps(self, windows: np.ndarray) -> int:
+        """Action steps of some windows that are not padding, also not in a partner's chunk."""
+        real_steps = self._real_steps[windows % self.num_windows]
+        if self._recombination is not None:
+            partner = windows // self.num_windows - 1
+            left = self._recombination.steps_left(np.maximum(partner, 0))
+            real_steps = np.where(partner >= 0, np.minimum(real_steps, left), real_steps)
+        return int(real_steps.sum())
 
 
 def _processes(count: int) -> str:
