@@ -557,8 +557,8 @@ class Config:
         0.0,
         "probability that a training sample's left arm (its dimensions and its half of the images) is that of another "
         "demonstration at the same step",
-        "0.5 if the arms act independently of each other and in the same rhythm in all demonstrations, as scripted "
-        "ones do",
+        "0.5 if neither arm's motion depends on the other's object and all demonstrations have the same timing, as "
+        "scripted ones have",
         low=0,
         high=1,
     )

@@ -1,4 +1,4 @@
-"""Samples with the left arm of another demonstration, against a slow reference; by the setting, in a training."""
+"""Samples with the left arm of another demonstration, against a slow reference."""
 
 from __future__ import annotations
 
@@ -118,6 +118,14 @@ def test_names() -> None:
     for names in (("a", "b", "c", "d"), ("left_a", "left_b", "left_c", "left_d")):
         with pytest.raises(UserError, match="needs names of action dimensions of which some have 'left'"):
             ArmRecombination.of(config_of(), episodes_of([3, 3], joint_names=names), np.arange(2))
+
+
+@pytest.mark.parametrize("camera", ["left_pillar", "wrist", "left_and_right_wrist"])
+def test_a_camera_whose_name_does_not_tell(camera: str) -> None:
+    episodes = episodes_of([3, 3])
+    episodes = replace(episodes, images={camera: episodes.images["top"]})
+    with pytest.raises(UserError, match=f"cannot tell by the name of camera '{camera}' .*leave it out by --cameras"):
+        ArmRecombination.of(config_of(cameras=[camera]), episodes, np.arange(2))
 
 
 def test_a_batch_keeps_the_dataset_as_it_is() -> None:

@@ -45,18 +45,24 @@ class ArmRecombination:
     def of(cls, config: Config, episodes: Episodes, chosen: np.ndarray) -> ArmRecombination:
         """The recombination of some episodes, named by their numbers.
 
-        A dimension is of the left arm if its name has `left`; without names the first half is. A camera shows the left
-        arm in the left half of the encoder's crop; one with `left` or `right` in its name shows that arm alone.
+        A dimension is of the left arm if its name has `left`; without names the first half is. A wrist camera shows its
+        arm alone; any other one shows the left arm in the left half of the encoder's crop.
 
         Raises:
-            UserError: if no name, or each, has `left`.
+            UserError: if no name, or each, has `left`, or a camera may show the arms elsewhere.
         """
         _, left, _, width = config.encoder.crop or (0.0, 0.0, 1.0, 1.0)
         columns = {}
         for camera in config.cameras or ():
-            wide = episodes.images[camera].shape[2]
-            end = round((left + width / 2) * wide)
-            columns[camera] = (0, wide if "left" in camera else 0 if "right" in camera else end)
+            wide, name = episodes.images[camera].shape[2], camera.lower()
+            is_left, is_right = "left" in name, "right" in name
+            is_on_arm = any(part in name for part in ("wrist", "hand", "gripper")) or name in ("left", "right")
+            if (is_left or is_right) != is_on_arm or (is_left and is_right):
+                raise UserError(
+                    f"recombine_arms cannot tell by the name of camera '{camera}' where its images show the left arm: "
+                    "leave it out by --cameras, or set recombine_arms to 0"
+                )
+            columns[camera] = (0, round((left + width / 2) * wide) if not is_on_arm else wide if is_left else 0)
         parts = list(episodes.episodes_of_parts.values()) or [np.arange(len(episodes.lengths))]
         tasks = episodes.tasks or (None,) * len(episodes.lengths)
         groups, numbers = np.full(len(episodes.lengths), -1), dict[tuple[int, str | None], int]()

@@ -159,13 +159,15 @@ class WindowDataset(Dataset[Batch]):
         episode = self.recombination.episode_of(rows)
         first = self.recombination.starts[episode]
         index = replace(self.index, rows=rows, first=first, last=first + self.recombination.lengths[episode] - 1)
-        other, other_actions = WindowDataset(self.episodes, index, self.cameras).__getitems__(range(len(rows)))
+        cameras = [camera for camera in self.cameras if self.recombination.columns[camera][1]]
+        other, other_actions = WindowDataset(self.episodes, index, cameras).__getitems__(range(len(rows)))
         of_left = torch.from_numpy(self.recombination.state)
         obs["state"][which] = torch.where(of_left, other["state"], obs["state"][which])
         of_left = torch.from_numpy(self.recombination.actions)
         actions[which] = torch.where(of_left, other_actions, actions[which])
         obs["action_is_pad"][which] |= other["action_is_pad"]
-        for camera, (begin, end) in self.recombination.columns.items():
+        for camera in cameras:
+            begin, end = self.recombination.columns[camera]
             obs[f"image_{camera}"][which, ..., begin:end] = other[f"image_{camera}"][..., begin:end]
 
     def _seen(self, camera: str, rows: np.ndarray, view: np.ndarray) -> tuple[str, Tensor]:

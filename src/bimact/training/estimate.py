@@ -167,8 +167,9 @@ def estimate(
     epochs = -(-optimizer_steps // per_epoch) if per_epoch else 0
     num_steps = int(lengths.sum())
     encoded = num_steps * (1 + (config.feature_views if config.augment else 0))  # frames, augmented views included
-    can_encode_once = bool(cameras) and config.encoder.freeze and config.feature_cache is not False
-    can_encode_once = can_encode_once and not config.recombine_arms
+    can_encode_once = (
+        bool(cameras) and config.encoder.freeze and config.feature_cache is not False and not config.recombine_arms
+    )
     encodes_once = (can_encode_once and not (config.augment and not config.feature_views)) and (
         source is None or bool(config.feature_cache) or frames_seen(config, num_steps, 1) >= encoded
     )
