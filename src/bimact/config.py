@@ -1158,6 +1158,14 @@ def _unescaped(value: Any) -> Any:
     return value[1:] if is_escaped else value
 
 
+@cache
+def _schema() -> Any:
+    """The settings with their types and defaults, as OmegaConf checks them; `OmegaConf.merge` copies it."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config)
+
+
 def _validated(given: Mapping[str, Any], places: Mapping[str, str]) -> Config:
     """The config from given settings, with defaults for the others."""
     from omegaconf import OmegaConf
@@ -1180,7 +1188,7 @@ def _validated(given: Mapping[str, Any], places: Mapping[str, str]) -> Config:
                 raise SettingError(name, f"{place}setting '{name}' is {value!r}, it has to be {_named(name)}")
             others[name] = value
     try:
-        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _nested(others))))
+        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(_schema(), _nested(others))))
     except OmegaConfBaseException as error:
         name = error.full_key or ""
         name = re.sub(r"\[\d+\]$", "", name)

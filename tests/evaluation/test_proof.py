@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,9 @@ from bimact.config import save_config
 from bimact.errors import UserError
 from bimact.evaluation import proof
 from bimact.evaluation.intervals import wilson_interval
-from bimact.evaluation.proof import ProofSettings, page, prove
+from bimact.evaluation.proof import ProofSettings, page, prove, write_page
 from bimact.evaluation.results import add_results
-from bimact.files import sha256_of
+from bimact.files import sha256_of, write_json
 
 
 class Commands:
@@ -59,6 +60,7 @@ class Commands:
                 "settings": {"seed": int(options["--seed"]), "temporal_ensemble": False},
                 "execute_steps": 3,
                 "steps": 400,
+                "each": [{"seed": n, "highest_reward": 4.0 if n < successes else 3.0} for n in range(total)],
             }
             add_results(run, {"rollouts": {options["--task"]: result}})
         return SimpleNamespace(returncode=0)
@@ -99,21 +101,44 @@ def test_the_page_has_each_seed_the_spread_and_no_pooled_figure(tmp_path: Path, 
     settings = settings_of(tmp_path)
     nothing = page(settings)
     assert nothing.count("not measured yet") == 3 and "Mean over" not in nothing
+    write_json(settings.folder / "cost.json", {"machine": "ABC, 2 cores", "insertion": 47.9})
     prove(settings, lambda _: None)
     text = settings.page.read_text()
     for seed, successes in enumerate((20, 18, 16)):
         low, high = wilson_interval(successes, 20)
         rate = f"{successes / 20:.1%}"
-        assert f"| {seed} | {successes} of 20 | {rate} | {low:.1%} to {high:.1%} | 2.0 min |" in text
+        assert f"| {seed} | {successes} of 20 | {rate} | {low:.1%} to {high:.1%} | 2.0 min | ABC, 2 cores |" in text
     assert "Mean over 3 training seeds: **90.0%**, standard deviation 10.0 points, 80.0% to 100.0%." in text
     assert "54 of 60" not in text
     assert "seeds 2000 to 2019" in text and "`last`, fixed before the runs" in text
     assert "| inserted | 20 | 18 | 16 |" in text and "| peg meets socket | 21 | 19 | 17 |" in text
     assert "the first 3 of 5 steps of each chunk" in text and "top, 24 x 32" in text
-    assert (
-        "CCoL" in text
-        and "50, scripted: `bimact record --task insertion --episodes 50 --output_dir data/insertion`" in text
-    )
+    assert "CCoL" in text and "| cost of a training | 48 TFLOP of matrix products |" in text
+    assert "| recording | `bimact record --task insertion --episodes 50 --output_dir data/insertion` |" in text
+
+
+def test_machines_share_a_page(tmp_path: Path, commands: Commands) -> None:
+    one, other = settings_of(tmp_path / "one", seeds=(0, 2)), settings_of(tmp_path / "other", seeds=(1,))
+    prove(one, lambda _: None)
+    (other.folder).mkdir(parents=True)
+    for end in (".md", ".json"):
+        one.page.with_suffix(end).rename(other.page.with_suffix(end))
+    prove(other, lambda _: None)
+    text = other.page.read_text()
+    for seed, successes in enumerate((20, 18, 16)):
+        assert f"| {seed} | {successes} of 20 |" in text
+    assert "Mean over 3 training seeds" in text
+    rows = json.loads(other.page.with_suffix(".json").read_text())["insertion"]
+    assert [row["seed"] for row in rows] == [0, 1, 2] and rows[1]["failed_scenes"] == [18, 19]
+    # Rows of other scenes or of another recipe are not mixed with these.
+    assert page(replace(other, seeds=(0,), first_scene=3000)).count("not measured yet") == 1
+    # What was measured here replaces what was measured elsewhere.
+    (other.page.with_suffix(".json")).write_text(json.dumps({"insertion": [{**rows[1], "weights_sha256": "0"}]}))
+    write_page(other)
+    assert json.loads(other.page.with_suffix(".json").read_text())["insertion"] == [rows[1]]
+    other.page.with_suffix(".json").write_text('{"insertion": [{"seed": 1}]}')
+    with pytest.raises(UserError, match=r"results\.json is not a file of `bimact proof`.*remove it"):
+        page(other)
 
 
 def test_scenes_of_demonstrations_or_tuning_are_refused(tmp_path: Path, commands: Commands) -> None:
@@ -148,4 +173,4 @@ def test_the_cost_comes_from_measured_steps(tmp_path: Path, monkeypatch: pytest.
     assert said == ["measuring a few steps of insertion"]
     assert table.row_count == 1 and "In all about" in str(table.caption)
     known = json.loads((settings.folder / "cost.json").read_text())
-    assert 0.1 < known["insertion"] < 10 and "cores" in known["machine"]
+    assert 0.1 < known["insertion"] < 10 and "core" in known["machine"]

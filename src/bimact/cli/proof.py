@@ -26,7 +26,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--first_scene", type=int, default=2000, help="seed of the first scene (default: 2000)")
     parser.add_argument("--output_dir", type=expand_home, help="of datasets and runs (default: runs/proof)")
     parser.add_argument(
-        "--page", type=expand_home, metavar="FILE", help="Markdown to write (default: OUTPUT_DIR/results.md)"
+        "--page",
+        type=expand_home,
+        metavar="FILE",
+        help="Markdown to write (default: OUTPUT_DIR/results.md); its figures are put beside it as JSON, and rows of "
+        "other machines that are there already stay",
     )
     parser.add_argument("--quick", action="store_true", help="minutes: test the pipeline, not the policies")
     only = parser.add_mutually_exclusive_group()
@@ -39,8 +43,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def _proof(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from bimact.evaluation.proof import ProofSettings, cost, page, prove
-    from bimact.files import check_writable, write_text
+    from bimact.evaluation.proof import ProofSettings, cost, prove, write_page
+    from bimact.files import check_writable
 
     seeds = options.seeds or ("0,1" if options.quick else "0,1,2,3,4")
     try:
@@ -60,7 +64,7 @@ def _proof(options: argparse.Namespace) -> None:
     settings.check()
     if options.page_only:
         check_writable(settings.page.parent)
-        write_text(settings.page, page(settings))
+        write_page(settings)
     else:
         Console(width=None if sys.stdout.isatty() else 120).print(cost(settings))
         if options.dry_run:

@@ -11,8 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class ProofSettings:
         rollouts: of each training's policy.
         first_scene: seed of the first rollout's scene; the next ones follow.
         folder: of datasets and runs.
-        page: Markdown that is written.
+        page: Markdown that is written; its figures lie beside it, in a JSON file of the same name.
         quick: two demonstrations, 20 steps and two rollouts: to test the pipeline.
     """
 
@@ -94,7 +94,7 @@ class ProofSettings:
 
 
 def prove(settings: ProofSettings, say: Callable[[str], None] = print) -> Path:
-    """Record, train and roll out all that is missing; the page is written again after each policy.
+    """Record, train and roll out all that is missing in `settings.folder`; the page is written after each policy.
 
     Raises:
         UserError: for faulty settings, or if a step fails.
@@ -116,7 +116,7 @@ def prove(settings: ProofSettings, say: Callable[[str], None] = print) -> Path:
                 _step(("train", *recipe.train, *made, "--resume_from", "auto"), say)
                 scene = ("--rollouts", str(settings.rollouts), "--seed", str(settings.first_scene))
                 _step(("evaluate", "--run", str(run), "--checkpoint", CHECKPOINT, "--task", task, *scene), say)
-            write_text(settings.page, page(settings))
+            write_page(settings)
     return settings.page
 
 
@@ -236,7 +236,7 @@ def cost(settings: ProofSettings, say: Callable[[str], None] = print) -> Table:
         seeds = ",".join(map(str, left)) or "none"
         table.add_row(task, seeds, *cells, f"{each.tflop:,.0f}")
         known[task] = each.tflop
-    known["machine"] = f"{cpu_name()}, {usable_cores()} cores"
+    known["machine"] = f"{cpu_name()}, {usable_cores()} core{'s' if usable_cores() > 1 else ''}"
     table.caption = f"In all about {total / 60:.1f} hours on {known['machine']}"
     write_json(settings.folder / COST, known)
     return table
@@ -259,18 +259,122 @@ def _seconds(function: Callable[[], object], times: int) -> float:
 # The page --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ProvenPolicy:
+    """A row of the page: a training of a recipe, and its policy's rollouts.
+
+    Attributes:
+        seed: of the training.
+        record: the command that recorded the demonstrations.
+        train: options of `bimact train`.
+        first_scene: seed of the first rollout's scene; the next ones follow.
+        rollouts: number of them.
+        successes: number of them.
+        failed_scenes: their seeds.
+        reward_reached: highest reward → rollouts that reached it.
+        facts: of data and execution, as the page states them.
+        minutes: of the training, without validation and saving.
+        tflop: of the training's matrix products; None if the cost was not measured.
+        machine: that trained.
+        weights_sha256: of the checkpoint.
+    """
+
+    seed: int
+    record: str
+    train: str
+    first_scene: int
+    rollouts: int
+    successes: int
+    failed_scenes: Sequence[int]
+    reward_reached: Mapping[str, int]
+    facts: Mapping[str, str]
+    minutes: float
+    tflop: float | None
+    machine: str
+    weights_sha256: str
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.rollouts
+
+
+def write_page(settings: ProofSettings) -> None:
+    """Write protocol and results as Markdown, and the figures as JSON beside it.
+
+    Policies that were measured elsewhere, by the same recipe in the same scenes, stay on the page: several machines can
+    share a proof.
+    """
+    rows = {task: _proven(settings, task) for task in settings.tasks}
+    kept = {task: found for task, found in _read_figures(settings).items() if task not in rows}
+    figures = {task: [asdict(row) for row in found] for task, found in {**kept, **rows}.items()}
+    write_json(settings.page.with_suffix(".json"), figures)
+    write_text(settings.page, page(settings))
+
+
+def _read_figures(settings: ProofSettings) -> dict[str, list[ProvenPolicy]]:
+    path = settings.page.with_suffix(".json")
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        return {task: [ProvenPolicy(**row) for row in rows] for task, rows in content.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a file of `bimact proof` ({error}): remove it") from error
+
+
+def _proven(settings: ProofSettings, task: str) -> list[ProvenPolicy]:
+    """The policies of the recipe as it is now, by training seed: of the page, and those measured here."""
+    recipe = settings.recipe(task)
+    record, train = shlex.join(["bimact", *recipe.record_command(f"data/{task}")]), shlex.join(recipe.train)
+    now = (record, train, settings.first_scene, settings.rollouts)
+    rows = {
+        row.seed: row
+        for row in _read_figures(settings).get(task, [])
+        if (row.record, row.train, row.first_scene, row.rollouts) == now
+    }
+    known = _read_cost(settings)
+    for seed in settings.seeds:
+        result = rollouts_of(settings, task, seed)
+        if result is None or (seed in rows and rows[seed].weights_sha256 == result["weights_sha256"]):
+            continue
+        run = Run(settings.run(task, seed))
+        config = run.config
+        noisy = sum(bool(episode.get("noisy")) for episode in _demonstrations(settings.dataset(task)))
+        noise = f", {noisy} of them with noise on the executed actions" if noisy else ""
+        size = "" if config.image_size is None else f", {config.image_size[0]} x {config.image_size[1]}"
+        executed = f"the first {result['execute_steps']} of {config.chunk_size} steps of each chunk"
+        rows[seed] = ProvenPolicy(
+            seed=seed,
+            record=record,
+            train=train,
+            first_scene=settings.first_scene,
+            rollouts=settings.rollouts,
+            successes=result["successes"],
+            failed_scenes=[each["seed"] for each in result["each"] if each["highest_reward"] < len(STAGES[task])],
+            reward_reached=result["reward_reached"],
+            facts={
+                "demonstrations": f"{recipe.episodes}, scripted{noise}",
+                "cameras": ", ".join(config.cameras or ["none"]) + size,
+                "execution": "temporal ensembling" if result["settings"]["temporal_ensemble"] else executed,
+                "episode": f"{result['steps']} control steps",
+            },
+            minutes=training_minutes(run),
+            tflop=known.get(task),
+            machine=known.get("machine", ""),
+            weights_sha256=result["weights_sha256"],
+        )
+    return [rows[seed] for seed in sorted(rows)]
+
+
 def page(settings: ProofSettings) -> str:
     """Protocol and results in Markdown; what is not measured yet is told."""
     last = settings.first_scene + settings.rollouts - 1
-    seeds = ", ".join(map(str, settings.seeds))
     lines = [
         "# Results",
         "",
         "Written by `bimact proof` (`make proof`), which records, trains and rolls out all of it again.",
         "",
         *(["**Made with `--quick`: a test of the pipeline, not of the policy.**", ""] if settings.quick else []),
-        f"- **Training seeds**: {seeds}. A row is one training, with Wilson's 95% interval over its rollouts; below "
-        "stands the spread over training seeds. Rows are never pooled: the rollouts of a row share one policy.",
+        "- **Training seeds**: a row is one training, with Wilson's 95% interval over its rollouts; below stands the "
+        "spread over training seeds. Rows are never pooled: the rollouts of a row share one policy.",
         f"- **Scenes**: each policy acts in the same {settings.rollouts}, seeds {settings.first_scene} to {last}. No "
         f"demonstration is of one of them, and nothing was tuned on them: tuning uses seeds from {TUNING_SEEDS} on; "
         "before that rule, settings of config `demo` were chosen on scenes 1000 to 1099.",
@@ -286,50 +390,37 @@ def page(settings: ProofSettings) -> str:
 
 def _task_lines(settings: ProofSettings, task: str) -> list[str]:
     recipe = settings.recipe(task)
-    results = {seed: rollouts_of(settings, task, seed) for seed in settings.seeds}
-    measured = {seed: result for seed, result in results.items() if result is not None}
-    noisy = sum(bool(episode.get("noisy")) for episode in _demonstrations(settings.dataset(task)))
-    noise = f", {noisy} of them with noise on the executed actions" if noisy else ""
-    recorded = shlex.join(["bimact", *recipe.record_command(f"data/{task}")])
-    facts = [
-        ("demonstrations", f"{recipe.episodes}, scripted{noise}: `{recorded}`"),
-        ("training", f"`bimact train {shlex.join(recipe.train)}`"),
-        ("success", STAGES[task][-1]),
-    ]
-    for seed, result in list(measured.items())[:1]:
-        config = Run(settings.run(task, seed)).config
-        size = "" if config.image_size is None else f", {config.image_size[0]} x {config.image_size[1]}"
-        ensemble = result["settings"]["temporal_ensemble"]
-        executed = f"the first {result['execute_steps']} of {config.chunk_size} steps of each chunk"
-        facts += [
-            ("cameras", ", ".join(config.cameras or ["none"]) + size),
-            ("execution", "temporal ensembling" if ensemble else executed),
-            ("episode", f"{result['steps']} control steps"),
-        ]
-    known = _read_cost(settings)
-    if task in known:
-        facts.append(("cost of a training", f"{known[task]:,.0f} TFLOP of matrix products"))
-    if measured and "machine" in known:
-        facts.append(("machine", known["machine"]))
-    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts), ""]
-    lines += ["| training seed | succeeded | rate | 95% interval | training |", "|---|---|---|---|---|"]
-    for seed, found in results.items():
-        if found is None:
-            lines.append(f"| {seed} | not measured yet | | | |")
+    proven = {row.seed: row for row in _proven(settings, task)}
+    first = next(iter(proven.values()), None)
+    facts = {
+        "demonstrations": f"{recipe.episodes}, scripted",
+        **(first.facts if first else {}),
+        "recording": f"`{shlex.join(['bimact', *recipe.record_command(f'data/{task}')])}`",
+        "training": f"`bimact train {shlex.join(recipe.train)}`",
+        "success": STAGES[task][-1],
+    }
+    cost = next((row.tflop for row in proven.values() if row.tflop is not None), None)
+    if cost is not None:
+        facts["cost of a training"] = f"{cost:,.0f} TFLOP of matrix products"
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
+    lines += ["| training seed | succeeded | rate | 95% interval | training | machine |", "|---|---|---|---|---|---|"]
+    for seed in sorted({*settings.seeds, *proven}):
+        row = proven.get(seed)
+        if row is None:
+            lines.append(f"| {seed} | not measured yet | | | | |")
             continue
-        low, high = wilson_interval(found["successes"], found["rollouts"])
-        minutes = training_minutes(Run(settings.run(task, seed)))
-        counts = f"{found['successes']} of {found['rollouts']} | {found['success_rate']:.1%}"
-        lines.append(f"| {seed} | {counts} | {low:.1%} to {high:.1%} | {minutes:.1f} min |")
-    rates = [result["success_rate"] for result in measured.values()]
+        low, high = wilson_interval(row.successes, row.rollouts)
+        counts = f"{row.successes} of {row.rollouts} | {row.rate:.1%}"
+        lines.append(f"| {seed} | {counts} | {low:.1%} to {high:.1%} | {row.minutes:.1f} min | {row.machine} |")
+    rates = [row.rate for row in proven.values()]
     if len(rates) > 1:
         spread = f"standard deviation {100 * statistics.stdev(rates):.1f} points, {min(rates):.1%} to {max(rates):.1%}"
         lines += ["", f"Mean over {len(rates)} training seeds: **{statistics.mean(rates):.1%}**, {spread}."]
-    if measured:
-        lines += ["", "| stage reached | " + " | ".join(f"seed {seed}" for seed in measured) + " |"]
-        lines.append("|---|" + "---|" * len(measured))
-        for reward in sorted({int(level) for result in measured.values() for level in result["reward_reached"]}):
-            reached = [str(result["reward_reached"][str(reward)]) for result in measured.values()]
+    if proven:
+        lines += ["", "| stage reached | " + " | ".join(f"seed {seed}" for seed in proven) + " |"]
+        lines.append("|---|" + "---|" * len(proven))
+        for reward in sorted({int(level) for row in proven.values() for level in row.reward_reached}):
+            reached = [str(row.reward_reached[str(reward)]) for row in proven.values()]
             lines.append(f"| {stage_name(task, reward)} | {' | '.join(reached)} |")
     published = [(source, figures[task]) for source, figures in PUBLISHED.items() if task in figures]
     if published:
