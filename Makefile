@@ -37,9 +37,9 @@ proof: $(READY)
 test: lint typecheck
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# For the inner loop: no slow tests.
+# For the inner loop: no slow tests, one case of each.
 test-quick: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gl" -n logical --maxprocesses 8 --dist loadfile
+	BIMACT_TESTS=quick $(BIN)/python -m pytest -q -m "not slow and not gl" -n logical --maxprocesses 8 --dist loadfile
 
 # Campaigns: thousands of damaged files, kills at each step of writing, a hundred demonstrations.
 test-long: lint typecheck

@@ -29,13 +29,16 @@ os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib")
 _CACHE = tempfile.TemporaryDirectory(prefix="bimact-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 # Campaigns: `make test-long` kills, mutates and demonstrates as often as it takes to find what is rare; `make test`
-# samples them.
+# samples them; `make test-quick` takes the first case of each parametrized test and few examples.
 LONG = os.environ.get("BIMACT_TESTS") == "long"
+QUICK = os.environ.get("BIMACT_TESTS") == "quick"
+# A minute or more each.
+LONGEST = ("test_wheel", "test_compiled", "test_export", "test_warnings", "test_notebooks", "test_kill", "test_ranks")
 # Small models, and as many tests at once as there are cores: threads would only wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 # A busy machine is slow, and that is no fault of a test.
-settings.register_profile("bimact", deadline=None)
+settings.register_profile("bimact", deadline=None, **({"max_examples": 10} if QUICK else {}))
 settings.load_profile("bimact")
 # Background jobs of a shell ignore Ctrl-C, those of nohup lost terminals: not so the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,7 +46,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no process is left alone with one at the end.
+    """The longest files come first, then those with slow tests, so that no process is left alone with one at the end.
 
     Tests of a GPU run by `pytest -m gpu` alone: a process that has used one can no longer be forked, as others do.
     """
@@ -51,8 +54,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="run it by pytest -m gpu"))
+    if QUICK:
+        firsts = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        items[:] = [item for item in items if firsts[item.nodeid.partition("[")[0]] is item]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, item.path not in slow))
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:

@@ -80,6 +80,7 @@ def test_a_checkpoint_file_or_the_directory_of_checkpoints_will_do(run: bimact.R
         bimact.load_policy(run, precision="half")
 
 
+@pytest.mark.slow
 def test_policies_of_lerobot_and_of_the_original_act_act(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What `convert-checkpoint` writes, without writing it."""
     network = small_policy(("top",), nheads=8)
@@ -107,6 +108,7 @@ def test_policies_of_lerobot_and_of_the_original_act_act(tmp_path: Path, capsys:
         bimact.load_policy(tmp_path / "lerobot", checkpoint="best")
 
 
+@pytest.mark.slow
 def test_training_in_python_is_that_of_the_command_line(dataset: Path, tmp_path: Path) -> None:
     save_config(tiny_config(dropout=0.2, mixed_precision="no"), tmp_path / "c.yaml")
     bimact.train(tmp_path / "c.yaml", dataset_dir=dataset, output_dir=tmp_path / "python", num_epochs=1)

@@ -200,6 +200,7 @@ def test_absent_device(capsys: pytest.CaptureFixture[str], dataset: Path, tmp_pa
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_settings_on_the_command_line(dataset: Path, tmp_path: Path) -> None:
     """The guide's entry point with its spellings, piped: plain lines."""
     command = [

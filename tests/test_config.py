@@ -256,6 +256,7 @@ def test_text_in_yaml_is_taken_as_it_is_written(name: str, tmp_path: Path) -> No
         assert setting_value(read_yaml(tmp_path, f"{key}: {in_quotes(text)}  # why\n"), name) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LISTS)
 def test_lists_of_text(name: str, tmp_path: Path) -> None:
     for text in texts_for(name, TEXTS):
@@ -424,6 +425,7 @@ ANY_TEXT = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=500 if LONG else 25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ANY_TEXT, st.lists(ANY_TEXT, max_size=3))
 @example("???", ["\\???", "${"])

@@ -60,6 +60,7 @@ def imported(*folders: str) -> Iterator[tuple[Path, str]]:
                     yield path, node.module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
@@ -118,6 +119,7 @@ def test_internals_of_packages_are_there(package: str, name: str) -> None:
         found = getattr(found, part)
 
 
+@pytest.mark.slow
 def test_internals_of_packages_are_used_below_an_upper_bound() -> None:
     known = declared()
     for path, module in imported("src"):

@@ -238,6 +238,7 @@ def test_advice_for_an_old_driver(monkeypatch: pytest.MonkeyPatch, cuda: str, dr
     assert ("or install PyTorch for the CUDA that it has" in advice) == other_build
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 @pytest.mark.skipif(torch.version.cuda is None or torch.cuda.is_available(), reason="needs PyTorch with CUDA, no GPU")
 def test_old_driver_is_recognised_by_what_cuda_says(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def header_of(card: bytes) -> dict[str, Any]:
     return dict(yaml.safe_load(card.decode().split("---\n")[1]))
 
 
+@pytest.mark.slow
 def test_a_pushed_policy_acts_as_the_run_does(
     server: HubServer, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +155,7 @@ def _written(folder: Path, content: bytes) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_model_card(server: HubServer, trained: Path) -> None:
     command("push", str(trained), NAME, "--license", "apache-2.0", "--public")
     pushed = server.repositories["model", NAME]
@@ -173,6 +175,7 @@ def test_the_model_card(server: HubServer, trained: Path) -> None:
     assert evaluation["offline"]["dataset"] == "dataset" and "trajectory" not in evaluation["offline"]
 
 
+@pytest.mark.slow
 def test_a_second_push_replaces_the_files_of_the_first(
     server: HubServer, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +208,7 @@ def test_a_trial_sends_nothing(server: HubServer, trained: Path, capsys: pytest.
     assert not server.requests
 
 
+@pytest.mark.slow
 def test_training_begins_with_a_policy_of_the_hub(
     server: HubServer, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

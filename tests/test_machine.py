@@ -31,6 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back at once")
 def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     faults = {

@@ -26,6 +26,7 @@ def ends(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_killed_command(warm: WarmPython) -> None:
     with subprocess.Popen([warm.bin / "python", "-c", CODE], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -52,6 +52,7 @@ def prepare(folder: Path) -> None:
     write_original(folder / "act", weights, original_statistics())
 
 
+@pytest.mark.slow
 def test_no_warning_reaches_the_terminal(tmp_path: Path) -> None:
     """With a last batch that is smaller, and a single episode, which leaves nothing for validation."""
     prepare(tmp_path)
@@ -73,6 +74,7 @@ def test_no_warning_reaches_the_terminal(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "c" / "checkpoint" / "act-train-best.pth")
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_no_news(tmp_path: Path) -> None:
     prepare(tmp_path)
     train = ["train", "--config=tiny.yaml", "--dataset_dir=cups", "--output_dir=a", "--num_steps=1", "--device=cpu"]

@@ -84,6 +84,7 @@ It removes 3 of 6 episodes (still-gripper: 2; blank-image: 1, 3). Look at these 
     )
 
 
+@pytest.mark.slow
 def test_exit_status(tmp_path: Path) -> None:
     folder = save_guide(damaged(), tmp_path / "warnings")
     assert [run(folder, *options)[0] for options in ((), ("--fail_on", "warning"), ("--fail_on", "error"))] == [1, 1, 0]

@@ -491,6 +491,7 @@ def any_demonstrations(draw: st.DrawFn) -> Demonstrations:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(any_demonstrations())
 def test_any_content_is_looked_through(demos: Demonstrations) -> None:

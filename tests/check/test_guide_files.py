@@ -156,6 +156,7 @@ ODDITIES: list[Callable[[dict[str, Any]], Any]] = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=3),

@@ -189,6 +189,7 @@ def test_ctrl_c_leaves_nothing(interrupted: Callable[[int], subprocess.Popen[str
     assert names_in(tmp_path) == ["source"]
 
 
+@pytest.mark.slow
 def test_the_next_run_removes_what_a_killed_one_has_left(
     interrupted: Callable[[int], subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

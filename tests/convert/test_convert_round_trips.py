@@ -47,6 +47,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Source]:
     return {to: open_source(converted(source, folder / to, to, **options)) for to, options in LOSSLESS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", LOSSLESS)
 @pytest.mark.parametrize("start", LOSSLESS)
 def test_nothing_is_lost_on_the_way(start: str, to: str, written: Mapping[str, Source], tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_files_are_those_of_zarr_2(folder: Path) -> None:
     assert json.loads((folder / "data" / "tau" / ".zarray").read_text())["dtype"] == "<f8"
 
 
+@pytest.mark.slow
 def test_black_images_are_written_too(tmp_path: Path) -> None:
     source = BlackSource(**vars(smooth_source(tmp_path / "source", [3])))
     folder = converted(source, tmp_path / "out", "zarr")

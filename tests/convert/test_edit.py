@@ -105,6 +105,7 @@ def test_episodes_are_the_recorded_steps(plan: Any, tmp_path_factory: pytest.Tem
         assert times is not None and np.array_equal(edited.read_timestamps(place_), times[steps.start : steps.stop])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["guide", "aloha_hdf5", "zarr", "lerobot"])
 def test_a_dataset_stays_in_its_format_and_unchanged(
     to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -132,6 +133,7 @@ def test_a_dataset_stays_in_its_format_and_unchanged(
     assert {entry.name for entry in tmp_path.iterdir()} <= {"guide", "source", "out"}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_leaves_nothing_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_lerobot(tmp_path / "source", (5, 5, 5), V2)
     video = folder / "videos" / "chunk-000" / "observation.images.top" / "episode_000001.mp4"
@@ -220,6 +222,7 @@ def decoded(source: Source, camera: str) -> list[np.ndarray]:
     return [images_of(source, camera, episode) for episode in range(len(source.episodes))]
 
 
+@pytest.mark.slow
 def test_videos_of_a_lerobot_dataset_are_copied_where_cuts_allow_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

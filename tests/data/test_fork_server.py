@@ -42,6 +42,7 @@ def test_modules_that_lie_in_the_current_folder_are_not_run(tmp_path: Path) -> N
     assert not trace.exists(), trace.read_text()
 
 
+@pytest.mark.slow
 def test_locks_of_libraries_leave_nothing_behind(tmp_path: Path) -> None:
     dataset = write_aloha(tmp_path / "aloha", (3, 2))
     bimact = Path(sys.executable).parent / "bimact"

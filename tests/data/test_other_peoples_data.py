@@ -336,6 +336,7 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COPIES)
 def test_a_column_that_is_the_action_is_found_by_looking(tmp_path: Path, kind: str) -> None:
     path = copied(tmp_path, COPIES[kind])
@@ -546,6 +547,7 @@ DAMAGES: dict[str, Callable[[Path], Path]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_all_damaged_episodes_are_named_and_can_be_left_out(tmp_path: Path, kind: str) -> None:
     path = DAMAGES[kind](tmp_path)
@@ -568,6 +570,7 @@ def test_all_damaged_episodes_are_named_and_can_be_left_out(tmp_path: Path, kind
         open_demonstrations(tiny_config(), path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "guide pickled"])
 def test_what_is_skipped_is_no_error_of_the_check(tmp_path: Path, kind: str) -> None:
     path = DAMAGES[kind](tmp_path)
@@ -630,6 +633,7 @@ def test_rows_are_found_by_their_episode_where_the_metadata_name_another_file(tm
 # G. Numbers of episodes, frames and rows ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choices", "numbers"),
     [
@@ -1028,6 +1032,7 @@ def test_videos_of_no_listed_episode_are_told(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_rows_of_another_episode_are_a_fault(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "swapped", (4, 4, 4), V2, cameras=(TOP,))
     first, second, _ = data_files(tmp_path / "swapped")
@@ -1153,6 +1158,7 @@ def test_what_is_dropped_of_a_video_is_told(tmp_path: Path) -> None:
     assert "is to be turned by 270° for display: its images are read as they are stored" in note
 
 
+@pytest.mark.slow
 def test_zarr_arrays_without_their_document_are_left_out(tmp_path: Path) -> None:
     def without(name: str, *keys: str) -> Path:
         arrays = replay_arrays([6, 6]) | {"arm_velocity": moving(12, 7), "top": ramp(12, 16, 24)}
@@ -1445,6 +1451,7 @@ def test_data_files_that_are_not_read_are_told(tmp_path: Path) -> None:
         assert any(sentence in text for text in found)
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_files_that_belong_to_a_dataset(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "v2", (6, 6), V2)
     write_lerobot(tmp_path / "v3", (6, 6), V3)

@@ -44,6 +44,7 @@ def config_of(**changes: Any) -> Config:
     return to_config(settings | changes)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 4), st.integers(0, 9))
 def test_samples_against_a_reference(lengths: list[int], context: int, chunk: int, seed: int) -> None:
     episodes = episodes_of(lengths)

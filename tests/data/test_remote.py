@@ -390,6 +390,7 @@ def on_hub(home: Path, endpoint: str, *paths: str, said: list[str] | None = None
     return sentences
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_is_downloaded_once_and_then_works_offline(tmp_path: Path, hub: HubServer) -> None:
     home = tmp_path / "hf"
     name = "someone/cube"
@@ -407,6 +408,7 @@ def test_a_dataset_of_the_hub_is_downloaded_once_and_then_works_offline(tmp_path
     assert on_hub(home, hub.url, name) == [str(snapshot)]
 
 
+@pytest.mark.slow
 def test_a_copy_that_may_not_be_the_newest_is_told(tmp_path: Path, hub: HubServer) -> None:
     home, name = tmp_path / "hf", "someone/cube"
     told: list[str] = []

@@ -265,6 +265,7 @@ def test_frozen_resnet_keeps_its_statistics() -> None:
     assert any(key.endswith("running_mean") for key in before)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_frozen_attention_in_half_precision_copies_no_weights() -> None:
     """A product of (tokens, images, width) with weights that learn nothing: in one piece, or token by token."""

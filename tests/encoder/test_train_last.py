@@ -31,6 +31,7 @@ def frames() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=draw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", ENCODERS)
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_trunk_and_head_are_the_encoder(settings: dict[str, Any], blocks: int) -> None:
@@ -71,6 +72,7 @@ def test_what_cannot_be_divided(settings: dict[str, Any], sentence: str) -> None
         make(**{"train_last": 1, **settings})
 
 
+@pytest.mark.slow
 def test_training_on_what_the_trunk_gives(dataset: Path, tmp_path: Path) -> None:
     """The same losses with the cache and without; the head has learned, the trunk has not; a resume finds the cache."""
     runs = {}

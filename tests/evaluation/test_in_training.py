@@ -183,6 +183,7 @@ def test_real_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         bimact.evaluate(run, task="transfer_cube", rollouts=2, seed=19999, checkpoint="best-success")
 
 
+@pytest.mark.slow
 def test_what_fails_is_one_sentence(tmp_path: Path) -> None:
     evaluator = RolloutsInTraining(Run(tmp_path), tiny_config(eval_task="insertion", cameras=["top"]))
     evaluator.start(7, Path(__file__))

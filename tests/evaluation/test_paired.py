@@ -100,6 +100,7 @@ def _is_evident(pairs: Pairs) -> bool:
     return evidence_against(pairs) >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.5, 0.9])
 def test_sequential_false_positives(rate: float) -> None:
     """2,000 experiments of two equal policies, looked at after each of up to 200 scenes."""

@@ -351,6 +351,7 @@ def test_a_damaged_video_is_told(tmp_path: Path) -> None:
     assert "cut.mp4 · this file cannot be decoded" in page_of(run).text
 
 
+@pytest.mark.slow
 def test_videos_that_would_make_the_page_too_large_are_left_out(
     full_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +420,7 @@ def test_hostile_names_stay_text(tmp_path: Path, fps: float | None) -> None:
     assert "joint $\\frac" in page.text
 
 
+@pytest.mark.slow
 def test_other_robots_have_their_own_joints(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     add_results(run, offline=offline_results([f"joint {number}" for number in range(26)], fps=None))

@@ -32,6 +32,7 @@ def answers(lines: Iterable[str]) -> Any:
     return ask
 
 
+@pytest.mark.slow
 def test_the_order_is_random_balanced_and_not_in_the_file(tmp_path: Path) -> None:
     protocol = begin(tmp_path, pairs=200)
     order = [protocol.policy_of(trial) for trial in range(400)]

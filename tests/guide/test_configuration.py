@@ -198,6 +198,7 @@ def test_kl_weight_is_the_share_of_the_divergence_in_the_loss(dataset: Path, tmp
         assert record["total_loss"] == pytest.approx(record["action_loss"] + weight * record["kl_divergence"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_higher_kl_weight_draws_the_posterior_to_the_prior(dataset: Path, tmp_path: Path) -> None:
     for name, weight in (("low", 0.01), ("high", 50.0)):
         train(dataset, tmp_path / name, kl_weight=weight, num_steps=80, lr=3e-3, log_frequency=20)

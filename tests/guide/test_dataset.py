@@ -138,11 +138,21 @@ def test_pickled_layouts_train(tmp_path: Path, form: str, encoder: dict[str, Any
 
 
 def check(*arguments: str | Path) -> tuple[int, str, str]:
-    """`bimact check` in a process of its own."""
-    command = [sys.executable, "-m", "bimact", "check", *map(str, arguments)]
+    """`bimact check` in this process: exit status, output and errors."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        main(["check", *map(str, arguments)])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, out.getvalue(), err.getvalue()
+
+
+def test_a_process_of_its_own_says_the_same(tmp_path: Path) -> None:
+    folder = make_content(LENGTHS).save(tmp_path / "data")
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=ROOT, env=environment)
-    return result.returncode, result.stdout, result.stderr
+    for path in (folder, tmp_path / "absent"):
+        command = [sys.executable, "-m", "bimact", "check", str(path)]
+        result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=ROOT, env=environment)
+        assert (result.returncode, result.stdout, result.stderr) == check(path)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -331,14 +341,7 @@ def faulty_datasets(draw: st.DrawFn) -> tuple[list[int], dict[int, str]]:
     return lengths, {row: draw(st.sampled_from(sorted(STEP_FAULTS))) for row in rows}
 
 
-def run_main(*arguments: str) -> tuple[Any, str]:
-    """The command in this process: its exit status and what it prints."""
-    out = io.StringIO()
-    with redirect_stdout(out), redirect_stderr(io.StringIO()), pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code, out.getvalue()
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(faulty_datasets())
@@ -352,7 +355,7 @@ def test_faults_are_named_with_their_episode_and_step(case: tuple[list[int], dic
             STEP_FAULTS[kind][0](content, row)
         content.save(folder)
         report = check_dataset(folder)
-        status, out = run_main("check", str(folder))
+        status, out, _ = check(folder)
 
     steps: dict[tuple[str, int], list[int]] = {}
     for row, kind in faults.items():

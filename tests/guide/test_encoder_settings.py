@@ -212,6 +212,7 @@ def test_fuse_is_a_plain_reference(fuse: str) -> None:
 # custom encoders: the guide's two variants
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("snippet", "model_name"),
     [

@@ -92,6 +92,7 @@ def test_environment_installs_the_project_with_extras_that_it_has(environment_ym
     assert torch_of_project.specifier.contains("2.8.0") and torch_of_project.specifier.contains("2.10.0")
 
 
+@pytest.mark.slow
 def test_quick_verification() -> None:
     result = shell(VERIFICATION, ROOT)
     assert result.returncode == 0, result.stderr
@@ -103,6 +104,7 @@ def test_quick_verification() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_check_environment_line() -> None:
     result = shell(CHECK, ROOT)
     assert result.stdout == f"{torch.__version__} {torch.cuda.is_available()}\n", result.stderr

@@ -99,6 +99,7 @@ def batches(dataset: Path, policy: ActPolicy) -> list[tuple[dict[str, Tensor], T
     return list(create_temporal_dataloader(dataset, context, chunk, batch_size=1, shuffle=False))
 
 
+@pytest.mark.slow
 def test_the_guides_snippets_print_an_error_that_is_better_than_the_mean_action(
     dataset: Path, run: Path, loaded: ActPolicy
 ) -> None:

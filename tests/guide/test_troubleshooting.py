@@ -39,6 +39,7 @@ def train(root: Path, *settings: str, dataset: str = "your_dataset") -> tuple[in
     return status, output
 
 
+@pytest.mark.slow
 def test_out_of_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = ActPolicy.forward
 
@@ -107,6 +108,7 @@ def test_kl_loss_too_high(root: Path) -> None:
     assert len(re.findall(r"Hint: the KL loss .* reduce --kl_weight \(now 50; try 5 or 1\)", output)) == 1
 
 
+@pytest.mark.slow
 def test_wandb_not_logging(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)

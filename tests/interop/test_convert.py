@@ -104,6 +104,7 @@ def write_fitting_dataset(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_converted_run_is_evaluated_and_trained_on(
     tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +131,7 @@ def test_there_and_back(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture
     torch.testing.assert_close(chunk_of(read_lerobot(tmp_path / "back").policy, obs), chunk_of(policy, obs))
 
 
+@pytest.mark.slow
 def test_the_original_act_becomes_either(tmp_path: Path, original: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--cameras", "top", "--nheads", "4", "--image_size", "40x64")
     assert bimact("convert-checkpoint", original, tmp_path / "run", *options) == 0
@@ -140,6 +142,7 @@ def test_the_original_act_becomes_either(tmp_path: Path, original: Path, capsys:
     torch.testing.assert_close(chunk_of(read_lerobot(tmp_path / "l").policy, obs), chunk_of(policy, obs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "form"),
     [
@@ -174,6 +177,7 @@ def test_checkpoints_of_forks(
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
+@pytest.mark.slow
 def test_files_of_a_lerobot_policy(tmp_path: Path, lerobot: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights are taken as they are named, with the settings beside them."""
     policy = Path(shutil.copytree(lerobot, tmp_path / "policy"))
@@ -206,6 +210,7 @@ def test_a_training_of_lerobot_without_its_last_link(
     assert "Note: the checkpoint 000200 is taken, the highest of 2; give" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_runs_own_weights_may_be_saved_in_other_ways(
     tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

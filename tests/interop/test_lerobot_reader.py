@@ -355,6 +355,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_anywhere_is_refused_or_passed(tmp_path: Path, policy: ActPolicy, data: st.DataObject) -> None:

@@ -58,6 +58,7 @@ def losses_on_gpu(overrides: list[str]) -> Callable[[], torch.Tensor]:
     return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -86,6 +86,7 @@ def opposite(tmp_path: Path) -> list[dict[str, Any]]:
     return [{"path": str(first), "task": "transfer_cube"}, {"path": str(second)}]
 
 
+@pytest.mark.slow
 def test_a_policy_learns_tasks_that_nothing_else_tells_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

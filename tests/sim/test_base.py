@@ -105,6 +105,7 @@ def test_recording(package: None, tmp_path: Path) -> None:
         record(RecordingSettings("points", 2, ("top",), (8, 8)), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_rollouts(package: None, tmp_path: Path) -> None:
     task = find_task("points")
     env = ChunkedEnv(4, 2, "points", cameras=("front",), image_size=(8, 8))

@@ -141,6 +141,7 @@ def test_mujoco_imported_too_early_is_explained() -> None:
     assert "import bimact.sim first" in result.stderr
 
 
+@pytest.mark.slow
 def test_pytorch_can_be_loaded_after_rendering() -> None:
     """Triton, which PyTorch for CUDA brings, was a segmentation fault after Mesa's LLVM."""
     code = (

@@ -108,6 +108,7 @@ def test_demonstrators_succeed(task: str, wanted: float) -> None:
     assert _highest_rewards(task, range(5000, 5000 + count)).count(MAX_REWARD) >= int(wanted * count)
 
 
+@pytest.mark.slow
 def test_demonstrations_repeat_and_noise_changes_them() -> None:
     task = find_task("insertion")
     first = demonstrate(task, 3)

@@ -124,6 +124,7 @@ def good_then_bad(folder: Path, dataset: Path, **changes: Any) -> SweepPlan:
     return make_plan(folder, dataset, settings, trials=2, parameters=TWO_LRS, early_terminate=HALVING, **changes)
 
 
+@pytest.mark.slow
 def test_a_bad_trial_is_ended_early(tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = good_then_bad(tmp_path, dataset)
     run_sweep(plan)
@@ -136,12 +137,14 @@ def test_a_bad_trial_is_ended_early(tmp_path: Path, dataset: Path, capsys: pytes
     assert "trial 1 · pruned at val_loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_pruning_it_comes_to_its_end(tmp_path: Path, dataset: Path) -> None:
     plan = good_then_bad(tmp_path, dataset, pruning=False)
     run_sweep(plan)
     assert states(plan.folder) == [TrialState.COMPLETE] * 2
 
 
+@pytest.mark.slow
 def test_a_grid_has_each_combination_once(tmp_path: Path, dataset: Path) -> None:
     lrs, sizes, layers = [1.0e-5, 2.0e-5], [4, 8], [1, 2]
     parameters = {"lr": {"values": lrs}, "batch_size": {"values": sizes}, "num_encoder_layers": {"min": 1, "max": 2}}
@@ -155,6 +158,7 @@ def test_a_grid_has_each_combination_once(tmp_path: Path, dataset: Path) -> None
     assert sorted(done) == sorted(itertools.product(lrs, sizes, layers))
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_to_more_trials(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +174,7 @@ def test_the_same_command_goes_on_to_more_trials(
     assert len(trials_in(tmp_path / "s")) == 3
 
 
+@pytest.mark.slow
 def test_draws_are_the_same_each_time(tmp_path: Path, dataset: Path) -> None:
     for name in ("a", "b"):
         run_sweep(make_plan(tmp_path / name, dataset, {"num_epochs": "1"}, method="bayes", trials=2))

@@ -73,6 +73,7 @@ def test_draws_depend_on_the_number_alone(tmp_path: Path) -> None:
 # Trials whose process has gone -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_killed_process_is_repeated(tmp_path: Path) -> None:
     open_study(tmp_path / "s")
     code = (
@@ -252,6 +253,7 @@ def test_the_median_leaves_trials_their_warm_up(tmp_path: Path) -> None:
     assert pruned == [False, False, True, True, True]
 
 
+@pytest.mark.slow
 def test_bayes_learns(tmp_path: Path) -> None:
     """After its random start it draws near the best values: log10(lr) = -5.5 of a range from -6 to -4."""
     study = open_study(tmp_path / "s", method="bayes")

@@ -62,6 +62,7 @@ def test_a_run_has_what_the_guide_says(dataset: Path, tmp_path: Path, capsys: py
     assert sum("val_loss" in record for record in records) == 3
 
 
+@pytest.mark.slow
 def test_loss_falls(dataset: Path, tmp_path: Path) -> None:
     train(dataset, tmp_path / "run", num_epochs=40, use_vae=False, lr=3e-3, seed=1)
     losses = [r["val_loss"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val_loss" in r]
@@ -91,6 +92,7 @@ ALL_SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop_at", "settings"), [(2, {}), (8, {}), (10, {}), (2, ALL_SETTINGS), (10, ALL_SETTINGS)])
 def test_two_parts_are_one_run(
     dataset: Path, tmp_path: Path, stop_at: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -40,6 +40,7 @@ def test_panels_are_the_recorded_frame_the_encoders_input_and_changes_of_it() ->
     assert (edge.get_x(), edge.get_y(), edge.get_width(), edge.get_height()) == (15.5, 3.5, 16, 8)
 
 
+@pytest.mark.slow
 def test_the_command_draws_each_camera(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "augmented.png"
     arguments = ["view", str(dataset), "--augment", str(picture), "--cameras", "right", "--augmentation.hue", "null"]

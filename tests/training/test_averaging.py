@@ -51,6 +51,7 @@ def train(
     return train_run(prepare_run(config, resume_from, override_config=override))
 
 
+@pytest.mark.slow
 def test_validation_checkpoints_and_inference_use_the_average(dataset: Path, tmp_path: Path) -> None:
     plain = train(dataset, tmp_path / "plain")
     averaged = train(dataset, tmp_path / "averaged", ema_decay=0.99)

@@ -61,6 +61,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fuse", "freeze"), [("tokens", True), ("mean", False)])
 def test_a_policy_learns_from_depth_and_acts_on_it(
     fuse: str, freeze: bool, demonstrations: Path, tmp_path: Path

@@ -34,6 +34,7 @@ def trained(config: Config, folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in files.values()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "keep_checkpoints": ["last 2"], "num_epochs": 4}])
 def test_checkpoints_and_steps_are_those_of_the_training(
     dataset: Path, tmp_path: Path, changes: dict[str, object], capsys: pytest.CaptureFixture[str]
@@ -55,6 +56,7 @@ def test_checkpoints_and_steps_are_those_of_the_training(
     assert f"Trainable parameters: {found.trainable:,}" in printed
 
 
+@pytest.mark.slow
 def test_caches_are_as_large_as_those_of_the_training(tmp_path: Path) -> None:
     source = write_lerobot(tmp_path / "lerobot", (30, 20), dim=14)
     encoder = {"name": "conv", "pretrained": None, "freeze": True, "fuse": "tokens", "channels": [8, 8]}
@@ -70,6 +72,7 @@ def test_caches_are_as_large_as_those_of_the_training(tmp_path: Path) -> None:
     assert found.encoding_seconds is not None and found.encoding_seconds > 0
 
 
+@pytest.mark.slow
 def test_memory_and_time_are_measured_until_a_batch_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = ActPolicy.forward
 
@@ -98,6 +101,7 @@ def test_policies_that_are_told_their_task_are_measured_and_mixtures_refused(dat
         estimate(tiny_config(dataset_dir=f"{dataset},{dataset}"))
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_or_json(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from bimact.config import save_config
 

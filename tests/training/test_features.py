@@ -68,6 +68,7 @@ def test_a_short_training_encodes_only_what_it_sees(dataset: Path, tmp_path: Pat
     assert load_config(tmp_path / "run" / "config.yaml").feature_cache is False
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_as_it_began(dataset: Path, tmp_path: Path, seen: list[int]) -> None:
     train_run(
         prepare_run(config_of(dataset, tmp_path / "short", num_steps=8, batch_size=1, num_epochs=1, val_split=0.0))
@@ -105,6 +106,7 @@ def test_an_encoder_that_learns_cannot_be_cached(tmp_path: Path) -> None:
         ActTrainer(prepare_run(config))
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_found_with_tokens(dataset: Path, tmp_path: Path, seen: list[int]) -> None:
     trainer = ActTrainer(prepare_run(config_of(dataset, tmp_path / "run", auto_batch_size=True)))
     assert sum(seen) == 2 * 38 and trainer.config.batch_size >= 4
@@ -113,6 +115,7 @@ def test_the_largest_batch_is_found_with_tokens(dataset: Path, tmp_path: Path, s
 # Augmented views -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_augmented_views_are_encoded_once_and_a_run_resumes_exactly(
     dataset: Path, tmp_path: Path, seen: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

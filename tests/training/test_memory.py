@@ -50,6 +50,7 @@ def test_training_says_what_was_tried_and_what_to_try(
     assert str(out_of_memory(tiny_config(), torch.device("cuda"))).startswith("CUDA out of memory")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("holds", "found"), [(1, 1), (5, 4), (8, 8), (1000, 16)])
 def test_search_ends_at_the_largest_power_of_two_that_fits(holds: int, found: int) -> None:
     tried: list[int] = []
@@ -88,6 +89,7 @@ def test_a_part_of_a_gpu_is_left_free_during_the_search(monkeypatch: pytest.Monk
     assert len(shares) == 2
 
 
+@pytest.mark.slow
 def test_auto_batch_size_trains_with_what_it_found(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

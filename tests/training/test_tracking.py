@@ -129,6 +129,7 @@ def test_without_a_project_wandb_is_not_even_imported(tmp_path: Path) -> None:
 # W&B offline ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_login_the_run_is_kept_offline_with_all_that_it_logs(
     wandb_alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -419,6 +420,7 @@ def test_the_death_of_wandbs_own_process_does_not_stop_a_training(
     assert [record["step"] for record in read_metrics(wandb_alone / METRICS)] == [10, 20, 30]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_nothing_is_asked_and_nothing_is_copied(wandb_alone: Path) -> None:
     code = """
 import os, sys, wandb

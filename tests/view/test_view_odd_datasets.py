@@ -141,6 +141,7 @@ def assert_hostile_names_are_text(page: Page, episodes: int) -> None:
     assert page.evaluate("document.querySelectorAll('.row').length") == episodes
 
 
+@pytest.mark.slow
 def test_a_server_that_has_ended_is_told(page: Page, dataset: Path) -> None:
     with command(dataset) as (process, address):
         page.open(address)

@@ -126,6 +126,7 @@ def test_cameras_play_together_and_stop_at_one_step(opened: Page) -> None:
     assert_all_show(opened, step)
 
 
+@pytest.mark.slow
 def test_a_camera_that_falls_behind_catches_up(page: Page, tmp_path: Path) -> None:
     source = numbered_source([1200])
     with served(source, tmp_path) as server:

@@ -243,6 +243,7 @@ def test_old_videos_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # The command -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_interrupted(dataset: Path) -> None:
     state = np.load(dataset / "observations.npy")
     state["state"][15, 3] = np.nan
@@ -261,6 +262,7 @@ def test_the_command_serves_until_it_is_interrupted(dataset: Path) -> None:
     assert sorted(dataset.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_selection_is_shown(dataset: Path) -> None:
     with command(dataset, "--cameras", "right", "--state_dims", "0:3", "--max_episodes", "2") as (_, address):
         content = json.loads(ask(address, "/api/dataset")[2])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class NpyRows:
         self._dtype = None if dtype is None else np.dtype(dtype)
         self._array: np.ndarray | None = None
         self._start = 0  # where the first row is in the file, in bytes
-        self._file: BinaryIO | None = None
+        self._file: int | None = None  # descriptor
 
     @property
     def array(self) -> np.ndarray:
@@ -96,9 +97,10 @@ class NpyRows:
         """(n, …) in the file's own type."""
         array = self.array
         if self._file is None:
-            self._file = self.path.open("rb", buffering=0)
+            self._file = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
             if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         chosen = np.empty((len(rows), *array.shape[1:]), array.dtype)
         stride = array.strides[0]
         for first, end in _runs(rows, joined=stride == array[:1].nbytes):
@@ -109,7 +111,7 @@ class NpyRows:
         assert self._file is not None
         left = into.reshape(-1).view(np.uint8).data
         while left:
-            count = os.preadv(self._file.fileno(), [left], position)
+            count = os.preadv(self._file, [left], position)
             if count == 0:
                 raise UserError(f"{self.path} has become shorter since it was opened: restore it and start again")
             left, position = left[count:], position + count

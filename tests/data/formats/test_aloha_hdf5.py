@@ -606,6 +606,7 @@ def outcomes(folder: Path, seeds: range) -> tuple[int, int]:
     return read, len(seeds) - read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [{}, {"jpegs": "rows"}, {"chunks": True, "compression": "gzip", "shuffle": True}])
 def test_a_changed_file_is_read_or_refused_in_a_sentence(tmp_path: Path, kind: dict[str, Any]) -> None:
     write_aloha_episode(tmp_path / "episode_0.hdf5", 3, **kind)

@@ -221,6 +221,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     assert "is a link that leaves the dataset" in refusal(tmp_path / "d")
 
 
+@pytest.mark.slow
 def test_damaged_files_end_in_a_sentence_or_are_read(tmp_path: Path) -> None:
     write_raw(tmp_path, [4, 6], size=(2, 3))
     names = ("observations.npy", "actions.npy", "rollout_length.npy", "metadata.txt")

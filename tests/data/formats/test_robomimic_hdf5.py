@@ -306,6 +306,7 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
     assert "damaged or cut off" in refusal(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 2**64 - 16, 2**64 - 1, 10**6])
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_damaged_heap_of_texts_ends_in_a_sentence(tmp_path: Path, size: int, number: int) -> None:
@@ -353,6 +354,7 @@ def outcomes(path: Path, seeds: range) -> tuple[int, int]:
     return read, len(seeds) - read
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "image.hdf5", [2, 2], masks={"train": ["demo_0"]})
     read, refused = run_apart(outcomes, path, range(120), what="the changed files", timeout=120)

@@ -206,6 +206,7 @@ def test_a_file_that_is_cut_off_is_told(reordered: Path, tmp_path: Path) -> None
         read(tmp_path / "cut.mp4", range(COUNT))
 
 
+@pytest.mark.slow
 def test_frames_larger_than_any_camera_are_not_decoded(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mov", [np.zeros((6000, 6000, 3), np.uint8)], codec="png", pixel_format="rgb24")
     with pytest.raises(UserError, match=r"v\.mov"):

@@ -663,6 +663,7 @@ def test_encrypted_zip_files_are_refused(buffer: Path, tmp_path: Path) -> None:
     assert "is encrypted: unpack it" in refusal(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_damaged_buffers_end_in_a_sentence_or_are_read(tmp_path: Path, version: int, form: str) -> None:
