@@ -297,4 +297,4 @@ def test_demo_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch, capsys
     assert out.startswith("At least 17 min from beginning to end on this machine (")
     assert "recording 2.0 min, training 11.0 min, 100 rollouts 2.0 min, 5 videos 2.0 min" in out
     assert [words[0] for words in ran] == ["record", "train", "evaluate", "evaluate", "report"]
-    assert ran[0][ran[0].index("--episodes") + 1] == "50" and "3000" in ran[1]
+    assert ran[0][ran[0].index("--episodes") + 1] == "50" and "6000" in ran[1]
