@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,9 @@ LONG = os.environ.get("BIMACT_TESTS") == "long"
 QUICK = os.environ.get("BIMACT_TESTS") == "quick"
 # A minute or more each.
 LONGEST = ("test_wheel", "test_compiled", "test_export", "test_warnings", "test_notebooks", "test_kill", "test_ranks")
+# Compiled modules are kept, also where the environment says not to: tests start many processes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Small models, and as many tests at once as there are cores: threads would only wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start

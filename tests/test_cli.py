@@ -56,6 +56,15 @@ def test_help_is_quick_and_complete(command: str) -> None:
     assert "usage: bimact" in result.stdout
 
 
+@pytest.mark.slow
+def test_what_a_command_does_not_need_is_not_imported() -> None:
+    """Each of these takes half a second to some seconds; an encoder that needs one imports it."""
+    code = "import sys, bimact.training.act_trainer, bimact.cli.train, bimact.evaluation.rollout, bimact.encoder.conv\n"
+    code += "print({'torchvision', 'torch._dynamo', 'open_clip', 'timm', 'scipy.stats', 'wandb'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "set()", result
+
+
 def test_faults_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "unrecognized arguments: --episode 3" in fails(
         capsys, "record", "--task", "insertion", "--output_dir", "d", "--episode", "3"

@@ -23,10 +23,10 @@ from bimact.machine import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 for _ in range(10):
-    torch.ones(30_000_000)
+    torch.ones(10_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    torch.ones(30_000_000)
+    torch.ones(10_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 

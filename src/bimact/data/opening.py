@@ -12,6 +12,7 @@ from pathlib import Path
 from bimact.data.cache import DESCRIPTION
 from bimact.data.cached_copy import cached_copy
 from bimact.data.episodes import Episodes
+from bimact.data.formats import MODULES
 from bimact.data.reading import without_nonfinite
 from bimact.data.remote import local_copy
 from bimact.data.selection import SelectedSource, Selection
@@ -22,7 +23,6 @@ from bimact.errors import UserError, some_of
 
 # The first one that recognises a dataset opens it. The modules are imported when a dataset is opened, since each format
 # needs libraries of its own.
-_MODULES = ("guide_npy", "raw_memmap", "lerobot", "aloha_hdf5", "robomimic_hdf5", "zarr_replay")
 _PATIENCE = 900.0  # seconds for listing a dataset's files: possibly 100,000 on a slow disk
 
 _DATA = (
@@ -39,12 +39,8 @@ _MOST_LISTED = 5
 def known_formats() -> list[Format]:
     """Formats of bimact, of other packages (entry points in the group `bimact.formats`), and last any HDF5."""
     any_hdf5: Format = import_module("bimact.data.formats.aloha_hdf5").ANY_HDF5
-    return [*(_bundled(name) for name in _MODULES), *_plugins(), any_hdf5]
-
-
-def _bundled(module: str) -> Format:
-    found: Format = import_module(f"bimact.data.formats.{module}").FORMAT
-    return found
+    bundled: list[Format] = [import_module(name).FORMAT for name in MODULES]
+    return [*bundled, *_plugins(), any_hdf5]
 
 
 def _plugins() -> list[Format]:
@@ -122,7 +118,8 @@ def arrays_of(
 
 
 def _open(path: Path, cache_dir: Path | None) -> Source:
-    for candidate in (_bundled("guide_npy"), *_plugins()):
+    guide: Format = import_module("bimact.data.formats.guide_npy").FORMAT
+    for candidate in (guide, *_plugins()):
         if candidate.in_process and candidate.recognizes(path):
             return _with_unread_files(candidate.open(path, cache_dir))
     source: Source = run_apart(_open_first, path, cache_dir, what=str(path), timeout=_PATIENCE)

@@ -5,19 +5,37 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d
+
+if TYPE_CHECKING:
+    from torchvision.ops import FrozenBatchNorm2d
 
 
-class _AppliedNorm(FrozenBatchNorm2d):
-    """Keeps its tensors under their names in checkpoints; the preceding convolution applies them."""
+class _AppliedNorm(nn.Module):
+    """Keeps a frozen norm's tensors under their names in checkpoints; the preceding convolution applies them."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: FrozenBatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name, tensor in norm.named_buffers():
+            self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # weights of a norm that was trained have it
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class _NormedConv(nn.Module):
@@ -48,10 +66,11 @@ def fold_frozen_norms(network: nn.Module) -> None:
 
     For networks that call their modules in the order of their names, as torchvision's ResNets do.
     """
+    from torchvision.ops import FrozenBatchNorm2d  # takes seconds, which encoders without it do not spend
+
     for parent, (conv_name, conv), (norm_name, norm) in _neighbours(network):
         if isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros" and type(norm) is FrozenBatchNorm2d:
-            done = _AppliedNorm(norm.get_buffer("weight").numel(), norm.eps)
-            done.load_state_dict(norm.state_dict())
+            done = _AppliedNorm(norm)
             setattr(parent, conv_name, _NormedConv(conv, done))
             setattr(parent, norm_name, done)
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 from bimact.evaluation.intervals import wilson_interval
 
@@ -58,6 +57,8 @@ class Pairs:
 
 def mcnemar_exact(pairs: Pairs) -> float:
     """Two-sided p-value of McNemar's exact test (1947): a fair coin for each discordant pair; 1 without any."""
+    from scipy.stats import binomtest  # takes a second to import, which rollouts do not spend
+
     discordant = pairs.only_a + pairs.only_b
     return float(binomtest(pairs.only_a, discordant).pvalue) if discordant else 1.0
 

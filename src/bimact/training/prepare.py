@@ -17,7 +17,6 @@ from bimact.config import GROUPS, Config, load_config, to_config
 from bimact.configs import DEFAULT, find_config
 from bimact.data.summary import dataset_lines, dataset_record
 from bimact.data.training_order import TrainingOrder
-from bimact.encoder.clip_text import embed_texts
 from bimact.errors import UserError, in_quotes, in_words
 from bimact.files import check_writable, expand_home
 from bimact.hub import policy_folder
@@ -271,6 +270,8 @@ def _prepared(
             config = dataclasses.replace(config, task_text_dim=checkpoint.config.task_text_dim)  # it has the embeddings
         else:
             with accelerator.main_process_first(), accelerator.local_main_process_first():
+                from bimact.encoder.clip_text import embed_texts  # takes seconds to import
+
                 texts = embed_texts(config.task_text_model, config.task_text_pretrained, config.tasks or ())
             config = dataclasses.replace(config, task_text_dim=texts.shape[1])
     on_views = line_on_views(config)
