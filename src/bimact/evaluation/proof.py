@@ -340,7 +340,10 @@ def _proven(settings: ProofSettings, task: str) -> list[ProvenPolicy]:
         noisy = sum(bool(episode.get("noisy")) for episode in _demonstrations(settings.dataset(task)))
         noise = f", {noisy} of them with noise on the executed actions" if noisy else ""
         size = "" if config.image_size is None else f", {config.image_size[0]} x {config.image_size[1]}"
-        executed = f"the first {result['execute_steps']} of {config.chunk_size} steps of each chunk"
+        whole = result["execute_steps"] == config.chunk_size
+        executed = (
+            f"all {config.chunk_size}" if whole else f"the first {result['execute_steps']} of {config.chunk_size}"
+        )
         rows[seed] = ProvenPolicy(
             seed=seed,
             record=record,
@@ -353,7 +356,9 @@ def _proven(settings: ProofSettings, task: str) -> list[ProvenPolicy]:
             facts={
                 "demonstrations": f"{recipe.episodes}, scripted{noise}",
                 "cameras": ", ".join(config.cameras or ["none"]) + size,
-                "execution": "temporal ensembling" if result["settings"]["temporal_ensemble"] else executed,
+                "execution": "temporal ensembling"
+                if result["settings"]["temporal_ensemble"]
+                else f"{executed} steps of each chunk",
                 "episode": f"{result['steps']} control steps",
             },
             minutes=training_minutes(run),
