@@ -116,7 +116,7 @@ def prove(settings: ProofSettings, say: Callable[[str], None] = print) -> Path:
                 _step(("train", *recipe.train, *made, "--resume_from", "auto"), say)
                 scene = ("--rollouts", str(settings.rollouts), "--seed", str(settings.first_scene))
                 _step(("evaluate", "--run", str(run), "--checkpoint", CHECKPOINT, "--task", task, *scene), say)
-            write_page(settings)
+            write_page(settings, say)
     return settings.page
 
 
@@ -298,14 +298,22 @@ class ProvenPolicy:
         return self.successes / self.rollouts
 
 
-def write_page(settings: ProofSettings) -> None:
+def write_page(settings: ProofSettings, say: Callable[[str], None] = print) -> None:
     """Write protocol and results as Markdown, and the figures as JSON beside it.
 
     Policies that were measured elsewhere, by the same recipe in the same scenes, stay on the page: several machines can
-    share a proof.
+    share a proof. Others are removed, which is said.
     """
+    before = _read_figures(settings)
     rows = {task: _proven(settings, task) for task in settings.tasks}
-    kept = {task: found for task, found in _read_figures(settings).items() if task not in rows}
+    kept = {task: found for task, found in before.items() if task not in rows}
+    for task, found in rows.items():
+        gone = sorted({row.seed for row in before.get(task, [])} - {row.seed for row in found})
+        if gone:
+            say(
+                f"{settings.page}: the rows of {task} with training seeds {', '.join(map(str, gone))} are of another "
+                "recipe or of other scenes, and are removed"
+            )
     figures = {task: [asdict(row) for row in found] for task, found in {**kept, **rows}.items()}
     write_json(settings.page.with_suffix(".json"), figures)
     write_text(settings.page, page(settings))

@@ -269,9 +269,9 @@ def _prepared(
         if checkpoint is not None and checkpoint.config is not None:
             config = dataclasses.replace(config, task_text_dim=checkpoint.config.task_text_dim)  # it has the embeddings
         else:
-            with accelerator.main_process_first(), accelerator.local_main_process_first():
-                from bimact.encoder.clip_text import embed_texts  # takes seconds to import
+            from bimact.encoder.clip_text import embed_texts  # takes seconds to import
 
+            with accelerator.main_process_first(), accelerator.local_main_process_first():
                 texts = embed_texts(config.task_text_model, config.task_text_pretrained, config.tasks or ())
             config = dataclasses.replace(config, task_text_dim=texts.shape[1])
     on_views = line_on_views(config)
