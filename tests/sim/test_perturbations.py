@@ -236,6 +236,38 @@ def test_randomized_magnitudes_are_drawn_by_the_scene(plain: AlohaEnv) -> None:
     env.close()
 
 
+def test_looks_are_drawn_again_and_the_physics_stays(plain: AlohaEnv) -> None:
+    changes: dict[str, Magnitude] = {"camera_shift": 0.04, "light": 2.0, "table_texture": 1.0, "image_noise": 5.0}
+    once = environment(changes, randomized=True)
+    often = environment(changes, randomized=True, randomize_steps=3)
+    seen: dict[str, list[bytes]] = {"pose": [], "light": [], "pattern": []}
+    for env in (plain, once, often):
+        env.reset(seed=5)
+    for step in range(9):
+        model = often.scene.model
+        seen["pose"].append(model.cam_pos.tobytes())
+        seen["light"].append(model.light_diffuse.tobytes())
+        seen["pattern"].append(model.geom_matid.tobytes())
+        if step < 3:
+            np.testing.assert_array_equal(often.observe()["image_top"], once.observe()["image_top"])
+        action = plain.hold() + 0.05
+        for env in (plain, once, often):
+            env.advance(action)
+            env.observe()
+        np.testing.assert_array_equal(often.scene.data.qpos, plain.scene.data.qpos)
+    for name in ("pose", "light"):
+        assert [len(set(seen[name][at : at + 3])) for at in (0, 3, 6)] == [1, 1, 1], name
+        assert len(set(seen[name])) == 3, name
+    model, tables = often.scene.model, []
+    patterns = {model.material(f"table-pattern-{number}").id for number in range(4)}
+    for seed in range(12):
+        often.reset(seed=seed)
+        tables.append(bool(patterns & set(model.geom_matid.tolist())))
+    assert 2 < sum(tables) < 10  # half of them have a pattern
+    once.close()
+    often.close()
+
+
 @pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
 def test_suite_has_all_of_them_and_a_control(task: str) -> None:
     conditions = suite_of(("top",))

@@ -195,6 +195,10 @@ def test_noisy_episodes_are_spread_and_older_recordings_are_resumed(recorded: Pa
         (RecordingSettings("transfer_cube", image_size=(0, 10)), "--image_size is 0x10"),
         (RecordingSettings("transfer_cube", noise=1.0), "--noise is 1.0"),
         (RecordingSettings("transfer_cube", randomize={"light": 0.0}), "--randomize light is 0, it has to be a factor"),
+        (
+            RecordingSettings("transfer_cube", randomize_steps=1),
+            "--randomize_steps is 1: with --randomize it may be 1 or more",
+        ),
         (RecordingSettings("transfer_cube", seed=-1), "--seed is -1"),
         (RecordingSettings("transfer_cube", episodes=10**9), "GB free"),
         (

@@ -36,6 +36,13 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="what looks different in each episode, up to these magnitudes, such as camera_shift=0.03,light=1.5,"
         "table_color=0.5 (names: bimact evaluate --list_perturbations)",
     )
+    parser.add_argument(
+        "--randomize_steps",
+        type=int,
+        metavar="N",
+        help="draw what looks different anew every N control steps (default: once per episode). A policy that sees one "
+        "observation at a time learns from as many looks as there are draws",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     parser.set_defaults(run=_record)
@@ -58,6 +65,7 @@ def _record(options: argparse.Namespace) -> None:
         action_noise=options.action_noise,
         noisy_episodes=options.noisy_episodes,
         randomize=parse_perturbations(options.randomize, "--randomize") if options.randomize else None,
+        randomize_steps=options.randomize_steps,
     )
     episodes = record(settings, options.output_dir, options.workers)
     failed = sum(episode.failed for episode in episodes)

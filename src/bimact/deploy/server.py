@@ -222,12 +222,13 @@ class PolicyServer:
 
     def __init__(self, policy: Served, settings: ServerSettings) -> None:
         try:  # a client and its server share the messages' form
-            from bimact_client.wire import pack, unpack
+            from bimact_client.wire import keep_freed_blocks, pack, unpack
         except ImportError as error:
             raise UserError(
                 "bimact-client is not installed: pip install ./packages/bimact-client in the project's root"
             ) from error
 
+        keep_freed_blocks()
         self._pack, self._unpack = pack, unpack
         self.policy, self.settings = policy, settings
         self.metrics = Metrics()

@@ -29,6 +29,7 @@ class AlohaEnv(TaskEnv):
         render_camera: the camera of `render()`.
         perturb: name → magnitude of each perturbation of the world (`perturbations.py`).
         randomized: whether each episode draws its magnitudes up to those.
+        randomize_steps: control steps after which they are drawn again; None: once per episode.
         settings: the other ones of `TaskEnv`.
     """
 
@@ -42,12 +43,15 @@ class AlohaEnv(TaskEnv):
         render_camera: str = "angle",
         perturb: Mapping[str, Magnitude] | None = None,
         randomized: bool = False,
+        randomize_steps: int | None = None,
         **settings: Any,
     ) -> None:
         found = find_task(task) if isinstance(task, str) else task
         if not isinstance(found, Task):
             raise ValueError(f"'{task}' is a task of another robot: use its own environment()")
-        self._perturber = Perturber(perturb, cameras, randomized=randomized) if perturb else None
+        self._perturber = (
+            Perturber(perturb, cameras, randomized=randomized, randomize_steps=randomize_steps) if perturb else None
+        )
         self.scene = Scene(found, edit=self._perturber.edit if self._perturber else None)
         self._past: list[np.ndarray] = []  # joint positions at each step so far, where the policy may see the past
         self._past_data = mujoco.MjData(self.scene.model)
@@ -86,6 +90,7 @@ class AlohaEnv(TaskEnv):
         perturber, data, step = self._perturber, self.scene.data, self.steps_done
         if perturber is None:
             return super().observe()
+        perturber.draw_looks(self.scene, step)
         if perturber.shows_the_past:
             step, data = perturber.seen_at(step), self._past_data
             data.qpos[:] = self._past[step]

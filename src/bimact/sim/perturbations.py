@@ -161,20 +161,28 @@ class Perturber:
         magnitudes: by name.
         cameras: that are rendered.
         randomized: whether each episode draws its magnitudes: uniformly from 0 to the given one, and factors between
-            the given one and its inverse. The contrast of patterns is the given one.
+            the given one and its inverse. Patterns have the given contrast, and half of the episodes have none.
+        randomize_steps: control steps after which they are drawn again; None: once per episode.
 
     Raises:
         UserError: if a perturbation does not exist, or its magnitude is not possible.
     """
 
     def __init__(
-        self, magnitudes: Mapping[str, Magnitude], cameras: Sequence[str], *, randomized: bool = False
+        self,
+        magnitudes: Mapping[str, Magnitude],
+        cameras: Sequence[str],
+        *,
+        randomized: bool = False,
+        randomize_steps: int | None = None,
     ) -> None:
         check_perturbations(magnitudes, cameras)
         self._texts = {name: value for name, value in magnitudes.items() if isinstance(value, str)}
         self._given = {name: value for name, value in magnitudes.items() if not isinstance(value, str)}
         self._numbers = dict(self._given)  # of the present episode
         self._randomized = randomized
+        self._randomize_steps = randomize_steps
+        self._draw = 0  # of the magnitudes, in the present episode
         self._cameras = tuple(cameras)
         self._nominal: dict[str, np.ndarray] = {}
         self._seed = 0
@@ -210,7 +218,7 @@ class Perturber:
             seed: of the scene.
             steps: control steps of the episode.
         """
-        self._seed = seed
+        self._seed, self._draw = seed, 0
         self._first_images = {}
         if self._randomized:
             self._numbers = {name: self._drawn(name, value) for name, value in self._given.items()}
@@ -232,6 +240,17 @@ class Perturber:
         lost = self._random("dropped").random(steps + 1) < self._numbers.get("dropped", 0.0)
         newest = np.maximum.accumulate(np.where(lost, 0, np.arange(steps + 1)))  # the first one always arrives
         self._seen = newest[delayed]
+
+    def draw_looks(self, scene: Scene, step: int) -> None:
+        """Draw what looks different at a control step, where that is drawn more than once per episode."""
+        draw = step // self._randomize_steps if self._randomized and self._randomize_steps else 0
+        if draw == self._draw:
+            return
+        self._draw = draw
+        self._numbers = {name: self._drawn(name, value) for name, value in self._given.items()}
+        if self._changes_looks:
+            self._change_looks(scene)
+            mujoco.mj_camlight(scene.model, scene.data)  # mj_forward would change the physics of the next step
 
     def action(self, action: np.ndarray, step: int) -> np.ndarray:
         """The target (14,) that the robot follows at a control step, counted from 0."""
@@ -272,10 +291,10 @@ class Perturber:
         return image
 
     def _drawn(self, name: str, given: float) -> float:
-        """An episode's magnitude."""
+        """A magnitude, as it is drawn."""
         share = float(self._random(f"magnitude of {name}").random())
         if name.endswith("_texture"):
-            return given
+            return given if share < 0.5 else 0.0
         if PERTURBATIONS[name].neutral == 1:
             return float(given ** (2 * share - 1))
         neutral = PERTURBATIONS[name].neutral or 0.0
@@ -325,6 +344,7 @@ class Perturber:
 
     def _random(self, name: str, *numbers: int) -> np.random.Generator:
         """Random numbers of a perturbation, the same whatever else is drawn."""
+        name += f" {self._draw}" if self._draw else ""
         return np.random.default_rng((self._seed, zlib.crc32(name.encode()), *numbers))
 
 

@@ -51,6 +51,7 @@ class RecordingSettings:
             are those without noise.
         noisy_episodes: number of episodes with this noise, evenly spread; None: half of them if there is any.
         randomize: largest magnitudes of what looks different in each episode (names: `bimact.sim.perturbations.LOOKS`).
+        randomize_steps: control steps after which these are drawn again; None: once per episode.
     """
 
     task: str
@@ -62,6 +63,7 @@ class RecordingSettings:
     action_noise: float = 0.0
     noisy_episodes: int | None = None
     randomize: Mapping[str, Magnitude] | None = None
+    randomize_steps: int | None = None
 
     def check(self) -> None:
         if self.episodes < 1:
@@ -83,6 +85,8 @@ class RecordingSettings:
             raise UserError(
                 f"the simulation of {self.task} is of another package: --randomize is of bimact's own tasks"
             )
+        if self.randomize_steps is not None and (not self.randomize or self.randomize_steps < 1):
+            raise UserError(f"--randomize_steps is {self.randomize_steps}: with --randomize it may be 1 or more")
         check_perturbations(self.randomize or {}, self.cameras)
         for name, value in (self.randomize or {}).items():
             if PERTURBATIONS[name].neutral == 1 and value == 0:  # each episode draws between a factor and its inverse
@@ -281,7 +285,9 @@ class _Worker:
         self.settings = settings
         task = settings.found
         self.steps = task.episode_steps
-        changes = {"perturb": settings.randomize, "randomized": True} if settings.randomize else {}
+        changes: dict[str, Any] = {}
+        if settings.randomize:
+            changes = {"perturb": settings.randomize, "randomized": True, "randomize_steps": settings.randomize_steps}
         self.environment = task.environment(settings.cameras, settings.image_size, **changes)
         self.demonstrate = task.demonstrator()
         self.observations = np.lib.format.open_memmap(folder / (OBSERVATIONS + PARTIAL), "r+")

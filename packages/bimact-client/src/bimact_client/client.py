@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import ClientConnection, connect
 from websockets.version import version as websockets_version
 
-from bimact_client.wire import pack, unpack
+from bimact_client.wire import keep_freed_blocks, pack, unpack
 
 PROTOCOL_VERSION = 1
 # What has to be the same after the server was started again, or the robot would change its policy as it moves.
@@ -73,6 +73,7 @@ class PolicyClient:
         self._metadata: dict[str, Any] | None = None
         self._reset = True
         self._lock = threading.RLock()
+        keep_freed_blocks()
         self.connect()
 
     @property
