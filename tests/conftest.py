@@ -21,6 +21,7 @@ from hypothesis import settings
 from warm_python import WarmPython
 
 from bimact.config import Config, to_config
+from bimact.machine import usable_cores
 
 # The compiler of PyTorch and the renderer of the simulation each bring an LLVM; the process survives this order alone.
 with contextlib.suppress(ImportError):
@@ -47,6 +48,11 @@ settings.load_profile("bimact")
 # Background jobs of a shell ignore Ctrl-C, those of nohup lost terminals: not so the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as there are cores: a sixth of the time tests wait, for processes, signals and time-outs."""
+    return usable_cores() * 3 // 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
