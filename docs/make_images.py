@@ -4,7 +4,7 @@
     python docs/make_images.py view report        # some of them
 
 It needs Chromium, and the simulation. Demonstrations and runs are made in build/images and kept there: some minutes the
-first time. `report` and `latency` show a small run unless --run gives another. `diagrams` needs the script of the npm
+first time. `report`, `latency` and `saliency` show a small run unless --run gives another. `diagrams` needs the script of the npm
 package mermaid:
 
     npm pack mermaid@11 && tar xf mermaid-11.*.tgz
@@ -283,8 +283,22 @@ def latency(studio: Studio) -> None:
     save_figure(figure, "latency.png")
 
 
+def saliency(studio: Studio) -> None:
+    """Six moments of `bimact evaluate --saliency`."""
+    run = studio.good_run() if studio.options.run is None else Path(studio.options.run)
+    studio.bimact("evaluate", "--run", run.absolute(), "--checkpoint", "last", "--saliency", "6")
+    offline = json.loads((run / "evaluation.json").read_text())["offline"]
+    pictures = offline["saliency"][:6]
+    figure, axes = plt.subplots(2, 3, figsize=(8, 3.1), layout="constrained")
+    for picture, panel in zip(pictures, axes.flat):
+        panel.imshow(Image.open(run / picture["picture"]))
+        panel.set_title(f"{picture['step'] / offline['fps']:.1f} s", fontsize=8, loc="left", pad=2)
+        panel.axis("off")
+    save_figure(figure, "saliency.png")
+
+
 PICTURES: dict[str, Callable[[Studio], None]] = {
-    function.__name__: function for function in (diagrams, check, view, report, sweep, curves, latency)
+    function.__name__: function for function in (diagrams, check, view, report, sweep, curves, latency, saliency)
 }
 
 
@@ -292,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the pictures of the documentation.")
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"of {', '.join(PICTURES)}; default: all")
     parser.add_argument("--mermaid", help="script of the package mermaid of npm, for the diagrams")
-    parser.add_argument("--run", help="a run for `report` and `latency` (default: a small one)")
+    parser.add_argument("--run", help="a run for `report`, `latency` and `saliency` (default: a small one)")
     options = parser.parse_args()
     unknown = set(options.pictures) - PICTURES.keys()
     if unknown:

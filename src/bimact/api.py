@@ -302,6 +302,7 @@ def evaluate(
     episodes: Sequence[str] | None = None,
     exclude_episodes: Sequence[str] | None = None,
     skip_unreadable: bool = False,
+    saliency: int = 0,
     checkpoint: str | int = "best",
     device: str = "auto",
     output_dir: str | Path | None = None,
@@ -330,6 +331,7 @@ def evaluate(
         episodes: numbers and names of those to use.
         exclude_episodes: those to leave out.
         skip_unreadable: leave out damaged episodes instead of stopping.
+        saliency: moments of a demonstration at which pictures show which parts of the images the actions depend on.
         checkpoint: `best`, `last` or an epoch.
         device: cuda, cuda:1, mps, cpu, or auto.
         output_dir: where results and videos go; None: the run directory, or for a policy on the hub
@@ -351,6 +353,8 @@ def evaluate(
         raise UserError("a suite has its own perturbations: give perturb or suite")
     if (suite or perturb) and task is None:
         raise UserError("perturbations are of the simulation: give a task")
+    if saliency < 0 or (saliency and task is not None and dataset_dir is None):
+        raise UserError(f"saliency is {saliency}: a number of moments of a demonstration, without a task")
     on_hub = None if isinstance(run, Run) else policy_name(run)
     directory = run if isinstance(run, Run) else Run.existing(run if on_hub is None else policy_folder(run) or run)
     folder = Path(output_dir) if output_dir is not None else directory.path
@@ -368,6 +372,7 @@ def evaluate(
             episodes=episodes,
             exclude_episodes=exclude_episodes,
             skip_unreadable=skip_unreadable,
+            saliency=saliency,
         )
     robustness = None
     if task is not None:

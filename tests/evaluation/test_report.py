@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from browser import CONTRAST, Browser
+from PIL import Image
 from rich.console import Console
 
 from bimact.config import save_config, to_config
@@ -146,7 +147,10 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = {"name": "conv", "pretrained": None, "freeze": False, "crop": [0.4, 0.1, 0.5, 0.7]}
     run = make_run(folder / "run", dataset_dir=str(data), val_split=0.5, use_vae=False, chunk_size=100, encoder=encoder)
     add_metrics(run)
-    add_results(run, offline=offline_results(JOINTS), rollouts={TASK: rollout_results()})
+    pictures = [{"camera": "top", "step": 5, "picture": "saliency/top-5.png", "largest": 0.25}]
+    add_results(run, offline={**offline_results(JOINTS), "saliency": pictures}, rollouts={TASK: rollout_results()})
+    (run / "saliency").mkdir()
+    Image.new("L", (48, 20)).save(run / "saliency" / "top-5.png")
     for seed in (1000, 1001):
         add_video(run, seed)
     (run / "checkpoint").mkdir()
@@ -214,10 +218,13 @@ def test_sections_come_in_order(full_page: Page) -> None:
         "rollouts",
         "learning",
         "errors",
+        "saliency",
         "trajectory",
         "settings",
     ]
     assert not any("missing" in (attributes.get("class") or "") for attributes in full_page.all("p"))
+    assert "0.25 standard deviations of the actions where it is brightest" in full_page.text
+    assert "top, 0.1 s" in full_page.text
 
 
 def test_headline_is_what_was_measured(full_page: Page) -> None:

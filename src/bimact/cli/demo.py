@@ -90,7 +90,7 @@ def _demo(options: argparse.Namespace) -> None:
         *("--resume_from", "auto", *recipe.train),
     )
     evaluation = ("evaluate", "--run", run, "--checkpoint", "last")
-    step("3 of 4: evaluate: the error on held-out demonstrations", *evaluation)
+    step("3 of 4: evaluate: the error on held-out demonstrations", *evaluation, "--saliency", "6")
     step(
         f"3 of 4: evaluate: {rollouts} rollouts from scenes that are in no demonstration",
         *(*evaluation, "--task", task, "--rollouts", str(rollouts), "--seed", "1000", "--video", str(videos)),

@@ -35,6 +35,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--dataset_dir", type=expand_home, help="demonstrations (default: the held-out ones of the training)"
     )
     add_episodes(parser)
+    parser.add_argument(
+        "--saliency",
+        type=int,
+        default=0,
+        metavar="N",
+        help="at N moments of a demonstration, draw which parts of the images the actions depend on: into "
+        "RUN/saliency, and the report",
+    )
     parser.add_argument("--task", help="roll out in a simulated task: transfer_cube, insertion, or another package's")
     parser.add_argument("--rollouts", type=int, default=50, help="(default: 50)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first rollout's scene (default: 1000)")
@@ -118,6 +126,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             episodes=None if options.episodes is None else list_of_text(options.episodes),
             exclude_episodes=None if options.exclude_episodes is None else list_of_text(options.exclude_episodes),
             skip_unreadable=options.skip_unreadable == "true",
+            saliency=options.saliency,
             checkpoint=options.checkpoint,
             device=options.device,
             output_dir=options.output_dir,
@@ -130,6 +139,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         baselines = ", ".join(f"{name} {of['mae']:.4f}" for name, of in result.offline["baselines"].items())
         print(f"Mean Absolute Error: {result.offline['mae']:.4f} ({baselines})")
         print(predictors_line(result.offline))
+        if "saliency" in result.offline:
+            largest = max(picture["largest"] for picture in result.offline["saliency"])
+            pictures = result.path.parent / Path(result.offline["saliency"][0]["picture"]).parent
+            print(f"Pictures of what the images contribute: {pictures} (at most {largest:.2f} standard deviations)")
         for name, of in result.offline.get("datasets", {}).items():
             baselines = ", ".join(f"{kind} {mae:.4f}" for kind, mae in of["baselines"].items())
             print(f"  {name}: {of['mae']:.4f} ({baselines})")

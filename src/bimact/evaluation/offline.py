@@ -17,6 +17,7 @@ from bimact.data.loader import Loader
 from bimact.data.windows import WindowDataset, WindowIndex, in_batches, split_each
 from bimact.errors import UserError
 from bimact.evaluation.predictors import ChunkMetrics
+from bimact.evaluation.saliency import write_saliency
 from bimact.policy.loading import LoadedPolicy
 from bimact.policy.metadata import Execution
 from bimact.progress import progress_bar
@@ -57,6 +58,7 @@ def evaluate_offline(
     episodes: Sequence[str] | None = None,
     exclude_episodes: Sequence[str] | None = None,
     skip_unreadable: bool = False,
+    saliency: int = 0,
 ) -> dict[str, Any]:
     """Compare predicted chunks with demonstrated ones, beside two baselines that look at no image.
 
@@ -70,6 +72,7 @@ def evaluate_offline(
         episodes: those to use, by numbers and names; None: all of `dataset_dir`, or those of the training.
         exclude_episodes: those to leave out.
         skip_unreadable: leave out the damaged ones, instead of stopping.
+        saliency: moments of the first demonstration at which pictures are drawn of what the images contribute.
 
     Returns:
         what goes into `evaluation.json`.
@@ -115,8 +118,10 @@ def evaluate_offline(
         print("Note: these are the demonstrations of the training: what it was trained on may be among them")
 
     index = WindowIndex.over(demonstrations, chosen, config.temporal_context, config.chunk_size).drawn(demonstrations)
+    dataset = WindowDataset(demonstrations, index, config.cameras)
+    pictures = {"saliency": write_saliency(loaded, dataset, saliency)} if saliency else {}
     loader = Loader(
-        WindowDataset(demonstrations, index, config.cameras),
+        dataset,
         in_batches(range(len(index)), max(32, config.batch_size)),
         num_workers=config.num_workers,
     )
@@ -190,6 +195,7 @@ def evaluate_offline(
         **_perturbed(loaded, demonstrations, index),
         "baselines": {name: sums[name].summary() for name in BASELINES},
         **({"datasets": dict(errors)} if each else {}),
+        **pictures,
         "trajectory": _trajectory(loaded, demonstrations, int(chosen[0])),
     }
 

@@ -330,5 +330,10 @@ def _jpeg_uri(image: np.ndarray) -> str:
     return _data_uri("image/jpeg", file.getvalue())
 
 
+def embedded_png(path: Path) -> str:
+    """A picture's data URI."""
+    return _data_uri("image/png", path.read_bytes())
+
+
 def _data_uri(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

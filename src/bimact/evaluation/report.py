@@ -206,6 +206,7 @@ def _content(run: _Run) -> dict[str, Any]:
         "curves": plots.learning_curves(run.records) if run.records else {},
         "offline": {**offline, **plots.error_plots(offline)} if offline else None,
         "predictors": predictors_line(offline) if offline and "mae_perturbed" in offline else None,
+        "saliency": _saliency(run, offline or {}),
         "settings": list(_settings(run.config)),
         "recording": _recording(run.episodes),
         "versions": _versions(),
@@ -301,6 +302,20 @@ def _demonstration(run: _Run) -> dict[str, Any] | None:
     if camera not in run.episodes.cameras:  # the folder holds other data by now
         return None
     return {"camera": camera, "frames": plots.demonstration_frames(run.episodes, camera, _FRAMES)}
+
+
+def _saliency(run: _Run, offline: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Pictures of what the images contribute, as far as their files are there."""
+    fps = offline.get("fps")
+    return [
+        {
+            **picture,
+            "at": f"{picture['step'] / fps:.1f} s" if fps else f"step {picture['step']}",
+            "source": plots.embedded_png(path),
+        }
+        for picture in offline.get("saliency", [])
+        if (path := run.path / "saliency" / Path(picture["picture"]).name).is_file()
+    ]
 
 
 # The policy ------------------------------------------------------------------------------------------
