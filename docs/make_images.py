@@ -4,7 +4,8 @@
     python docs/make_images.py view report        # some of them
 
 It needs Chromium, and the simulation. Demonstrations and runs are made in build/images and kept there: some minutes the
-first time. `report`, `latency` and `saliency` show a small run unless --run gives another. `diagrams` needs the script of the npm
+first time. `report`, `latency` and `saliency` show a small run unless --run gives another (the page has `saliency` of
+`bimact demo --task insertion`). `diagrams` needs the script of the npm
 package mermaid:
 
     npm pack mermaid@11 && tar xf mermaid-11.*.tgz

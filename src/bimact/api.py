@@ -353,8 +353,10 @@ def evaluate(
         raise UserError("a suite has its own perturbations: give perturb or suite")
     if (suite or perturb) and task is None:
         raise UserError("perturbations are of the simulation: give a task")
-    if saliency < 0 or (saliency and task is not None and dataset_dir is None):
-        raise UserError(f"saliency is {saliency}: a number of moments of a demonstration, without a task")
+    if saliency < 0:
+        raise UserError(f"--saliency is {saliency}, it has to be a number of moments, from 0")
+    if saliency and task is not None and dataset_dir is None:
+        raise UserError("--saliency is of demonstrations: leave the task out, or give --dataset_dir too")
     on_hub = None if isinstance(run, Run) else policy_name(run)
     directory = run if isinstance(run, Run) else Run.existing(run if on_hub is None else policy_folder(run) or run)
     folder = Path(output_dir) if output_dir is not None else directory.path

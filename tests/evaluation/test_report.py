@@ -223,7 +223,7 @@ def test_sections_come_in_order(full_page: Page) -> None:
         "settings",
     ]
     assert not any("missing" in (attributes.get("class") or "") for attributes in full_page.all("p"))
-    assert "0.25 standard deviations of the actions where it is brightest" in full_page.text
+    assert "the normalised actions by 0.250 at most" in full_page.text
     assert "top, 0.1 s" in full_page.text
 
 

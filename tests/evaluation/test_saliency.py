@@ -20,7 +20,7 @@ from bimact.data.windows import WindowDataset, WindowIndex
 from bimact.errors import UserError
 from bimact.evaluation import saliency
 from bimact.evaluation.report import write_report
-from bimact.evaluation.saliency import occlusion_map
+from bimact.evaluation.saliency import drawn, occlusion_map, write_saliency
 from bimact.policy.loading import LoadedPolicy, load_run
 from bimact.training.act_trainer import train_run
 from bimact.training.prepare import prepare_run
@@ -101,7 +101,7 @@ def test_pictures_are_written_and_in_the_report(run_dir: Path, capsys: pytest.Ca
 
     with pytest.raises(SystemExit):
         main(["evaluate", "--run", str(run_dir), "--saliency", "2", "--device", "cpu"])
-    assert f"Pictures of what the images contribute: {run_dir}/saliency (at most " in capsys.readouterr().out
+    assert f"Pictures of which parts of the images matter: {run_dir}/saliency; " in capsys.readouterr().out
     result: dict[str, Any] = bimact.evaluate(run_dir, saliency=2, device="cpu").offline or {}
     cameras = load_run(run_dir, "last", "cpu").network.cameras
     assert len(result["saliency"]) == 2 * len(cameras)
@@ -112,14 +112,74 @@ def test_pictures_are_written_and_in_the_report(run_dir: Path, capsys: pytest.Ca
             assert image.size[0] == 480
         assert base64.b64encode(path.read_bytes()).decode() in page
     assert "No pictures." not in page
-    bimact.evaluate(run_dir, device="cpu")
-    assert "--saliency 4" in write_report(run_dir).read_text()  # the command that draws them
+    assert "--saliency 2" in page  # among the commands that repeat this
+    bimact.evaluate(run_dir, device="cpu", checkpoint="last")
+    assert "--checkpoint last --saliency 6" in write_report(run_dir).read_text()  # the command that draws them
 
 
-@pytest.mark.parametrize("settings", [{"saliency": -1}, {"saliency": 2, "task": "transfer_cube"}])
-def test_faulty_settings(run_dir: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="a number of moments of a demonstration, without a task"):
+def test_more_moments_than_steps_other_folders_and_odd_names(run_dir: Path, tmp_path: Path) -> None:
+    loaded = replace(load_run(run_dir, "last", "cpu"), folder=tmp_path)
+    episodes = open_dataset(loaded.config.dataset_dir or "")
+    index = WindowIndex.over(episodes, np.array([2, 1]), loaded.config.temporal_context, loaded.config.chunk_size)
+    loaded.network.cameras, names = ("../left",), loaded.network.cameras
+    images = {**episodes.images, "../left": episodes.images[names[0]]}
+    dataset = WindowDataset(replace(episodes, images=images), index, ("../left", *names))
+    (tmp_path / "saliency").mkdir()
+    (tmp_path / "saliency" / "left-3.png").touch()  # of an earlier evaluation
+    policy = loaded.network.forward
+    loaded.network.forward = lambda obs: policy({**obs, f"image_{names[0]}": obs["image_../left"]})  # type: ignore
+    loaded.network.cameras = ("../left",)
+    pictures = write_saliency(loaded, dataset, 50)
+    assert [picture["step"] for picture in pictures] == list(range(7))
+    assert sorted(path.name for path in (tmp_path / "saliency").iterdir()) == [
+        f"..%2Fleft-{step}.png" for step in range(7)
+    ]
+
+
+def test_with_ensembling_only_the_chunks_that_are_averaged_count(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_run(run_dir, "last", "cpu")
+    camera = loaded.network.cameras[0]
+
+    def late(obs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:
+        """A network whose fourth step alone depends on the image."""
+        chunks = torch.zeros(len(obs["state"]), loaded.config.chunk_size, loaded.config.action_dim or 0)
+        chunks[:, 3] = obs[f"image_{camera}"].float().mean(dim=(1, 2, 3, 4))[:, None]
+        return chunks, None
+
+    monkeypatch.setattr(loaded.network, "forward", late)
+    for window, matters in ((3, False), (4, True), (None, True)):
+        config = replace(loaded.config, execute_steps=None, temporal_ensemble=True, ensemble_window=window)
+        assert occlusion_map(replace(loaded, config=config), observation(loaded), camera).any() == matters
+
+
+@pytest.mark.parametrize("shade", [0, 40, 128, 220])
+def test_pictures_are_brighter_where_more_depends(shade: int) -> None:
+    heat = np.repeat(np.linspace(0, 1, 48)[None], 12, axis=0)
+    picture = np.asarray(drawn(np.full((24, 96, 3), shade, np.uint8), heat).convert("L")).astype(int)
+    brightness = picture[60, 10:-10]
+    assert (np.diff(brightness) >= -1).all() and brightness[-1] > brightness[0] + 80
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"saliency": -1}, "--saliency is -1, it has to be a number of moments, from 0"),
+        ({"saliency": 2, "task": "transfer_cube"}, "leave the task out, or give --dataset_dir too"),
+    ],
+)
+def test_faulty_settings(run_dir: Path, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
         bimact.evaluate(run_dir, **settings)
+
+
+def test_a_crop_of_one_pixel(run_dir: Path) -> None:
+    loaded = load_run(run_dir, "last", "cpu")
+    encoder = replace(loaded.config.encoder, crop=[0.0, 0.0, 0.01, 0.5])
+    narrow = replace(loaded, config=replace(loaded.config, encoder=encoder))
+    with pytest.raises(UserError, match="the encoder sees 1x12 pixels, --saliency needs 2x2 or more"):
+        occlusion_map(narrow, observation(loaded), loaded.network.cameras[0])
 
 
 def test_a_policy_without_images(tmp_path: Path) -> None:

@@ -255,9 +255,9 @@ def test_looks_are_drawn_again_and_the_physics_stays(plain: AlohaEnv) -> None:
             env.advance(action)
             env.observe()
         np.testing.assert_array_equal(often.scene.data.qpos, plain.scene.data.qpos)
-    for name in ("pose", "light"):
+    for name, draws in (("pose", 3), ("light", 3), ("pattern", 2)):  # two draws have the same pattern, or none
         assert [len(set(seen[name][at : at + 3])) for at in (0, 3, 6)] == [1, 1, 1], name
-        assert len(set(seen[name])) == 3, name
+        assert len(set(seen[name])) == draws, name
     model, tables = often.scene.model, []
     patterns = {model.material(f"table-pattern-{number}").id for number in range(4)}
     for seed in range(12):
@@ -313,3 +313,11 @@ def test_faulty_text(text: str, sentence: str) -> None:
 def test_cameras_that_are_not_the_policys() -> None:
     with pytest.raises(UserError, match=r"black_camera is 'front', it has to be a camera of the policy \(top\) or all"):
         check_perturbations({"black_camera": "front"}, ("top",))
+
+
+@pytest.mark.parametrize("settings", [{"randomize_steps": 0, "randomized": True}, {"randomize_steps": 2}])
+def test_looks_that_cannot_be_drawn_again(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="it has to be 1 or more, and is of randomized camera_shift"):
+        environment({"light": 2.0}, **settings)
+    with pytest.raises(UserError, match="randomize_steps is 2"):
+        environment({"delay": 2}, randomized=True, randomize_steps=2)

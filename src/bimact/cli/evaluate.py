@@ -40,8 +40,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="at N moments of a demonstration, draw which parts of the images the actions depend on: into "
-        "RUN/saliency, and the report",
+        help="draw which parts of the images the actions depend on, at N moments of a demonstration: into saliency/ "
+        "beside the results; the report of a run shows them",
     )
     parser.add_argument("--task", help="roll out in a simulated task: transfer_cube, insertion, or another package's")
     parser.add_argument("--rollouts", type=int, default=50, help="(default: 50)")
@@ -142,7 +142,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         if "saliency" in result.offline:
             largest = max(picture["largest"] for picture in result.offline["saliency"])
             pictures = result.path.parent / Path(result.offline["saliency"][0]["picture"]).parent
-            print(f"Pictures of what the images contribute: {pictures} (at most {largest:.2f} standard deviations)")
+            print(
+                f"Pictures of which parts of the images matter: {pictures}; covering a part changes the normalised "
+                f"actions by at most {largest:.3f}"
+            )
         for name, of in result.offline.get("datasets", {}).items():
             baselines = ", ".join(f"{kind} {mae:.4f}" for kind, mae in of["baselines"].items())
             print(f"  {name}: {of['mae']:.4f} ({baselines})")

@@ -45,6 +45,7 @@ bimact sweep configs/sweep.yaml --dataset_dir data/cups --output_dir sweeps/cups
 """,
     "evaluate": """
 bimact evaluate --run runs/cups                                        # error on held-out demonstrations
+bimact evaluate --run runs/cups --saliency 6                           # which parts of the images matter
 bimact evaluate --run runs/cube --task transfer_cube --rollouts 100 --video 5
 bimact evaluate --run runs/cube --task transfer_cube --perturb camera_shift=0.02,delay=2
 bimact evaluate --run runs/cube --task transfer_cube --rollouts 100 --suite robustness

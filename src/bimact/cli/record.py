@@ -34,7 +34,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--randomize",
         metavar="NAME=MAGNITUDE,...",
         help="what looks different in each episode, up to these magnitudes, such as camera_shift=0.03,light=1.5,"
-        "table_color=0.5 (names: bimact evaluate --list_perturbations)",
+        "table_color=0.5; patterns, such as table_texture=0.5, have this contrast in half of the episodes (names: "
+        "bimact evaluate --list_perturbations)",
     )
     parser.add_argument(
         "--randomize_steps",

@@ -225,7 +225,8 @@ class PolicyServer:
             from bimact_client.wire import keep_freed_blocks, pack, unpack
         except ImportError as error:
             raise UserError(
-                "bimact-client is not installed: pip install ./packages/bimact-client in the project's root"
+                "bimact-client is not installed, or older than bimact: pip install ./packages/bimact-client in the "
+                "project's root"
             ) from error
 
         keep_freed_blocks()

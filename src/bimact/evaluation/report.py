@@ -27,6 +27,7 @@ from bimact.evaluation.page import page_environment
 from bimact.evaluation.predictors import predictors_line
 from bimact.evaluation.results import read_results, stage_name
 from bimact.evaluation.robustness import curves, differences
+from bimact.evaluation.saliency import SCALE
 from bimact.files import check_writable, write_text
 from bimact.policy.loading import load_weights
 from bimact.run_directory import CHECKPOINTS, Run, read_dataset_record
@@ -40,6 +41,7 @@ PAPER_RATES = {"transfer_cube": 0.86, "insertion": 0.32}
 
 _FEW_ROLLOUTS, _FEW_STEPS = 20, 500
 _MAX_VIDEO_BYTES = 24 << 20  # of all on the page, since a browser holds the whole page in memory
+_MOST_PICTURES = 24  # of saliency
 _FRAMES = 6
 
 
@@ -190,6 +192,7 @@ def _content(run: _Run) -> dict[str, Any]:
     """What the template shows."""
     videos, videos_left_out = _videos(run)
     offline = run.results.get("offline")
+    saliency = _saliency(run, offline or {})
     return {
         "run": run,
         "written": f"{datetime.now():%d %B %Y, %H:%M}",
@@ -206,7 +209,9 @@ def _content(run: _Run) -> dict[str, Any]:
         "curves": plots.learning_curves(run.records) if run.records else {},
         "offline": {**offline, **plots.error_plots(offline)} if offline else None,
         "predictors": predictors_line(offline) if offline and "mae_perturbed" in offline else None,
-        "saliency": _saliency(run, offline or {}),
+        "saliency": saliency[:_MOST_PICTURES],
+        "saliency_left_out": len(saliency[_MOST_PICTURES:]),
+        "scale": SCALE,
         "settings": list(_settings(run.config)),
         "recording": _recording(run.episodes),
         "versions": _versions(),
@@ -383,7 +388,13 @@ def _recording(episodes: Episodes | None) -> dict[str, Any] | None:
     """The settings of `bimact record` that made the data; None for other data."""
     settings = episodes.metadata.get("settings") if episodes else None
     needed = {"task", "episodes", "cameras", "image_size", "noise", "seed"}
-    return settings if isinstance(settings, dict) and needed <= settings.keys() else None
+    if not isinstance(settings, dict) or not needed <= settings.keys():
+        return None
+    looks = settings.get("randomize")
+    options = {name: settings.get(name) for name in ("action_noise", "noisy_episodes", "randomize_steps")}
+    if isinstance(looks, dict):
+        options["randomize"] = ",".join(f"{name}={value}" for name, value in looks.items())
+    return {**settings, "options": [(name, value) for name, value in options.items() if value]}
 
 
 def _versions() -> list[tuple[str, str]]:

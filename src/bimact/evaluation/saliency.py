@@ -7,7 +7,9 @@ neither gradients nor attention, and so works with every encoder.
 
 from __future__ import annotations
 
+import io
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -18,16 +20,17 @@ from torch import Tensor
 from bimact.data.windows import WindowDataset
 from bimact.encoder.base import crop_box
 from bimact.errors import UserError
-from bimact.files import check_writable
+from bimact.files import check_writable, write_bytes
 from bimact.policy.loading import LoadedPolicy
 from bimact.policy.metadata import Execution
 from bimact.progress import progress_bar
 
 FOLDER = "saliency"  # of the pictures, in the run directory
-_ROWS = 12  # cells of a map from top to bottom; a patch covers 2 x 2 of them
+_ROWS, _MOST_COLUMNS = 12, 48  # cells of a map; a patch covers 2 x 2 of them
 _BATCH = 32  # patches that are predicted at once
 _WIDTH = 480  # pixels of a picture
-_STRENGTH = 0.85  # of the colour where the change is largest
+_DIM = 0.6  # brightness of the image below the colours
+SCALE = 0.05  # change that has the brightest colour, where none is larger
 
 
 def write_saliency(loaded: LoadedPolicy, dataset: WindowDataset, moments: int) -> list[dict[str, Any]]:
@@ -36,7 +39,7 @@ def write_saliency(loaded: LoadedPolicy, dataset: WindowDataset, moments: int) -
     Args:
         loaded: the policy.
         dataset: windows of demonstrations, of which those of the first episode are used.
-        moments: number of them.
+        moments: number of them; at most as many as the demonstration has steps.
 
     Returns:
         for each camera and moment `camera`, `step`, `picture` (a path relative to the results) and `largest`, the
@@ -50,7 +53,7 @@ def write_saliency(loaded: LoadedPolicy, dataset: WindowDataset, moments: int) -
         raise UserError("--saliency is of colour images, and this policy sees none")
     index = dataset.index
     windows = np.flatnonzero(index.first == index.first[0])
-    chosen = windows[((np.arange(moments) + 0.5) / moments * len(windows)).astype(int)].tolist()
+    chosen = np.unique(windows[((np.arange(moments) + 0.5) / moments * len(windows)).astype(int)]).tolist()
     maps: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
     with progress_bar("covering patches of images", len(chosen) * len(cameras)) as progress:
         for window in chosen:
@@ -62,14 +65,16 @@ def write_saliency(loaded: LoadedPolicy, dataset: WindowDataset, moments: int) -
                 progress.advance()
     folder = loaded.results / FOLDER
     check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    largest = max(float(changes.max()) for _, changes in maps.values()) or 1.0
+    for old in folder.glob("*-[0-9]*.png"):  # of another checkpoint, with another scale
+        old.unlink()
+    scale = max(SCALE, *(float(changes.max()) for _, changes in maps.values()))
     pictures = []
     for (camera, step), (image, changes) in maps.items():
-        path = folder / f"{camera}-{step}.png"
-        _drawn(image, changes / largest).save(path)
-        picture = f"{FOLDER}/{path.name}"
-        pictures.append({"camera": camera, "step": step, "picture": picture, "largest": float(changes.max())})
+        name = f"{FOLDER}/{quote(camera, safe='')}-{step}.png"
+        content = io.BytesIO()
+        drawn(image, changes / scale).save(content, "PNG")
+        write_bytes(loaded.results / name, content.getvalue())
+        pictures.append({"camera": camera, "step": step, "picture": name, "largest": float(changes.max())})
     return pictures
 
 
@@ -83,21 +88,28 @@ def occlusion_map(loaded: LoadedPolicy, obs: dict[str, Tensor], camera: str) -> 
         camera: whose images are covered.
 
     Returns:
-        (R, C): for each cell of the image, or of the encoder's crop of it, the absolute change of the actions that
-        would be executed, in standard deviations of the training's actions, in the mean over steps, dimensions, and
-        the patches that cover the cell.
+        (R, C): for each cell of the image, or of the encoder's crop of it, the absolute change of the normalised
+        actions that would be executed (1 is a standard deviation of the training's actions, unless
+        `action_normalization` is another one), in the mean over steps, dimensions, and the patches that cover the cell.
+
+    Raises:
+        UserError: if the image or the crop is less than two pixels high or wide.
     """
     name = f"image_{camera}"
     image = obs[name]
     top, left, height, width = crop_box(loaded.config.encoder.crop, *image.shape[-2:])
+    if min(height, width) < 2:
+        raise UserError(f"camera {camera}: the encoder sees {height}x{width} pixels, --saliency needs 2x2 or more")
     rows = min(_ROWS, height)
-    columns = min(max(2, round(rows * width / height)), width)
+    columns = min(max(2, round(rows * width / height)), width, _MOST_COLUMNS)
     y = np.linspace(top, top + height, rows + 1).round().astype(int)
     x = np.linspace(left, left + width, columns + 1).round().astype(int)
     seen = image[..., top : top + height, left : left + width]
     cover = seen.float().mean(dim=(-2, -1), keepdim=True).round().to(image.dtype)
     execution = Execution.of(loaded.config)
-    steps = loaded.config.chunk_size if execution.temporal_ensemble else execution.execute_steps
+    steps = execution.execute_steps
+    if execution.temporal_ensemble:
+        steps = loaded.config.ensemble_window or loaded.config.chunk_size
     std = loaded.network.action_normalizer.std
 
     def predicted(images: Tensor) -> Tensor:
@@ -127,13 +139,10 @@ def _seen(loaded: LoadedPolicy, obs: dict[str, Tensor], camera: str) -> np.ndarr
     return image[:, top : top + height, left : left + width].permute(1, 2, 0).cpu().numpy()
 
 
-def _drawn(image: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A picture of an image (H, W, 3) in grey, coloured by a map (R, C) from 0 to 1."""
+def drawn(image: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """A picture of an image (H, W, 3) in dim grey, to which a map (R, C) from 0 to 1 adds ever brighter colours."""
     size = (_WIDTH, round(_WIDTH * image.shape[0] / image.shape[1]))
     grey = np.asarray(Image.fromarray(image).convert("L").resize(size, Image.Resampling.BICUBIC), np.float32)
     smooth = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    share = np.asarray(smooth).clip(0, 1)[..., None]
-    color = 255 * colormaps["inferno"](share[..., 0])[..., :3]
-    strength = _STRENGTH * np.sqrt(share)
-    pixels = (1 - strength) * grey[..., None] + strength * color
-    return Image.fromarray(pixels.round().astype(np.uint8))
+    color = 255 * colormaps["inferno"](np.asarray(smooth).clip(0, 1))[..., :3]
+    return Image.fromarray((_DIM * grey[..., None] + color).round().clip(0, 255).astype(np.uint8))

@@ -165,7 +165,8 @@ class Perturber:
         randomize_steps: control steps after which they are drawn again; None: once per episode.
 
     Raises:
-        UserError: if a perturbation does not exist, or its magnitude is not possible.
+        UserError: if a perturbation does not exist, or its magnitude is not possible; if `randomize_steps` is below 1,
+            or given for what does not only change looks.
     """
 
     def __init__(
@@ -177,6 +178,10 @@ class Perturber:
         randomize_steps: int | None = None,
     ) -> None:
         check_perturbations(magnitudes, cameras)
+        if randomize_steps is not None and (randomize_steps < 1 or not randomized or not set(magnitudes) <= set(LOOKS)):
+            raise UserError(
+                f"randomize_steps is {randomize_steps}: it has to be 1 or more, and is of randomized {', '.join(LOOKS)}"
+            )
         self._texts = {name: value for name, value in magnitudes.items() if isinstance(value, str)}
         self._given = {name: value for name, value in magnitudes.items() if not isinstance(value, str)}
         self._numbers = dict(self._given)  # of the present episode
