@@ -72,6 +72,31 @@ def test_errors_against_loops(run_dir: Path) -> None:
     assert len(result["trajectory"]["predicted"]) == len(result["trajectory"]["demonstrated"])
 
 
+def test_images_of_other_moments_against_a_loop(run_dir: Path) -> None:
+    run = load_run(run_dir, "last", "cpu")
+    found = evaluate_offline(run)
+    [episode] = found["episode_numbers"]
+    episodes = open_dataset(run.config.dataset_dir or "")
+    start, length = int(episodes.starts[episode]), int(episodes.lengths[episode])
+    errors: dict[str, list[np.ndarray]] = {"unchanged": [], "all": [], **{name: [] for name in episodes.cameras}}
+    for present in range(length):
+        for name, of in errors.items():
+            obs = {}
+            for camera in episodes.cameras:
+                at = (present - length // 2) % length if name in ("all", camera) else present
+                rows = [start + max(0, at - back) for back in reversed(range(run.config.temporal_context))]
+                obs[f"image_{camera}"] = torch.from_numpy(episodes.images[camera][rows]).permute(0, 3, 1, 2)[None]
+            rows = [start + max(0, present - back) for back in reversed(range(run.config.temporal_context))]
+            obs["state"] = torch.from_numpy(np.array(episodes.state[rows]))[None]
+            with torch.no_grad():
+                chunk = run.network(obs)[0][0].numpy()
+            real = min(run.config.chunk_size, length - present)
+            of += list(np.abs(chunk[:real] - episodes.actions[start + present : start + present + real]))
+    expected = {name: float(np.mean(of, dtype=np.float64)) for name, of in errors.items()}
+    assert found["mae_with_other_images"] == pytest.approx(expected, rel=1e-4)
+    assert expected["all"] != pytest.approx(expected["unchanged"], rel=1e-5)
+
+
 def test_other_data_and_none_held_out(run_dir: Path, tmp_path: Path) -> None:
     run = load_run(run_dir, "last", "cpu")
     other = write_dataset(tmp_path / "other", [6, 3], seed=1)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from bimact.data.windows import WindowIndex
-from bimact.evaluation.predictors import ChunkMetrics, executed_actions, gripper_changes, predictors_line, reversals
+from bimact.evaluation.predictors import (
+    ChunkMetrics,
+    executed_actions,
+    gripper_changes,
+    predictors_line,
+    reversals,
+    unused_images,
+)
 from bimact.policy.ensembling import TemporalEnsemble
 from bimact.policy.metadata import Execution
 
@@ -109,3 +117,22 @@ def test_spread_against_a_loop() -> None:
     assert summary["mae_at_gripper_changes"] is None
     line = predictors_line({**summary, "mae_perturbed": 0.2, "mae_of_the_same_windows": 0.1})
     assert line.startswith("Error with changed images and states 0.2000 (unchanged 0.1000); direction reversals ")
+    errors = {"unchanged": 0.1, "all": 0.3}
+    with_images = {**summary, "mae_perturbed": 0.2, "mae_of_the_same_windows": 0.1, "mae_with_other_images": errors}
+    assert "(unchanged 0.1000), with images of other moments 0.3000 (0.1000); " in predictors_line(with_images)
+
+
+@pytest.mark.parametrize(
+    ("errors", "sentence"),
+    [
+        ({}, None),
+        ({"unchanged": 0.1, "all": 0.2}, None),
+        ({"unchanged": 0.1, "all": 0.104}, "hardly uses its images: .* the error is 0.1040 instead of 0.1000"),
+        ({"unchanged": 0.1, "all": 0.2, "top": 0.18, "wrist": 0.101}, "hardly uses the images of wrist: "),
+        ({"unchanged": 0.1, "all": 0.2, "top": 0.18, "wrist": 0.12}, None),
+    ],
+)
+def test_images_that_are_not_used_are_told(errors: dict[str, float], sentence: str | None) -> None:
+    told = unused_images({"mae_with_other_images": errors} if errors else {})
+    assert (told is None) == (sentence is None)
+    assert sentence is None or re.search(sentence, told or "")

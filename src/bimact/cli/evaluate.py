@@ -101,7 +101,7 @@ class _ListPerturbations(argparse.Action):
 def _evaluate(options: argparse.Namespace) -> None:
     import bimact
     from bimact.config import list_of_text
-    from bimact.evaluation.predictors import predictors_line
+    from bimact.evaluation.predictors import predictors_line, unused_images
 
     perturb = None
     if options.perturb is not None:
@@ -139,6 +139,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         baselines = ", ".join(f"{name} {of['mae']:.4f}" for name, of in result.offline["baselines"].items())
         print(f"Mean Absolute Error: {result.offline['mae']:.4f} ({baselines})")
         print(predictors_line(result.offline))
+        unused = unused_images(result.offline)
+        if unused is not None:
+            print(f"Warning: {unused} (docs/when-it-fails.md)")
         if "saliency" in result.offline:
             largest = max(picture["largest"] for picture in result.offline["saliency"])
             pictures = result.path.parent / Path(result.offline["saliency"][0]["picture"]).parent

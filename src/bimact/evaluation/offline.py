@@ -25,7 +25,7 @@ from bimact.training.augmentation import Augmentation
 from bimact.training.demonstrations import open_demonstrations
 from bimact.training.mixture import dataset_names, open_training_data
 
-_PERTURBED_WINDOWS = 512  # at most
+_PERTURBED_WINDOWS, _SHUFFLED_WINDOWS = 512, 128  # at most
 BASELINES = ("hold the last position", "mean action")
 
 
@@ -193,6 +193,7 @@ def evaluate_offline(
         **sums["policy"].summary(),
         **metrics.summary(),
         **_perturbed(loaded, demonstrations, index),
+        **_with_other_images(loaded, demonstrations, index),
         "baselines": {name: sums[name].summary() for name in BASELINES},
         **({"datasets": dict(errors)} if each else {}),
         **pictures,
@@ -258,6 +259,32 @@ def _perturbed(loaded: LoadedPolicy, episodes: Episodes, index: WindowIndex) -> 
         sums[1].add(loaded.network(changed)[0], actions, obs["action_is_pad"])
     plain, perturbed = (of.summary()["mae"] for of in sums)
     return {"mae_perturbed": perturbed, "mae_of_the_same_windows": plain, "perturbed_windows": len(chosen)}
+
+
+@torch.inference_mode()
+def _with_other_images(loaded: LoadedPolicy, episodes: Episodes, index: WindowIndex) -> dict[str, Any]:
+    """Error where the images are those of other moments and the state is the right one, at evenly spaced windows.
+
+    That the error stays means that the policy does not use its images (permutation importance: Fisher et al. 2019,
+    arXiv:1801.01489). Nothing for a policy without images, and for fewer than two windows.
+    """
+    cameras = loaded.network.cameras
+    count = min(len(index), _SHUFFLED_WINDOWS)
+    if not cameras or count < 2:
+        return {}
+    chosen = np.linspace(0, len(index) - 1, count).round().astype(int)
+    dataset = WindowDataset(episodes, index, loaded.config.cameras)
+    changes = {"all": cameras, **({camera: (camera,) for camera in cameras} if len(cameras) > 1 else {})}
+    names = ("unchanged", *changes)
+    sums = {name: _ErrorSums(loaded.config.chunk_size, episodes.actions.shape[1]) for name in names}
+    for own, other in zip(in_batches(chosen.tolist(), 32), in_batches(np.roll(chosen, count // 2).tolist(), 32)):
+        (obs, actions), (shuffled, _) = dataset.__getitems__(own), dataset.__getitems__(other)
+        obs = {name: value.to(loaded.device) for name, value in obs.items()}
+        sums["unchanged"].add(loaded.network(obs)[0], actions.to(loaded.device), obs["action_is_pad"])
+        for name, changed in changes.items():
+            images = {f"image_{camera}": shuffled[f"image_{camera}"].to(loaded.device) for camera in changed}
+            sums[name].add(loaded.network({**obs, **images})[0], actions.to(loaded.device), obs["action_is_pad"])
+    return {"mae_with_other_images": {name: of.summary()["mae"] for name, of in sums.items()}}
 
 
 @torch.inference_mode()

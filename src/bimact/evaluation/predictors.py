@@ -16,6 +16,7 @@ from bimact.policy.ensembling import TemporalEnsemble
 from bimact.policy.metadata import Execution
 
 CRITICAL_SECONDS = 0.5  # before and after a gripper change
+_HARDLY_LARGER = 1.05  # factor of the error up to which images of other moments change nothing
 _STILL = 0.01  # a step's motion below this share of the joint's standard deviation is no motion
 
 
@@ -191,6 +192,10 @@ def predictors_line(offline: Mapping[str, Any]) -> str:
     """What of `evaluation.json` is told after the mean absolute error."""
     errors = [f"with changed images and states {offline['mae_perturbed']:.4f}"]
     errors[0] += f" (unchanged {offline['mae_of_the_same_windows']:.4f})"
+    if "mae_with_other_images" in offline:
+        errors.append(
+            "with images of other moments {all:.4f} ({unchanged:.4f})".format(**offline["mae_with_other_images"])
+        )
     if offline["mae_at_gripper_changes"] is not None:
         errors.insert(0, f"at gripper changes {offline['mae_at_gripper_changes']:.4f}")
     shares = (offline["direction_reversals"], offline["direction_reversals_demonstrated"])
@@ -198,3 +203,16 @@ def predictors_line(offline: Mapping[str, Any]) -> str:
     if offline["chunk_spread"] is not None:
         others.append(f"spread of overlapping chunks {offline['chunk_spread']:.4f}")
     return f"Error {', '.join(errors)}; {', '.join(others)}"
+
+
+def unused_images(offline: Mapping[str, Any]) -> str | None:
+    """A sentence on images that hardly matter to a policy's predictions; None: they do, or it was not measured."""
+    errors = dict(offline.get("mae_with_other_images", {}))
+    if not errors:
+        return None
+    unchanged, everything = errors.pop("unchanged"), errors.pop("all")
+    told = f"with those of other moments the error is {everything:.4f} instead of {unchanged:.4f}"
+    if everything < _HARDLY_LARGER * unchanged:
+        return f"the policy hardly uses its images: {told}. It will not see where objects are"
+    unused = [camera for camera, error in errors.items() if error < _HARDLY_LARGER * unchanged]
+    return f"the policy hardly uses the images of {', '.join(unused)}: see mae_with_other_images" if unused else None

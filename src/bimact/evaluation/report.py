@@ -24,7 +24,7 @@ from bimact.data.windows import split_each
 from bimact.errors import UserError
 from bimact.evaluation import plots
 from bimact.evaluation.page import page_environment
-from bimact.evaluation.predictors import predictors_line
+from bimact.evaluation.predictors import predictors_line, unused_images
 from bimact.evaluation.results import read_results, stage_name
 from bimact.evaluation.robustness import curves, differences
 from bimact.evaluation.saliency import SCALE
@@ -209,6 +209,7 @@ def _content(run: _Run) -> dict[str, Any]:
         "curves": plots.learning_curves(run.records) if run.records else {},
         "offline": {**offline, **plots.error_plots(offline)} if offline else None,
         "predictors": predictors_line(offline) if offline and "mae_perturbed" in offline else None,
+        "unused_images": unused_images(offline or {}),
         "saliency": saliency[:_MOST_PICTURES],
         "saliency_left_out": len(saliency[_MOST_PICTURES:]),
         "scale": SCALE,
