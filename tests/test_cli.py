@@ -292,8 +292,7 @@ def test_demo_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch, capsys
     from bimact import cli
     from bimact.evaluation import proof
 
-    parse = cli.parse
-    options = parse(["demo", "--task", "insertion"])
+    options = cli.parse(["demo", "--task", "insertion"])
     ran: list[list[str]] = []
 
     def parsed(words: tuple[str, ...]) -> argparse.Namespace:
@@ -308,13 +307,3 @@ def test_demo_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch, capsys
     assert "recording 2.0 min, training 11.0 min, 100 rollouts 2.0 min, 5 videos 2.0 min" in out
     assert [words[0] for words in ran] == ["record", "train", "evaluate", "evaluate", "report"]
     assert ran[0][ran[0].index("--episodes") + 1] == "50" and "6000" in ran[1]
-
-    ran.clear()
-    options = parse(["demo", "--task", "transfer_cube", "--robust"])
-    options.run(options)
-    assert ran[0][ran[0].index("--randomize_steps") + 1] == "1"
-    assert "data/transfer_cube-50-robust" in ran[0] and "data/transfer_cube-50-robust" in ran[1]
-    assert {"runs/demo-transfer_cube-robust"} <= set(ran[1]) & set(ran[3])
-    options = parse(["demo", "--task", "of_another_package", "--robust"])
-    with pytest.raises(UserError, match="no --robust recipe for 'of_another_package'; there are transfer_cube"):
-        options.run(options)

@@ -8,9 +8,8 @@ import shlex
 import time
 
 from bimact.cli.arguments import Commands
-from bimact.errors import UserError
 from bimact.files import expand_home
-from bimact.recipes import QUICK, RECIPES, ROBUST_RECIPES, Recipe
+from bimact.recipes import QUICK, RECIPES, Recipe
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -23,22 +22,12 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "demo. Settings: config `demo` (docs/recipes.md).",
     )
     parser.add_argument("--task", default="transfer_cube", help="transfer_cube or insertion (default: transfer_cube)")
-    parser.add_argument(
-        "--robust",
-        action="store_true",
-        help="random cameras, lights and surfaces at each step of the demonstrations, and a longer training: for a "
-        "policy that bears changes of these",
-    )
     parser.add_argument("--quick", action="store_true", help="under two minutes: test the pipeline, not the policy")
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument(
-        "--output_dir",
-        type=expand_home,
-        help="the run directory (default: runs/demo-TASK, with -robust, -quick and -seed-N)",
+        "--output_dir", type=expand_home, help="the run directory (default: runs/demo-TASK, with -quick and -seed-N)"
     )
-    parser.add_argument(
-        "--dataset_dir", type=expand_home, help="the demonstrations (default: data/TASK-50, with -robust)"
-    )
+    parser.add_argument("--dataset_dir", type=expand_home, help="the demonstrations (default: data/TASK-50)")
     parser.set_defaults(run=_demo)
     return parser
 
@@ -48,17 +37,13 @@ def _demo(options: argparse.Namespace) -> None:
 
     began = time.monotonic()
     recipe, rollouts, videos = RECIPES.get(options.task, Recipe(options.task)), 100, 5
-    if options.robust:
-        if options.task not in ROBUST_RECIPES:
-            raise UserError(f"no --robust recipe for '{options.task}'; there are {', '.join(ROBUST_RECIPES)}")
-        recipe = ROBUST_RECIPES[options.task]
     if options.quick:
         recipe, rollouts, videos = dataclasses.replace(recipe, episodes=2, train=(*recipe.train, *QUICK)), 2, 1
         print("--quick: the same steps with little data and training. It tests the pipeline, not the policy.")
     task, episodes = recipe.task, recipe.episodes
-    robust, quick = "-robust" * options.robust, "-quick" * options.quick
-    run = options.output_dir or f"runs/demo-{task}{robust}{quick}" + (f"-seed-{options.seed}" if options.seed else "")
-    dataset = options.dataset_dir or f"data/{task}-{episodes}{robust}"
+    name = f"demo-{task}" + "-quick" * options.quick + (f"-seed-{options.seed}" if options.seed else "")
+    run = options.output_dir or f"runs/{name}"
+    dataset = options.dataset_dir or f"data/{task}-{episodes}"
     if not options.quick:
         from bimact.evaluation.proof import recipe_cost
         from bimact.machine import cpu_name, usable_cores

@@ -181,7 +181,6 @@ def recipe_cost(recipe: Recipe) -> RecipeCost:
     """
     from bimact.policy.metadata import Execution
     from bimact.sim.chunked import VIDEO_FPS
-    from bimact.sim.perturbations import parse_perturbations
     from bimact.sim.tasks import find_task
     from bimact.training.estimate import estimate
     from bimact.training.prepare import request
@@ -208,15 +207,8 @@ def recipe_cost(recipe: Recipe) -> RecipeCost:
     advance, observe = _seconds(partial(environment.advance, still), 40), _seconds(environment.observe, 5)
     film = _seconds(environment.render, 2)
     environment.close()
-    recorded = observe
-    record = dict(zip(recipe.record[::2], recipe.record[1::2]))
-    if "--randomize" in record:
-        looks = parse_perturbations(record["--randomize"], "--randomize")
-        environment = simulated.environment(cameras=(camera,), image_size=size, perturb=looks, randomized=True)
-        recorded = _seconds(partial(environment.reset, seed=TUNING_SEEDS), 3)  # draws the looks
-        environment.close()
     return RecipeCost(
-        recording=recipe.episodes * length * (2 * advance + recorded) / usable_cores() / 60,
+        recording=recipe.episodes * length * (2 * advance + observe) / usable_cores() / 60,
         training=steps * per_step / 60,
         rollout=length * (advance + observe / Execution.of(config).execute_steps) / usable_cores() / 60,
         video=film * length / max(1, simulated.fps // VIDEO_FPS) / usable_cores() / 60,
