@@ -29,15 +29,13 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "mean absolute error": lambda offline: offline["mae"],
     "error at gripper changes": lambda offline: offline.get("mae_at_gripper_changes"),
     "error with changed images and states": lambda offline: offline.get("mae_perturbed"),
-    "error / that with images of other moments": lambda offline: _share(offline.get("mae_with_other_images")),
+    "error / that with images of other moments": lambda offline: (
+        (errors := offline.get("mae_with_other_images")) and errors["unchanged"] / errors["all"]
+    ),
     "direction reversals": lambda offline: offline.get("direction_reversals"),
     "spread of overlapping chunks": lambda offline: offline.get("chunk_spread"),
 }
 FEWEST = 5
-
-
-def _share(errors: Mapping[str, float] | None) -> float | None:
-    return errors["unchanged"] / errors["all"] if errors else None
 
 
 def measured(path: Path) -> tuple[dict[str, float], dict[str, float | None]]:

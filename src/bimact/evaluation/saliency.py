@@ -61,7 +61,10 @@ def write_saliency(loaded: LoadedPolicy, dataset: WindowDataset, moments: int) -
             obs = {name: value.to(loaded.device) for name, value in obs.items()}
             for camera in cameras:
                 step = int(index.rows[window] - index.first[window])
-                maps[camera, step] = _seen(loaded, obs, camera), occlusion_map(loaded, obs, camera)
+                newest = obs[f"image_{camera}"][0, -1].permute(1, 2, 0).cpu().numpy()
+                top, left, height, width = crop_box(loaded.config.encoder.crop, *newest.shape[:2])
+                seen = newest[top : top + height, left : left + width]
+                maps[camera, step] = seen, occlusion_map(loaded, obs, camera)
                 progress.advance()
     folder = loaded.results / FOLDER
     check_writable(folder)
@@ -130,13 +133,6 @@ def occlusion_map(loaded: LoadedPolicy, obs: dict[str, Tensor], camera: str) -> 
             sums[row : row + 2, column : column + 2] += change
             counts[row : row + 2, column : column + 2] += 1
     return sums / counts
-
-
-def _seen(loaded: LoadedPolicy, obs: dict[str, Tensor], camera: str) -> np.ndarray:
-    """The newest image (H, W, 3) uint8 of an observation, as far as the encoder sees it."""
-    image = obs[f"image_{camera}"][0, -1]
-    top, left, height, width = crop_box(loaded.config.encoder.crop, *image.shape[-2:])
-    return image[:, top : top + height, left : left + width].permute(1, 2, 0).cpu().numpy()
 
 
 def drawn(image: np.ndarray, heat: np.ndarray) -> Image.Image:

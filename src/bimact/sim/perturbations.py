@@ -248,7 +248,7 @@ class Perturber:
 
     def draw_looks(self, scene: Scene, step: int) -> None:
         """Draw what looks different at a control step, where that is drawn more than once per episode."""
-        draw = step // self._randomize_steps if self._randomized and self._randomize_steps else 0
+        draw = step // self._randomize_steps if self._randomize_steps else 0
         if draw == self._draw:
             return
         self._draw = draw
