@@ -160,6 +160,10 @@ def test_evaluation_on_demonstrations(run: bimact.Run) -> None:
     assert json.loads(result.path.read_text())["offline"]["mae"] == result.offline["mae"]
     with pytest.raises(ValueError, match="pass task="):
         _ = result.success_rate
+    with pytest.raises(
+        bimact.UserError, match=r"^execute_steps, video: of rollouts in the simulation, give a task too$"
+    ):
+        bimact.evaluate(run, execute_steps=5, videos=1)
 
 
 @pytest.mark.slow

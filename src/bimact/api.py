@@ -353,6 +353,16 @@ def evaluate(
         raise UserError("a suite has its own perturbations: give perturb or suite")
     if (suite or perturb) and task is None:
         raise UserError("perturbations are of the simulation: give a task")
+    of_rollouts = {
+        "execute_steps": execute_steps,
+        "temporal_ensemble": temporal_ensemble,
+        "video": videos or None,
+        "prompt": prompt,
+        "image_size": image_size,
+        "parallel": parallel,
+    }
+    if task is None and (given := [name for name, value in of_rollouts.items() if value is not None]):
+        raise UserError(f"{', '.join(given)}: of rollouts in the simulation, give a task too")
     if saliency < 0:
         raise UserError(f"--saliency is {saliency}, it has to be a number of moments, from 0")
     if saliency and task is not None and dataset_dir is None:

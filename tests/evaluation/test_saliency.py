@@ -48,7 +48,15 @@ def test_a_map_against_a_loop(run_dir: Path, crop: list[float] | None, monkeypat
     monkeypatch.setattr(saliency, "_ROWS", 4)
     obs = observation(loaded)
     camera = loaded.network.cameras[0]
-    found = occlusion_map(loaded, obs, camera)
+    encoded: list[int] = []
+    encode = loaded.network.encode_images
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loaded.network, "encode_images", lambda given: (encoded.extend(map(len, given.values())), encode(given))[1]
+        )
+        found = occlusion_map(loaded, obs, camera)
+    other_cameras, patches = len(loaded.network.cameras) - 1, 3 * (found.shape[1] - 1)
+    assert sum(encoded) == other_cameras + 1 + patches, "the other cameras are encoded once"
 
     images = obs[f"image_{camera}"]
     height, width = images.shape[-2:]

@@ -115,6 +115,9 @@ def occlusion_map(loaded: LoadedPolicy, obs: dict[str, Tensor], camera: str) -> 
         steps = loaded.config.ensemble_window or loaded.config.chunk_size
     std = loaded.network.action_normalizer.std
 
+    others = {other: obs[f"image_{other}"] for other in loaded.network.cameras if other != camera}
+    obs = obs | {f"tokens_{other}": tokens for other, tokens in loaded.network.encode_images(others).items()}
+
     def predicted(images: Tensor) -> Tensor:
         batch = {key: value.expand(len(images), *value.shape[1:]) for key, value in obs.items()}
         chunks: Tensor = loaded.network({**batch, name: images})[0]
