@@ -1,7 +1,8 @@
-"""Runs inside an environment with LeRobot and lerobot_policy_bimact: LeRobot's own record command on a mock robot.
+"""Runs inside an environment with LeRobot and lerobot_policy_bimact: a command of LeRobot on a mock robot.
 
-`python lerobot_plugin.py LOG.npz NAMES --policy.path=… …`, where NAMES is JSON: the robot's joints in its order. The
-log has what the robot saw (`state`, `image_<camera>`) and the actions that it was sent, in its order.
+`python lerobot_plugin.py record|rollout LOG.npz NAMES --policy.path=… …`, where NAMES is JSON: the robot's joints in
+its order. The log has the actions that it was sent, in its order, and what it saw before each (`state`,
+`image_<camera>`).
 """
 
 import json
@@ -11,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from lerobot.robots import Robot, RobotConfig, utils
-from lerobot.scripts import lerobot_record
 
-LOG, NAMES = Path(sys.argv[1]), json.loads(sys.argv[2])
+COMMAND, LOG, NAMES = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 CAMERAS, SIZE = ("right", "left"), (16, 24)
 
 
@@ -31,7 +31,7 @@ class MockBimanual(Robot):
         super().__init__(config)
         self.cameras, self.action_features = dict.fromkeys(CAMERAS), dict.fromkeys(NAMES, float)
         self.observation_features = {**self.action_features, **dict.fromkeys(CAMERAS, (*SIZE, 3))}
-        self.draw, self.seen, self.sent = np.random.default_rng(0), [], []
+        self.draw, self.now, self.seen, self.sent = np.random.default_rng(0), None, [], []
 
     def connect(self, calibrate: bool = True) -> None:
         self.is_connected = True
@@ -43,10 +43,11 @@ class MockBimanual(Robot):
     def get_observation(self) -> dict:
         state = self.draw.normal(size=len(NAMES)).astype(np.float32)
         images = {camera: self.draw.integers(0, 256, (*SIZE, 3), dtype=np.uint8) for camera in CAMERAS}
-        self.seen.append({"state": state, **{f"image_{camera}": image for camera, image in images.items()}})
+        self.now = {"state": state, **{f"image_{camera}": image for camera, image in images.items()}}
         return {**{name: float(value) for name, value in zip(NAMES, state)}, **images}
 
     def send_action(self, action: dict) -> dict:
+        self.seen.append(self.now)
         self.sent.append([action[name] for name in NAMES])
         return action
 
@@ -57,6 +58,14 @@ class MockBimanual(Robot):
 
 
 if __name__ == "__main__":
-    lerobot_record.make_robot_from_config = utils.make_robot_from_config = MockBimanual
-    sys.argv = ["lerobot-record", "--robot.type=mock_bimanual", *sys.argv[3:]]
-    lerobot_record.main()
+    if COMMAND == "record":
+        from lerobot.scripts import lerobot_record as script
+
+        script.make_robot_from_config = utils.make_robot_from_config = MockBimanual
+    else:
+        from lerobot.rollout import context
+        from lerobot.scripts import lerobot_rollout as script
+
+        context.make_robot_from_config = MockBimanual
+    sys.argv = [f"lerobot-{COMMAND}", "--robot.type=mock_bimanual", *sys.argv[4:]]
+    script.main()

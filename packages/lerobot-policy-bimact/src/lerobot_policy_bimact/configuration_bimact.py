@@ -17,11 +17,14 @@ class BimactConfig(PreTrainedConfig):
         chunk_size: actions per chunk, C.
         n_action_steps: actions of each chunk to execute before the next prediction; None: as in the run.
         temporal_ensemble: predict at each step and average the overlapping chunks; None: as in the run.
+        robot_joints: names of the robot's joints in its order, for commands that do not tell them to the policy, as
+            `lerobot-rollout` does not.
     """
 
     chunk_size: int = 100
     n_action_steps: int | None = None
     temporal_ensemble: bool | None = None
+    robot_joints: list[str] | None = None
 
     @property
     def observation_delta_indices(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +27,11 @@ class BimactPolicy(PreTrainedPolicy):
     Args:
         config: of LeRobot.
         folder: what `bimact export --to lerobot_plugin` wrote.
-        dataset_meta: of the dataset that LeRobot records: names of the robot's joints in its order; None: the robot's
-            order is the policy's.
+        dataset_meta: of the dataset that LeRobot records: names of the robot's joints in its order; None: those of
+            `config.robot_joints`.
 
     Raises:
-        UserError: if the folder holds no policy, or the robot's joints are not the policy's.
+        UserError: if the folder holds no policy, or the robot's joints are not the policy's, or are not known.
     """
 
     config_class = BimactConfig
@@ -51,8 +52,20 @@ class BimactPolicy(PreTrainedPolicy):
             temporal_ensemble=config.temporal_ensemble,
         )
         self.network = self.acting.network  # LeRobot counts its parameters
-        features = {} if dataset_meta is None else dataset_meta.features
         interface, metadata = self.acting.metadata.interface, self.acting.metadata
+        rate, fps = interface.control_frequency, getattr(dataset_meta, "fps", None)
+        if dataset_meta is not None:
+            features = dataset_meta.features
+        else:
+            features = {name: {"names": config.robot_joints} for name in (STATE, ACTION)}
+            if config.robot_joints is None and interface.action_names is not None:
+                raise UserError(
+                    "this command of LeRobot does not tell the policy in which order the robot has its joints: pass "
+                    f"--policy.robot_joints='[…]' in the robot's order; the policy's order is "
+                    f"{json.dumps(interface.action_names)}"
+                )
+            if rate is not None:
+                print(f"Note: the policy was trained at {rate:g} Hz: run it at that rate (--fps={rate:g})")
         self._state_places = _places(interface.state_names, features.get(STATE), metadata.state_dim, "state")
         action_places = _places(interface.action_names, features.get(ACTION), metadata.action_dim, "action")
         if len(names := _names(features.get(ACTION)) or action_places) != len(action_places):
@@ -61,7 +74,6 @@ class BimactPolicy(PreTrainedPolicy):
                 f"{len(action_places)}: each of the robot's joints needs an action"
             )
         self._action_order = np.argsort(action_places)  # the robot's order, as places in the policy's
-        rate, fps = interface.control_frequency, getattr(dataset_meta, "fps", None)
         if rate is not None and fps is not None and abs(rate - fps) > 0.01 * rate:
             print(f"Warning: the policy was trained at {rate:g} Hz, LeRobot runs it at {fps} Hz (--dataset.fps)")
 
@@ -112,11 +124,17 @@ class BimactPolicy(PreTrainedPolicy):
     def get_optim_params(self) -> NoReturn:
         raise NotImplementedError(NO_TRAINING)
 
-    def _observation(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _observation(self, batch: dict[str, Any]) -> dict[str, Any]:
         if STATE not in batch:
             raise UserError(f"the observation has no '{STATE}'")
-        observation = {"state": batch[STATE].cpu().numpy()}
-        if observation["state"].shape[-1] > max(self._state_places):
+        observation: dict[str, Any] = {"state": batch[STATE].cpu().numpy()}
+        task = batch.get("task")
+        if any([task] if isinstance(task, str) else task or ()):
+            observation["task"] = task
+        size, joints = observation["state"].shape[-1], self.config.robot_joints
+        if joints is not None and size != len(joints):
+            raise UserError(f"the robot's state has {size} dimensions, --policy.robot_joints names {len(joints)}")
+        if size > max(self._state_places):
             observation["state"] = observation["state"][..., self._state_places]
         for name, image in batch.items():
             if name.startswith(IMAGES):
