@@ -18,7 +18,12 @@ import numpy as np
 import torch
 from lerobot.datasets.compute_stats import get_feature_stats
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.datasets.utils import DEFAULT_FEATURES, get_hf_features_from_features
+
+try:
+    from lerobot.datasets.feature_utils import get_hf_features_from_features
+    from lerobot.utils.constants import DEFAULT_FEATURES
+except ImportError:  # LeRobot 0.4
+    from lerobot.datasets.utils import DEFAULT_FEATURES, get_hf_features_from_features
 
 Expected = dict[int, dict[str, np.ndarray]]
 
@@ -98,7 +103,8 @@ def check_going_on(folder: Path, expected: Expected) -> None:
     """Let LeRobot record one more episode into a copy."""
     copy = folder.with_name("continued")
     shutil.copytree(folder, copy)
-    dataset = opened(copy)
+    resume = getattr(LeRobotDataset, "resume", None)
+    dataset = opened(copy) if resume is None else resume("local/written", root=copy)
     features = expected[0]
     for step in range(len(features["action"])):
         frame = {key: features[key][step] for key in dataset.features if key not in DEFAULT_FEATURES}
