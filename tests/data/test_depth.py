@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
+from typing import Any
 
+import av
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -15,12 +18,12 @@ from hdf5_files import noise, write_aloha, write_aloha_episode
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from lerobot_files import LEFT, V3_IMAGES, write_lerobot
+from lerobot_files import LEFT, V3, V3_IMAGES, change_feature, write_lerobot
 from PIL import Image
 
 from bimact.check.dataset import check_dataset
 from bimact.convert.content import Content
-from bimact.data.depth import depth_picture, pack_depth, scale_of, unpack_depth
+from bimact.data.depth import DepthCodes, depth_picture, pack_depth, scale_of, unpack_depth
 from bimact.data.opening import open_dataset, open_source
 from bimact.data.selection import Selection
 from bimact.data.source import Camera
@@ -124,7 +127,7 @@ def test_check_finds_holes_and_saturation(tmp_path: Path) -> None:
     assert not [finding for finding in others.findings if "depth-" in finding.code]
 
 
-@pytest.mark.parametrize("form", ["PNG", "arrays"])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "TIFF of metres", "arrays"])
 def test_lerobot_tables_are_read_to_the_millimetre(form: str, tmp_path: Path) -> None:
     """Also a camera that info.json calls an image of depth."""
     folder = write_lerobot(tmp_path / "source", (4, 3), V3_IMAGES)
@@ -133,11 +136,12 @@ def test_lerobot_tables_are_read_to_the_millimetre(form: str, tmp_path: Path) ->
         table = pq.read_table(path)
         part = depth[done : done + len(table)]
         done += len(table)
-        if form == "PNG":
+        if form != "arrays":
             cells = []
             for image in part:
                 stream = io.BytesIO()
-                Image.fromarray(image).save(stream, "PNG")
+                in_units = image if form != "TIFF of metres" else (image / 1000).astype(np.float32)
+                Image.fromarray(in_units).save(stream, form.split()[0])
                 cells.append({"bytes": stream.getvalue(), "path": None})
             column = pa.array(cells, table.schema.field(LEFT).type)
         else:
@@ -147,7 +151,7 @@ def test_lerobot_tables_are_read_to_the_millimetre(form: str, tmp_path: Path) ->
     info_file = folder / "meta" / "info.json"
     info = json.loads(info_file.read_text())
     info["features"][LEFT] |= {"shape": [48, 64, 1], "info": {"is_depth_map": True}}
-    info["features"][LEFT] |= {} if form == "PNG" else {"dtype": "float32"}
+    info["features"][LEFT] |= {"dtype": "float32"} if form == "arrays" else {}
     info_file.write_text(json.dumps(info))
     source = open_source(folder)
     assert list(source.cameras) == ["top"] and source.depth_cameras == {"left_wrist": Camera(48, 64, is_depth=True)}
@@ -156,3 +160,84 @@ def test_lerobot_tables_are_read_to_the_millimetre(form: str, tmp_path: Path) ->
     packed = [image for episode in (0, 1) for image in chosen.read_frames(episode, "left_wrist", range(4 - episode))]
     assert np.array_equal(unpack_depth(np.stack(packed)), depth)
     assert len(list(chosen.read_frames(1, "top", range(3)))) == 3 and chosen.frames_note(0, "left_wrist") is None
+
+
+def code_of(metres: float, codes: DepthCodes) -> int:
+    """As LeRobot's documentation of its depth videos says it."""
+    shift = codes.shift if codes.is_logarithmic else 0.0
+    low, high, value = (number + shift for number in (codes.nearest, codes.farthest, metres))
+    if codes.is_logarithmic:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return min(max(round((value - low) / (high - low) * 4095), 0), 4095)
+
+
+@given(
+    st.floats(0, 1),
+    st.floats(1.5, 50),
+    st.floats(0.1, 5),
+    st.booleans(),
+    st.lists(st.floats(0, 60), min_size=1, max_size=20),
+)
+def test_numbers_of_depth_videos_are_distances(
+    nearest: float, farthest: float, shift: float, is_logarithmic: bool, metres: list[float]
+) -> None:
+    codes = DepthCodes(nearest, farthest, shift, is_logarithmic)
+    written = [code_of(value, codes) for value in metres]
+    found = codes.millimetres(np.array([written], np.uint16))[0]
+    for value, code, millimetres in zip(metres, written, found.tolist()):
+        if code == 0:
+            assert millimetres == 0  # no measurement
+            continue
+        kept = min(max(value, nearest), farthest)
+        step = (kept + shift) * math.log((farthest + shift) / (nearest + shift)) if is_logarithmic else farthest
+        assert abs(millimetres - 1000 * kept) <= 0.51 + 0.51 * 1000 * step * 1.01 / 4095
+
+
+def test_depth_videos_of_lerobot(tmp_path: Path) -> None:
+    """12 bits a pixel, without loss; info.json says what the numbers mean."""
+    folder = write_lerobot(tmp_path / "source", (4, 3), V3)
+    (path,) = (folder / "videos" / LEFT).rglob("*.mp4")
+    codes = np.random.default_rng(0).integers(0, 4096, (7, 48, 64)).astype(np.uint16)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", 10, options={"x265-params": "lossless=1:log-level=none"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "gray12le"
+        for number, image in enumerate(codes):
+            frame = av.VideoFrame(64, 48, "gray12le")
+            frame.planes[0].update(image.tobytes())
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    told = {"is_depth_map": True, "video.depth_min": 0.01, "video.depth_max": 10.0, "video.shift": 3.5}
+    change_feature(folder, LEFT, info=told)
+    assert not open_source(folder).depth_cameras  # nothing says whether the numbers are logarithms
+    change_feature(folder, LEFT, info={**told, "video.use_log": True})
+    source = open_source(folder)
+    assert list(source.cameras) == ["top"] and source.depth_cameras == {"left_wrist": Camera(48, 64, is_depth=True)}
+    (left_out,) = [entry for entry in source.left_out if entry.name == "left_wrist"]
+    assert left_out.reason.startswith("is depth, in millimetres: name it in --cameras")
+    chosen = Selection(cameras=("top", "left_wrist")).applied_to(source)
+    packed = [image for episode in (0, 1) for image in chosen.read_frames(episode, "left_wrist", range(4 - episode))]
+    share = codes / 4095
+    metres = np.exp(np.log(3.51) + share * (np.log(13.5) - np.log(3.51))) - 3.5
+    expected = np.where(codes == 0, 0, np.rint(1000 * metres))
+    assert np.abs(unpack_depth(np.stack(packed)).astype(int) - expected).max() <= 1
+    assert chosen.video_frames(0, "left_wrist", range(4)) is None
+    assert chosen.video_frames(0, "top", range(4)) is not None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"video.depth_min": 11.0},
+        {"video.depth_max": float("nan")},
+        {"video.shift": -1.0},
+        {"video.use_log": 1},
+        {"video.depth_min": "0.1"},
+    ],
+)
+def test_depth_videos_whose_numbers_mean_nothing_are_left_out(wrong: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "source", (3,), V3)
+    told = {"video.depth_min": 0.01, "video.depth_max": 10.0, "video.shift": 3.5, "video.use_log": True}
+    change_feature(folder, LEFT, info={"is_depth_map": True, **told, **wrong})
+    source = open_source(folder)
+    assert list(source.cameras) == ["top"] and not source.depth_cameras

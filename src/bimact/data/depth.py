@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from bimact.data.source import LeftOut
 FARTHEST = 65_535  # millimetres that fit
 _METRES = 1000.0
 _FARTHEST_METRES = 100.0  # larger floats are millimetres
+_CODES = 4096
 _SIDES = (8, 8192)  # pixels of height and width
 _NEAR_GREY, _FAR_GREY = 230, 25  # of pictures
 
@@ -29,6 +31,43 @@ class DepthForm:
 
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class DepthCodes:
+    """How the 12-bit numbers of a depth video stand for distances, as LeRobot 0.6 writes them (its `quantize_depth`).
+
+    Numbers from 0 to 4095 are evenly spread from `nearest` to `farthest`, or so are the logarithms of the distances
+    plus `shift`. 0 is what has no measurement, or is nearer.
+
+    Attributes:
+        nearest: metres of 0.
+        farthest: metres of 4095.
+        shift: metres.
+        is_logarithmic: whether logarithms are spread.
+    """
+
+    nearest: float
+    farthest: float
+    shift: float
+    is_logarithmic: bool
+
+    @cached_property
+    def _millimetres(self) -> np.ndarray:
+        """(4096,) uint16."""
+        share = np.arange(_CODES) / (_CODES - 1)
+        if self.is_logarithmic:
+            low, high = np.log([self.nearest + self.shift, self.farthest + self.shift])
+            metres = np.exp(low + share * (high - low)) - self.shift
+        else:
+            metres = self.nearest + share * (self.farthest - self.nearest)
+        table = np.clip(np.rint(_METRES * metres), 0, FARTHEST).astype(np.uint16)
+        table[0] = 0
+        return table
+
+    def millimetres(self, codes: np.ndarray) -> np.ndarray:
+        """Numbers of a frame (H, W) → uint16 millimetres; 0: no measurement."""
+        return self._millimetres[np.minimum(codes, _CODES - 1)]
 
 
 def depth_form(shape: tuple[int, ...], dtype: np.dtype[Any]) -> DepthForm | None:
@@ -84,12 +123,12 @@ def unpack_depth(packed: np.ndarray) -> np.ndarray:
 
 
 def decode_depth(content: bytes) -> np.ndarray:
-    """A PNG file of 16 bits per pixel → (H, W) uint16 or int32, as stored.
+    """A PNG or TIFF file of more than 8 bits per pixel → (H, W) integers or floats, as stored.
 
     Raises:
         OSError, ValueError: if it is damaged.
     """
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+    with Image.open(io.BytesIO(content), formats=("PNG", "TIFF")) as image:
         return np.asarray(image)
 
 

@@ -81,7 +81,7 @@ def encoded_form(content: bytes, where: str) -> ImageForm:
 
 def is_depth(content: bytes) -> bool:
     """Whether an encoded image has more than 8 bits a pixel and channel, which depth has and colour has not."""
-    return (_mode(content) or "").startswith(("I", "F"))
+    return (_mode(content, (*_FORMATS, "TIFF")) or "").startswith(("I", "F"))
 
 
 def channels_of(content: bytes) -> int | None:
@@ -90,10 +90,10 @@ def channels_of(content: bytes) -> int | None:
     return None if mode is None else {"L": 1, "1": 1, "LA": 1, "RGBA": 4}.get(mode, _COLOR)
 
 
-def _mode(content: bytes) -> str | None:
+def _mode(content: bytes, formats: tuple[str, ...] = _FORMATS) -> str | None:
     """Pillow's name of the pixels of an encoded image, by its header; None: it is damaged."""
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             return image.mode
     except Exception:
         return None

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bimact.data.depth import decode_depth, depth_form, depth_left_out, pack_depth, scale_of
+from bimact.data.depth import DepthCodes, decode_depth, depth_form, depth_left_out, pack_depth, scale_of
 from bimact.data.formats.images import (
     ImageForm,
     NoCamera,
@@ -107,6 +107,7 @@ class _CameraFeature:
         is_array: the images are arrays in the data files.
         white: the number that stands for white, of images that are arrays of floats.
         depth_scale: of a depth camera, millimetres per unit; None: it is a colour camera.
+        depth_codes: of a depth camera whose images are a video.
     """
 
     key: str
@@ -114,6 +115,7 @@ class _CameraFeature:
     is_array: bool = False
     white: float = 1.0
     depth_scale: float | None = None
+    depth_codes: DepthCodes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,15 @@ class LeRobotSource(Source):
             return self._images(episode, camera, steps)
         path, matching = found
         times: list[float] = matching.times[list(steps)].tolist()
-        return frames_at(path, times, fps=self.fps, describe=lambda number: self._where(episode, steps[number]))
+        codes = self.features[camera].depth_codes
+        frames = frames_at(
+            path,
+            times,
+            fps=self.fps,
+            describe=lambda number: self._where(episode, steps[number]),
+            as_codes=codes is not None,
+        )
+        return frames if codes is None else (pack_depth(codes.millimetres(frame)) for frame in frames)
 
     def frames_note(self, episode: int, camera: str) -> FramesNote | None:
         found, feature = self._video(episode, camera), self.features[camera]
@@ -182,6 +192,8 @@ class LeRobotSource(Source):
         return FramesNote("; ".join(told)) if told else None
 
     def video_frames(self, episode: int, camera: str, steps: range) -> tuple[Path, np.ndarray] | None:
+        if self.features[camera].depth_codes is not None:  # what is written again is millimetres
+            return None
         found = self._video(episode, camera)
         return None if found is None else (found[0], found[1].times[steps.start : steps.stop])
 
@@ -629,11 +641,12 @@ def _cameras(
 def _depth_feature(
     info: Info, tables: Sequence[TableFile], places: Sequence[_Place], key: str
 ) -> _CameraFeature | None:
-    """The depth camera that a feature is: arrays, or PNG files of 16 bits, in the data files; None: it is another one.
+    """The depth camera that a feature is: arrays, PNG or TIFF files in the data files, or a video; None: another one.
 
-    Depth in videos is not read: their numbers are distances only after a conversion that differs between recorders.
+    Depth in a video is read if info.json tells what its numbers mean, as LeRobot 0.6 does.
     """
     feature = info.features[key]
+    told = {"m": 1000.0, "mm": 1.0, None: None}[feature.depth_unit]
     for table, place in zip(tables[:_EPISODES_FOR_SIZE], places):
         path = info.root / place.file
         try:
@@ -643,14 +656,23 @@ def _depth_feature(
                     return None
                 image = ImageForm(form.height, form.width, 1, None, is_float=False)
                 (cell,) = read_cells(path, [place.start], key, image.shape)
-                return _CameraFeature(key, image, is_array=True, depth_scale=scale_of(cell))
-            if key in table.others and feature.dtype != "video":
+                return _CameraFeature(key, image, is_array=True, depth_scale=told or scale_of(cell))
+            if feature.dtype == "video":
+                if feature.depth_codes is None or (video := place.videos.get(key)) is None:
+                    continue
+                found = video_format(info.root / video.file)
+                if not found.pixels.endswith("12le"):
+                    return None
+                image = ImageForm(found.height, found.width, 1, None, is_float=False)
+                return _CameraFeature(key, image, depth_scale=1.0, depth_codes=feature.depth_codes)
+            if key in table.others:
                 (cell,) = read_cells(path, [place.start], key)
                 content = _image_content(info.root, cell, "")
-                height, width = decode_depth(content).shape if is_depth(content) else (0, 0)
-                if not height:
+                if not is_depth(content):
                     return None
-                return _CameraFeature(key, ImageForm(height, width, 1, None, is_float=False), depth_scale=1.0)
+                depth = decode_depth(content)
+                image = ImageForm(depth.shape[0], depth.shape[1], 1, None, is_float=False)
+                return _CameraFeature(key, image, depth_scale=told or scale_of(depth))
         except (UserError, OSError, ValueError, SyntaxError):
             continue
     return None

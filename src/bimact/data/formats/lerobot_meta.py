@@ -17,6 +17,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
+from bimact.data.depth import DepthCodes
 from bimact.data.formats.images import NoCamera, not_by_name
 from bimact.data.formats.lerobot_columns import read_table
 from bimact.data.source import Fault
@@ -90,12 +91,16 @@ class Feature:
         names: of its dimensions, if the file gives any.
         shape: as the file gives it; empty: it does not.
         no_camera: why it is no colour camera; None: nothing says so.
+        depth_codes: how the numbers of a depth video stand for distances; None: it is none, or that is not told.
+        depth_unit: "m" or "mm" of depth images that are no video; None: not told.
     """
 
     dtype: str
     names: tuple[str, ...] | None
     shape: tuple[int, ...]
     no_camera: NoCamera | None
+    depth_codes: DepthCodes | None = None
+    depth_unit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,12 @@ class Info:
 
     @property
     def video_keys(self) -> list[str]:
-        """Features that are colour videos."""
-        return [key for key, feature in self.features.items() if feature.dtype == "video" and feature.no_camera is None]
+        """Features that are colour videos, or depth videos of which is told what their numbers mean."""
+        return [
+            key
+            for key, feature in self.features.items()
+            if feature.dtype == "video" and (feature.no_camera is None or feature.depth_codes is not None)
+        ]
 
     def tasks_file(self) -> str | None:
         """The list of tasks; None: there is none. LeRobot's documentation of v3 names the list of v2: either counts."""
@@ -216,6 +225,8 @@ def read_info(root: Path) -> Info:
             _names(its.values.get("names")),
             tuple(shape) if is_shape else (),  # type: ignore[arg-type]
             _no_camera(key, its.values),
+            _depth_codes(its.values),
+            next((unit for part in _details(its.values) if (unit := part.get("depth_unit")) in ("m", "mm")), None),
         )
     return Info(
         root=root,
@@ -245,8 +256,7 @@ def _names(names: Any) -> tuple[str, ...] | None:
 
 def _no_camera(key: str, values: Mapping[str, Any]) -> NoCamera | None:
     """Why a feature is no colour camera: a flag, a format of pixels, or its name says so."""
-    details = [part for name in ("info", "video_info", "image_info") if isinstance(part := values.get(name), dict)]
-    for part in (*details, values):
+    for part in _details(values):
         for prefix in ("", "video.", "image."):
             flag = part.get(f"{prefix}is_depth_map", part.get(f"{prefix}is_depth"))
             if flag is True or (isinstance(flag, (int, float)) and flag) or str(flag).lower() in ("true", "yes", "1"):
@@ -255,6 +265,24 @@ def _no_camera(key: str, values: Mapping[str, Any]) -> NoCamera | None:
             if isinstance(pixels, str) and is_depth_format(pixels):
                 return NoCamera("depth", f"is depth: its pixels are {shortened(pixels)}", is_distance=True)
     return not_by_name(key)
+
+
+def _details(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Where a feature says more of its images: some objects, and itself."""
+    parts = [part for name in ("info", "video_info", "image_info") if isinstance(part := values.get(name), dict)]
+    return [*parts, values]
+
+
+def _depth_codes(values: Mapping[str, Any]) -> DepthCodes | None:
+    for part in _details(values):
+        numbers = [part.get(f"video.{name}") for name in ("depth_min", "depth_max", "shift")]
+        is_logarithmic = part.get("video.use_log")
+        if isinstance(is_logarithmic, bool) and all(type(number) in (int, float) for number in numbers):
+            nearest, farthest, shift = map(float, numbers)  # type: ignore[arg-type]
+            is_valid = 0 <= nearest < farthest < math.inf and math.isfinite(shift)
+            if is_valid and not (is_logarithmic and nearest + shift <= 0):
+                return DepthCodes(nearest, farthest, shift, is_logarithmic)
+    return None
 
 
 def is_depth_format(pixel_format: str) -> bool:

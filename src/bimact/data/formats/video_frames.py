@@ -42,7 +42,7 @@ _ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]
 
 
 def frames_at(
-    path: Path, times: Sequence[float], *, fps: float, describe: Callable[[int], str]
+    path: Path, times: Sequence[float], *, fps: float, describe: Callable[[int], str], as_codes: bool = False
 ) -> Iterator[np.ndarray]:
     """The frames that are nearest to some times.
 
@@ -54,9 +54,10 @@ def frames_at(
         times: seconds since the file's first frame, ascending; a time may occur several times.
         fps: a frame may be half of 1 / fps away from the time that it is wanted for.
         describe: number of a time → what messages call it, such as "episode 3, step 170".
+        as_codes: give the numbers as they are stored, of a grey video with more than 8 bits.
 
     Yields:
-        (H, W, 3) uint8 RGB for each time; the same array again if it is the same frame.
+        (H, W, 3) uint8 RGB, or codes (H, W) uint16, for each time; the same array again if it is the same frame.
 
     Raises:
         UserError: if the file cannot be decoded or has no frame near one of the times.
@@ -77,7 +78,8 @@ def frames_at(
                     reason = f"{path} is damaged at {time:.2f} s ({describe(number)})"
                     raise UserError(f"{reason}: copy or record it again", reason)
                 if found is not shown:
-                    shown, image = found, _as_rgb(found.frame, reformatter)
+                    shown = found
+                    image = _codes(found.frame) if as_codes else _as_rgb(found.frame, reformatter)
             yield image
 
 
@@ -269,6 +271,12 @@ def _as_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
         interpolation=Interpolation.BICUBIC,
         **_ONE_THREAD,
     ).to_ndarray()
+
+
+def _codes(frame: VideoFrame) -> np.ndarray:
+    """(H, W) uint16: the first plane, which has two bytes a pixel, the lower one first."""
+    plane = frame.planes[0]
+    return np.frombuffer(bytes(plane), "<u2").reshape(-1, plane.line_size // 2)[: frame.height, : frame.width]
 
 
 # Matching --------------------------------------------------------------------------------------------
