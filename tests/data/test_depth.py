@@ -233,6 +233,7 @@ def test_depth_videos_of_lerobot(tmp_path: Path) -> None:
         {"video.shift": -1.0},
         {"video.use_log": 1},
         {"video.depth_min": "0.1"},
+        {"video.depth_max": 10**400},
     ],
 )
 def test_depth_videos_whose_numbers_mean_nothing_are_left_out(wrong: dict[str, Any], tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ BOOKKEEPING = {TIME: "float32", FRAME: "int64", EPISODE: "int64", INDEX: "int64"
 _MAX_JSON = 1 << 28  # bytes
 _MAX_FILES = 1_000_000
 _MOST_SPLITS = 10
+_FARTHEST_DEPTH = 1e6  # metres; more is a damaged file
 # What people call the success of an episode, and its failure: no part of LeRobot's own lists.
 _SUCCESS = ("success", "is_success", "successful", "episode_success")
 _FAILURE = ("failed", "is_failed", "failure", "is_failure")
@@ -275,12 +276,12 @@ def _details(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _depth_codes(values: Mapping[str, Any]) -> DepthCodes | None:
     for part in _details(values):
-        numbers = [part.get(f"video.{name}") for name in ("depth_min", "depth_max", "shift")]
+        numbers: list[Any] = [part.get(f"video.{name}") for name in ("depth_min", "depth_max", "shift")]
         is_logarithmic = part.get("video.use_log")
-        if isinstance(is_logarithmic, bool) and all(type(number) in (int, float) for number in numbers):
-            nearest, farthest, shift = map(float, numbers)  # type: ignore[arg-type]
-            is_valid = 0 <= nearest < farthest < math.inf and math.isfinite(shift)
-            if is_valid and not (is_logarithmic and nearest + shift <= 0):
+        are_numbers = all(type(number) in (int, float) and abs(number) < _FARTHEST_DEPTH for number in numbers)
+        if isinstance(is_logarithmic, bool) and are_numbers:
+            nearest, farthest, shift = map(float, numbers)
+            if 0 <= nearest < farthest and not (is_logarithmic and nearest + shift <= 0):
                 return DepthCodes(nearest, farthest, shift, is_logarithmic)
     return None
 
