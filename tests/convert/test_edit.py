@@ -24,6 +24,7 @@ from bimact.cli import main
 from bimact.convert.content import Content
 from bimact.convert.edit import Edits, edit
 from bimact.convert.video_copy import begins_at_key_frame, copy_frames
+from bimact.data.depth import unpack_depth
 from bimact.data.formats.guide_npy import observation_dtype
 from bimact.data.formats.video_frames import frames_at, video_listing
 from bimact.data.opening import open_source
@@ -343,11 +344,53 @@ def test_wrong_edits_are_refused_in_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
-def test_depth_is_said_to_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_aloha(tmp_path / "source", (3, 4))
-    for episode, length in enumerate((3, 4)):
+def with_depth(folder: Path, lengths: tuple[int, ...]) -> list[np.ndarray]:
+    """ALOHA's files with a depth camera; its distances (T, H, W) uint16 in each episode."""
+    write_aloha(folder, lengths)
+    depth = [np.random.default_rng(length).integers(0, 1 << 16, (length, 40, 56), np.uint16) for length in lengths]
+    for episode, images in enumerate(depth):
         with h5py.File(folder / f"episode_{episode}.hdf5", "a") as file:
-            file["observations/images/top_depth"] = np.full((length, 16, 24), 700, np.uint16)
-    assert run(folder, tmp_path / "out", "--drop_episodes", 0, "--workers", 1) == 0
-    assert "Left out: top_depth: depth is not written" in capsys.readouterr().out
+            file["observations/images/top_depth"] = images
+    return depth
+
+
+def depth_in(source: Source, episode: int, camera: str) -> np.ndarray:
+    frames = source.read_frames(episode, camera, range(source.episodes[episode].length))
+    return np.stack([unpack_depth(frame) for frame in frames])
+
+
+@pytest.mark.parametrize(
+    "options", [("--to", "zarr"), ("--to", "lerobot", "--codec", "h264"), (), ("--compress",)], ids=str
+)
+def test_depth_is_kept(options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "source"
+    depth = with_depth(folder, (3, 6))
+    edits = ("--trim", "1@1:5", "--rename", "top_depth=head", "--task", "lift")
+    assert run(folder, tmp_path / "out", *edits, "--workers", 1, *options) == 0
+    assert "Note: depth (head) is written as whole millimetres, 16 bits per pixel" in capsys.readouterr().out
+    source = open_source(tmp_path / "out")
+    assert source.depth_cameras == {"head": Camera(40, 56, is_depth=True)}
+    assert np.array_equal(depth_in(source, 0, "head"), depth[0])
+    assert np.array_equal(depth_in(source, 1, "head"), depth[1][1:5])
+
+
+def test_statistics_of_depth_in_a_lerobot_dataset_are_in_millimetres(tmp_path: Path) -> None:
+    depth = np.concatenate(with_depth(tmp_path / "source", (3, 6)))
+    assert run(tmp_path / "source", tmp_path / "out", "--drop_features", "qvel", "--to", "lerobot", "--workers", 1) == 0
+    info = json.loads((tmp_path / "out/meta/info.json").read_text())
+    feature = info["features"]["observation.images.top_depth"]
+    assert feature["dtype"] == "image" and feature["shape"] == [40, 56, 1]
+    assert feature["info"] == {"is_depth_map": True, "depth_unit": "mm"}
+    stats = json.loads((tmp_path / "out/meta/stats.json").read_text())["observation.images.top_depth"]
+    assert stats["count"] == [9]
+    expected = {"min": depth.min(), "max": depth.max(), "mean": depth.mean(), "std": depth.std()}
+    for name, value in expected.items():
+        np.testing.assert_allclose(stats[name], [[[value]]], rtol=1e-12)
+    assert abs(stats["q50"][0][0][0] - np.median(depth)) < 1000  # averaged over episodes
+
+
+def test_the_guides_format_leaves_depth_out_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_depth(tmp_path / "source", (3, 4))
+    assert run(tmp_path / "source", tmp_path / "out", "--drop_episodes", 0, "--to", "guide", "--workers", 1) == 0
+    assert "Left out: top_depth (depth)" in capsys.readouterr().out
     assert not open_source(tmp_path / "out").depth_cameras

@@ -22,12 +22,10 @@ from lerobot_files import LEFT, V3, V3_IMAGES, change_feature, write_lerobot
 from PIL import Image
 
 from bimact.check.dataset import check_dataset
-from bimact.convert.content import Content
 from bimact.data.depth import DepthCodes, depth_picture, pack_depth, scale_of, unpack_depth
 from bimact.data.opening import open_dataset, open_source
 from bimact.data.selection import Selection
 from bimact.data.source import Camera
-from bimact.errors import UserError
 
 
 def depth_of(length: int, size: tuple[int, int] = (16, 24), seed: int = 0) -> np.ndarray:
@@ -85,8 +83,6 @@ def test_hdf5_files_are_read_to_the_millimetre(form: str, tmp_path: Path) -> Non
     packed = np.stack(list(chosen.read_frames(0, "top_depth", range(5))))
     assert np.array_equal(unpack_depth(packed), depth)
     assert not chosen.left_out
-    with pytest.raises(UserError, match="depth is not written to other formats: leave top_depth out"):
-        Content.of(chosen)
 
 
 def test_the_copy_for_training_has_only_distances_that_were_measured(tmp_path: Path) -> None:

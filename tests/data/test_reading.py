@@ -41,7 +41,7 @@ def test_the_first_value_of_each_episode_is_named(
 ) -> None:
     told = find_nonfinite(_episodes(*faults))
     assert told == {
-        place: f"{words} holds NaN or an infinite value: mend or remove the episode" for place, words in found.items()
+        place: f"{words} holds NaN or an infinite value: fix or remove the episode" for place, words in found.items()
     }
 
 

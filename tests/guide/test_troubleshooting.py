@@ -84,7 +84,7 @@ def test_nan_in_data_is_found_before_the_first_step(root: Path) -> None:
     np.save(root / "your_dataset" / "actions.npy", actions)
     status, output = train(root)
     assert status == 2
-    assert "actions of episode 2, step 2 holds NaN or an infinite value: mend or remove the episode" in output
+    assert "actions of episode 2, step 2 holds NaN or an infinite value: fix or remove the episode" in output
     assert "Starting training" not in output and not (root / "runs").exists()
 
 

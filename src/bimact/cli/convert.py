@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 what is kept:
-  State, action and other columns are kept bit for bit, images as follows.
+  State, action and other columns are kept bit for bit, depth to the millimetre (except in the guide's format), colour
+  images as follows.
 
   lerobot                AV1 videos as LeRobot encodes them: close to the source's images, not equal; the videos of
                          a LeRobotDataset are copied
@@ -75,7 +76,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     from bimact.convert.content import Content
-    from bimact.convert.dataset import check_target, prepare_conversion
+    from bimact.convert.dataset import HOLD_DEPTH, check_target, prepare_conversion
     from bimact.convert.writer import Options
     from bimact.data.opening import open_source
     from bimact.data.reading import read_through
@@ -85,7 +86,7 @@ def _convert(options: argparse.Namespace) -> None:
     written = Options(options.codec, options.lossless, options.compress, options.workers)
     source = open_source(options.source, cache_dir=options.cache_dir)
     check_target(source.path, options.target, options.to, written)
-    chosen = (selection_of(options) or Selection()).applied_to(source)
+    chosen = (selection_of(options) or Selection()).applied_to(source, with_depth=options.to in HOLD_DEPTH)
     is_damaged = any(not episode.is_missing for episode in chosen.unusable)
     # All damaged episodes are reported together, or skipped: for that, the whole dataset is read first.
     faults, matched = read_through(chosen, decodes=is_damaged or chosen.selection.skip_unreadable)
@@ -117,7 +118,10 @@ def write(conversion: PlannedConversion, notes: Sequence[str], target: str) -> N
 
     writer = conversion.writer
     left_out = writer.left_out()
+    depth = writer.content.depth_cameras
     _print_facts(conversion)
+    if depth:
+        notes = [*notes, f"depth ({', '.join(depth)}) is written as whole millimetres, 16 bits per pixel"]
     for note in (*notes, *(f"left out: {what}" for what in left_out), *writer.notes()):
         print(f"Note: {printable(note)}")
     size = conversion.run()
@@ -134,7 +138,10 @@ def _print_facts(conversion: PlannedConversion) -> None:
 
     content = conversion.writer.content
     chosen = content.chosen
-    cameras = [f"{name} {camera.height}x{camera.width}" for name, camera in content.cameras.items()]
+    cameras = [
+        f"{name} {camera.height}x{camera.width}{' (depth)' if camera.is_depth else ''}"
+        for name, camera in content.cameras.items()
+    ]
     columns = [f"{name} {column.size}" for name, column in content.columns.items()]
     state, action = ([f"{key} {size}" for key, size in vector.parts] for vector in (chosen.state, chosen.action))
     facts = {

@@ -75,7 +75,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def _edit(options: argparse.Namespace) -> None:
     from bimact.convert.content import Content
-    from bimact.convert.dataset import check_target, format_of, prepare_conversion
+    from bimact.convert.dataset import HOLD_DEPTH, check_target, format_of, prepare_conversion
     from bimact.convert.edit import edit
     from bimact.convert.writer import Options
     from bimact.data.opening import open_source
@@ -102,7 +102,7 @@ def _edit(options: argparse.Namespace) -> None:
             skip_unreadable=options.skip_unreadable,
             color_order=options.color_order,
         )
-        part = selection.applied_to(source)
+        part = selection.applied_to(source, with_depth=to in HOLD_DEPTH)
         is_damaged = any(not episode.is_missing for episode in part.unusable)
         faults, matched = read_through(part, decodes=is_damaged or options.skip_unreadable)
         part = dataclasses.replace(part.without(faults), notes=(*part.notes, *matched))
@@ -114,7 +114,7 @@ def _edit(options: argparse.Namespace) -> None:
     if to == "lerobot" and chosen[0].format.startswith("LeRobot"):
         as_images = tuple(name for name in edited.cameras if name not in edited.video_cameras)
         written = dataclasses.replace(written, as_images=as_images)
-    content = Content.of(Selection().applied_to(edited), options.task)
+    content = Content.of(Selection().applied_to(edited, with_depth=to in HOLD_DEPTH), options.task)
     conversion = prepare_conversion(content, options.target, to, written)
     dropped = sum(len(part.whole.episodes) + len(part.whole.unusable) - len(part.episodes) for part in chosen)
     notes = [f"episodes left out: {dropped}"] if dropped else []

@@ -53,15 +53,21 @@ class AlohaWriter(Writer):
             notes.append("the episodes differ in length, which ACT's own loader cannot batch; that of ACT++ can")
         if self.options.compress:
             notes.append(f"images are JPEG of quality {_QUALITY}, red and blue swapped as ACT++ stores and reads them")
+        if content.depth_cameras:
+            depth = ", ".join(content.depth_cameras)
+            notes.append(f"depth ({depth}) is beside the images: name only the others to ACT's own loader")
         return notes
 
     def bytes_needed(self) -> int:
         columns = self.content.column_bytes + 4 * self.content.num_steps * self.content.columns[STATE].size
         files = 10_000 * len(self.content.lengths)
-        if self.options.compress:
-            return columns + files + self.image_bytes(self.content.cameras, _jpeg_bytes)
-        pixels = sum(camera.height * camera.width for camera in self.content.cameras.values())
-        return columns + files + self.content.num_steps * pixels * 3
+        images = 0
+        for name, camera in self.content.cameras.items():
+            if self.options.compress and not camera.is_depth:
+                images += self.image_bytes([name], _jpeg_bytes)
+            else:
+                images += self.content.num_steps * camera.height * camera.width * (2 if camera.is_depth else 3)
+        return columns + files + images
 
     def write(self, folder: Path, progress: ProgressBar) -> None:
         jobs = [(self.content, span, self._extras(), self.options.compress, folder) for span in self.whole_episodes()]
@@ -113,17 +119,18 @@ def _write_episode(
         images = observations.create_group("images")
         lengths = []
         for key, name in cameras.items():
-            frames = content.frames(span.episode, key, span.steps)
-            if compress:
+            frames, camera = content.frames(span.episode, key, span.steps), content.cameras[key]
+            if compress and not camera.is_depth:
                 lengths.append(_write_jpegs(images, name, frames, len(span.steps)))
             else:
-                shape = (content.cameras[key].height, content.cameras[key].width, 3)
-                dataset = images.create_dataset(name, (len(span.steps), *shape), np.uint8, chunks=(1, *shape))
+                shape = (camera.height, camera.width) if camera.is_depth else (camera.height, camera.width, 3)
+                dtype = np.uint16 if camera.is_depth else np.uint8
+                dataset = images.create_dataset(name, (len(span.steps), *shape), dtype, chunks=(1, *shape))
                 for step, image in zip(span.steps, frames):
                     dataset[step] = image
         if compress:
-            # ACT++ writes it in HDF5's default type, with a row per camera in the order of their names.
-            file["compress_len"] = np.array(lengths, np.float32).reshape(len(cameras), len(span.steps))
+            # ACT++ writes it in HDF5's default type, with a row per colour camera in the order of their names.
+            file["compress_len"] = np.array(lengths, np.float32).reshape(len(lengths), len(span.steps))
 
 
 def _write_jpegs(images: h5py.Group, name: str, frames: Iterator[np.ndarray], steps: int) -> list[int]:

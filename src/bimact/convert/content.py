@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bimact.data.depth import unpack_depth
 from bimact.data.selection import ACTION, STATE, SelectedSource, Vector
 from bimact.data.source import Camera, Column
 from bimact.errors import UserError
@@ -44,9 +45,6 @@ class Content:
             UserError: if episodes are damaged and not skipped, or none is left.
         """
         chosen.refuse_damaged()
-        depth = [name for name, camera in chosen.cameras.items() if camera.is_depth]
-        if depth:
-            raise UserError(f"depth is not written to other formats: leave {', '.join(depth)} out of --cameras")
         source = chosen.whole
         used = {*chosen.state.keys, *chosen.action.keys}
         others = [key for key in source.columns if key not in used]
@@ -66,6 +64,10 @@ class Content:
     @property
     def cameras(self) -> Mapping[str, Camera]:
         return self.chosen.cameras
+
+    @property
+    def depth_cameras(self) -> list[str]:
+        return [name for name, camera in self.cameras.items() if camera.is_depth]
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -101,7 +103,7 @@ class Content:
         return {key: values.astype(self.columns[key].dtype, copy=False) for key, values in vectors.items()}
 
     def frames(self, episode: int, camera: str, steps: range) -> Iterator[np.ndarray]:
-        """Images (H, W, 3) uint8 RGB, one at a time.
+        """Images (H, W, 3) uint8 RGB, or distances (H, W) uint16 in millimetres of a depth camera, one at a time.
 
         Raises:
             UserError: if an image cannot be read, or there are fewer than the episode has steps.
@@ -109,7 +111,7 @@ class Content:
         count = 0
         for image in self.chosen.read_frames(episode, camera, steps):
             count += 1
-            yield image
+            yield unpack_depth(image) if self.cameras[camera].is_depth else image
         if count != len(steps):
             raise UserError(f"{self.where(episode)}: camera '{camera}' ends at step {steps.start + count}")
 

@@ -28,6 +28,8 @@ FORMATS = {
     "zarr": ("zarr_replay", "ZarrWriter"),
 }
 
+HOLD_DEPTH = ("lerobot", "aloha_hdf5", "zarr")
+
 # prefix of a source's format → the corresponding one of `FORMATS`
 _SAME = {"LeRobotDataset": "lerobot", "ALOHA": "aloha_hdf5", "the guide's": "guide", "zarr": "zarr"}
 

@@ -151,17 +151,18 @@ def edit(chosen: Sequence[SelectedSource], edits: Edits, *, copies_videos: bool)
         told.append(f"split: {', '.join(first.episodes[position].name for position in cuts)}")
 
     names = [
-        {new: old for new, old in of_dataset.items() if old in (*source.cameras, *source.columns)}
+        {new: old for new, old in of_dataset.items() if old in (*source.all_cameras, *source.columns)}
         for source, of_dataset in zip(datasets, keys)
     ]
-    cameras, camera_forms = _forms([source.cameras for source in datasets], names, datasets, pieces, "camera_forms")
+    cameras, camera_forms = _forms([source.all_cameras for source in datasets], names, datasets, pieces, "camera_forms")
     columns, column_forms = _forms([source.columns for source in datasets], names, datasets, pieces, "column_forms")
     state, action = _keys_of(datasets[0].state_keys, names[0]), _keys_of(datasets[0].action_keys, names[0])
     return EditedSource(
         path=first.path,
         format=first.format,
         episodes=tuple(_episode(datasets, piece) for piece in pieces),
-        cameras=cameras,
+        cameras={name: camera for name, camera in cameras.items() if not camera.is_depth},
+        depth_cameras={name: camera for name, camera in cameras.items() if camera.is_depth},
         columns=columns,
         state_keys=state,
         action_keys=action,
@@ -194,7 +195,7 @@ def _renamed(datasets: Sequence[Source], edits: Edits) -> list[dict[str, str]]:
     for setting, old, new in wanted:
         found = [feature_named(old, source) for source in datasets]
         if not any(found):
-            its = ", ".join((*datasets[0].cameras, *datasets[0].columns))
+            its = ", ".join((*datasets[0].all_cameras, *datasets[0].columns))
             raise UserError(f"{setting}: {datasets[0].path} has no camera or column '{old}'; it has {its}")
         if new is not None and (not new or "/" in new or new.startswith(".")):
             raise UserError(f"--rename {old}={new}: a name needs at least one character, no '/' and no leading '.'")
@@ -204,7 +205,7 @@ def _renamed(datasets: Sequence[Source], edits: Edits) -> list[dict[str, str]]:
     names = []
     for source, of_dataset in zip(datasets, changed):
         new_names: dict[str, str] = {}
-        for kind in (source.cameras, source.columns):
+        for kind in (source.all_cameras, source.columns):
             for old in kind:
                 changed_name = of_dataset.get(old, old)
                 if changed_name is None:
@@ -238,8 +239,9 @@ def _refuse_differences(datasets: Sequence[Source], keys: Sequence[Mapping[str, 
     def described(source: Source, names: Mapping[str, str]) -> dict[str, str]:
         facts = {"fps": "unknown" if source.fps is None else f"{source.fps:g}"}
         for new, old in names.items():
-            if old in source.cameras:
-                facts[f"camera {new}"] = f"{source.cameras[old].height}x{source.cameras[old].width}"
+            camera = source.all_cameras.get(old)
+            if camera is not None:
+                facts[f"camera {new}"] = f"{camera.height}x{camera.width}{' (depth)' if camera.is_depth else ''}"
         for what, its in (("state", source.state_keys), ("action", source.action_keys)):
             sizes = {key: source.columns[names[key]].size for key in _keys_of(its, names)}
             facts[what] = ", ".join(f"{key} {size}" for key, size in sizes.items()) or "none"
@@ -297,9 +299,10 @@ def _forms(
 
 
 def _left_out(source: Source, datasets: Sequence[Source]) -> list[LeftOut]:
+    left_out = [entry for entry in source.left_out if entry.name not in source.depth_cameras]
     if source is datasets[0]:
-        return list(source.left_out)
-    return [dataclasses.replace(entry, name=f"{source.path}: {entry.name}") for entry in source.left_out]
+        return left_out
+    return [dataclasses.replace(entry, name=f"{source.path}: {entry.name}") for entry in left_out]
 
 
 def _position(setting: str, name: str, source: SelectedSource, spans: Mapping[int, object]) -> int:

@@ -26,6 +26,9 @@ class GuideWriter(Writer):
     def check(self) -> None:
         if not self.content.cameras:
             raise UserError(f"{self.content.chosen.path} has no camera, but the guide's format needs one")
+        if self.content.depth_cameras:
+            depth = ", ".join(self.content.depth_cameras)
+            raise UserError(f"the guide's format cannot store depth: leave {depth} out of --cameras")
 
     def left_out(self) -> list[str]:
         extras = self.content.extras

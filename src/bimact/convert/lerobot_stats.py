@@ -39,34 +39,47 @@ def sampled_steps(length: int) -> set[int]:
     return set(np.round(np.linspace(0, length - 1, count)).astype(int).tolist())
 
 
+def no_counts(*, is_depth: bool) -> np.ndarray:
+    """(3, 256) int64 of zeros; of a depth camera (1, 65536)."""
+    return np.zeros((1, 1 << 16) if is_depth else (3, 1 << 8), np.int64)
+
+
 def pixel_counts(image: np.ndarray) -> np.ndarray:
-    """(3, 256) int64: how often each value occurs in each channel of (H, W, 3), in every n-th row and column."""
+    """How often each value occurs in each channel, in every n-th row and column.
+
+    Args:
+        image: (H, W, 3) uint8, or (H, W) uint16.
+
+    Returns:
+        (3, 256) or (1, 65536) int64.
+    """
     height, width = image.shape[:2]
     step = max(height, width) // _REDUCED if max(height, width) >= _LARGE else 1
-    reduced = image[::step, ::step].reshape(-1, 3)
-    return np.stack([np.bincount(channel, minlength=256) for channel in reduced.T])
+    channels = image[::step, ::step].reshape(-1, 3 if image.ndim == 3 else 1).T
+    return np.stack([np.bincount(channel, minlength=np.iinfo(image.dtype).max + 1) for channel in channels])
 
 
 def image_stats(counts: np.ndarray, images: int) -> Stats:
-    """Statistics of each channel of images in [0, 1]: arrays (3, 1, 1), `count` (1,).
+    """Statistics of each channel of images in [0, 1], or of distances in millimetres: arrays (C, 1, 1), `count` (1,).
 
     Args:
-        counts: (3, 256) how often each value occurs in all sampled images.
+        counts: (3, 256) how often each value occurs in all sampled images; of a depth camera (1, 65536).
         images: how many were sampled.
     """
-    values = np.arange(256)
+    values = np.arange(counts.shape[1])
+    white = 255 if len(counts) == 3 else 1
     total = counts.sum(axis=1)
     mean = counts @ values / total
     variance = counts @ values**2 / total - mean**2
     below = counts.cumsum(axis=1)
     found = {
         "min": (counts > 0).argmax(axis=1),
-        "max": 255 - (counts[:, ::-1] > 0).argmax(axis=1),
+        "max": values[-1] - (counts[:, ::-1] > 0).argmax(axis=1),
         "mean": mean,
         "std": np.sqrt(np.maximum(variance, 0)),
         **{name: (below >= share * total[:, None]).argmax(axis=1) for name, share in QUANTILES.items()},
     }
-    return {"count": np.array([images]), **{name: (value / 255).reshape(3, 1, 1) for name, value in found.items()}}
+    return {"count": np.array([images]), **{name: (value / white).reshape(-1, 1, 1) for name, value in found.items()}}
 
 
 def combined(episodes: Sequence[Stats]) -> Stats:

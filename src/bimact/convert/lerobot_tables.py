@@ -51,8 +51,8 @@ def write_rows(
 
     Args:
         vectors: (T, D) of all columns but the images'.
-        images: column → (H, W, 3) uint8 RGB, one at a time. They become PNG files in the table, which are
-            divided into row groups; without images an episode is one row group.
+        images: column → (H, W, 3) uint8 RGB or (H, W) uint16, one at a time. They become PNG files in the table, which
+            are divided into row groups; without images an episode is one row group.
     """
     steps = len(next(iter(vectors.values())))
     with _writer(path, schema) as writer:

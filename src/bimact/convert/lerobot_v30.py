@@ -68,7 +68,8 @@ class LeRobotWriter(Writer):
 
     def notes(self) -> list[str]:
         notes = []
-        as_images = [name for name in self._stored_as("image") if name not in self.options.as_images]
+        by_choice = (*self.options.as_images, *self.content.depth_cameras)
+        as_images = [name for name in self._stored_as("image") if name not in by_choice]
         if as_images and not self.options.lossless:
             smallest = _CODECS[self._codec].smallest
             notes.append(
@@ -92,12 +93,15 @@ class LeRobotWriter(Writer):
         return self.options.codec or "av1"
 
     def _stored_as(self, kind: str) -> list[str]:
-        """The cameras that are stored as "video" (with colours at half the resolution, yuv420p) or as "image"."""
+        """The cameras that are stored as "video" (with colours at half the resolution, yuv420p) or as "image".
+
+        Depth is stored as images: LeRobot 0.6 has videos for it, which round distances, and earlier versions none.
+        """
         smallest = _CODECS[self._codec].smallest
         stored: dict[str, list[str]] = {"video": [], "image": []}
         for name, camera in self.content.cameras.items():
             is_even = camera.height % 2 == 0 and camera.width % 2 == 0
-            fits = is_even and min(camera.height, camera.width) >= smallest
+            fits = is_even and min(camera.height, camera.width) >= smallest and not camera.is_depth
             is_image = self.options.lossless or name in self.options.as_images or not fits
             stored["image" if is_image else "video"].append(name)
         return stored[kind]
@@ -113,8 +117,9 @@ class LeRobotWriter(Writer):
         cameras: dict[str, dict[str, Any]] = {
             camera_key(name): {
                 "dtype": "video" if name in videos else "image",
-                "shape": [camera.height, camera.width, 3],
+                "shape": [camera.height, camera.width, 1 if camera.is_depth else 3],
                 "names": ["height", "width", "channels"],
+                **({"info": {"is_depth_map": True, "depth_unit": "mm"}} if camera.is_depth else {}),
             }
             for name, camera in self.content.cameras.items()
         }
@@ -328,7 +333,7 @@ def _write_table(
     vectors = {column_key(key): values for key, values in content.vectors(span.episode).items()}
     for key, values in bookkeeping.items():
         vectors[key] = values.astype(BOOKKEEPING[key])[:, None]
-    counts = {name: np.zeros((3, 256), np.int64) for name in cameras}
+    counts = {name: lerobot_stats.no_counts(is_depth=content.cameras[name].is_depth) for name in cameras}
     images = {camera_key(name): _counted(content, span, name, counts[name]) for name in cameras}
     lerobot_tables.write_rows(path, lerobot_tables.schema_of(features), vectors, images)
     sampled = len(lerobot_stats.sampled_steps(length))

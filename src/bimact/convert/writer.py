@@ -81,8 +81,10 @@ class Writer(ABC):
     def left_out(self) -> list[str]:
         """Content that is not written, with the reasons."""
         odd = self.content.odd
-        depth = [entry.name for entry in self.content.chosen.left_out if entry.kind == "depth"]
-        left_out = [f"{', '.join(depth)}: depth is not written"] if depth else []
+        chosen = self.content.chosen
+        unread = [entry.name for entry in chosen.left_out if entry.kind == "depth"]
+        depth = dict.fromkeys([*unread, *(name for name in chosen.whole.depth_cameras if name not in chosen.cameras)])
+        left_out = [f"{', '.join(depth)} (depth)"] if depth else []
         return [*left_out, *([f"{', '.join(odd)}, which differ between episodes"] if odd else [])]
 
     @abstractmethod

@@ -72,8 +72,11 @@ class ZarrWriter(Writer):
         jobs = []
         for key, name in self._cameras().items():
             camera = self.content.cameras[key]
-            shape = (self.content.num_steps, camera.height, camera.width, 3)
-            array = _ZarrArray(folder / "data" / name, shape, np.dtype(np.uint8), 1, _IMAGE_CODEC)
+            shape = (self.content.num_steps, camera.height, camera.width)
+            if camera.is_depth:
+                array = _ZarrArray(folder / "data" / name, shape, np.dtype(np.uint16), 1, _VECTOR_CODEC)
+            else:
+                array = _ZarrArray(folder / "data" / name, (*shape, 3), np.dtype(np.uint8), 1, _IMAGE_CODEC)
             array.write_description()
             jobs += [(self.content, span, key, array) for span in self.spans()]
         self.run(_write_images, jobs, progress=progress)

@@ -129,4 +129,4 @@ def nonfinite_value(state: np.ndarray, actions: np.ndarray, name: str) -> str | 
     if not bad:
         return None
     what = min(bad, key=lambda what: bad[what])
-    return f"{what} of {name}, step {bad[what]} holds NaN or an infinite value: mend or remove the episode"
+    return f"{what} of {name}, step {bad[what]} holds NaN or an infinite value: fix or remove the episode"

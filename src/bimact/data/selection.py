@@ -72,8 +72,11 @@ class Selection:
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
-    def applied_to(self, source: Source) -> SelectedSource:
+    def applied_to(self, source: Source, *, with_depth: bool = False) -> SelectedSource:
         """The selected part of a source, with only the columns "state" and "action".
+
+        Args:
+            with_depth: where no cameras are named, use the depth cameras too.
 
         Raises:
             UserError: if the dataset has no such camera, column, dimension, episode or subset, or the selection cannot
@@ -119,16 +122,16 @@ class Selection:
         if not state_keys or not shifted:
             raise _nothing_chosen(not state_keys, not shifted, source)
         if self.cameras is None:
-            cameras = _consistent("image", tuple(source.cameras), source, positions, left_out)
+            names = (*source.cameras, *(source.depth_cameras if with_depth else ()))
+            cameras = _consistent("image", names, source, positions, left_out)
         else:
             cameras = tuple(dict.fromkeys(_camera_named(name, source) for name in self.cameras))
 
         # An episode in which a selected camera or column differs from most others cannot be used.
         action_keys = tuple(key for key, _ in shifted)
-        all_cameras = {**source.cameras, **source.depth_cameras}
         for name in cameras:
             left_out.pop(("depth", name), None)
-        camera_forms = {name: _forms_in(name, all_cameras, source.camera_forms, positions) for name in cameras}
+        camera_forms = {name: _forms_in(name, source.all_cameras, source.camera_forms, positions) for name in cameras}
         keys = dict.fromkeys((*state_keys, *action_keys))
         column_forms = {key: _forms_in(key, source.columns, source.column_forms, positions) for key in keys}
         faults: dict[int, list[Fault]] = {}
@@ -562,7 +565,9 @@ def _consistent(
 
     One that is damaged, or whose files are missing, in some episodes counts as equal: these episodes are unusable.
     """
-    usual, others = (source.cameras, source.camera_forms) if kind == "image" else (source.columns, source.column_forms)
+    usual, others = (
+        (source.all_cameras, source.camera_forms) if kind == "image" else (source.columns, source.column_forms)
+    )
     found: dict[str, LeftOut] = {}
     for name in names:
         most, odd = _forms_in(name, usual, others, positions)
@@ -604,13 +609,13 @@ def _found(name: str, known: Iterable[str]) -> str | None:
 
 def feature_named(name: str, source: Source) -> str | None:
     """The camera or column of this name, with or without its format's prefix; None: there is none."""
-    return _found(name, (*source.cameras, *source.columns))
+    return _found(name, (*source.all_cameras, *source.columns))
 
 
 def _camera_named(name: str, source: Source) -> str:
-    found = _found(name, (*source.cameras, *source.depth_cameras))
+    found = _found(name, source.all_cameras)
     if found is None:
-        raise _unknown("camera", name, (*source.cameras, *source.depth_cameras), source)
+        raise _unknown("camera", name, source.all_cameras, source)
     return found
 
 

@@ -180,6 +180,11 @@ class Source(ABC):
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def all_cameras(self) -> dict[str, Camera]:
+        """Colour and depth cameras."""
+        return {**self.cameras, **self.depth_cameras}
+
+    @property
     def lengths(self) -> np.ndarray:
         """(E,) int64: steps of each episode."""
         return np.array([episode.length for episode in self.episodes], dtype=np.int64)
