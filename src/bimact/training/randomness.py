@@ -38,4 +38,4 @@ def generator_of(seed: int, step: int, purpose: str) -> torch.Generator:
 
 def _mixed(*numbers: int) -> int:
     """A 63-bit seed from several small numbers, without patterns between neighbours."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
