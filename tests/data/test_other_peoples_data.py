@@ -465,7 +465,7 @@ def test_a_format_of_pixels_tells_depth(tmp_path: Path, pixels: str) -> None:
 def test_the_video_itself_tells_depth(tmp_path: Path) -> None:
     write_lerobot(tmp_path, (6,), V2)
     (video,) = tmp_path.rglob(f"{LEFT}/*.mp4")
-    write_video(video, ramp(6, 48, 64), codec="ffv1", pixel_format="gray16le", options={"crf": "0"})
+    write_video(video, ramp(6, 48, 64), codec="libx265", pixel_format="gray12le", options={"crf": "0"})
     assert left_out(selected(tmp_path))["left_wrist"].kind == "depth"
 
 

