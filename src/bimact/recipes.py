@@ -37,7 +37,7 @@ RECIPES = {
         # A few millimetres decide. The crop is where the grippers and both objects are.
         Recipe(
             "insertion",
-            train=("--config", "demo", "--num_steps", "6000", "--recombine_arms", "0.8")
+            train=("--config", "demo", "--batch_size", "32", "--num_steps", "6000", "--recombine_arms", "0.8")
             + ("--encoder.crop", "[0.42,0.3,0.266667,0.4]", "--execute_steps", "100"),
         ),
     )

@@ -243,3 +243,23 @@ def test_kl_is_that_of_torch_distributions() -> None:
     prior = torch.distributions.Normal(torch.zeros(4, 3), torch.ones(4, 3))
     expected = torch.distributions.kl_divergence(posterior, prior).sum(dim=1).mean()
     torch.testing.assert_close(losses.kl, expected)
+
+
+def test_states_keypoints_and_actions_are_not_rounded_to_bf16() -> None:
+    """Its 8 bits would round a joint angle of 3 rad to 0.02 rad, and a position in an image of 224 pixels to 0.4."""
+    policy = tiny(encoder={"keypoints": 4}).eval()
+    obs, _ = batch()
+    finer = {**obs, "state": obs["state"] + 1e-5}
+    with torch.no_grad():
+        exact = policy(finer)[0] - policy(obs)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            seen: dict[str, torch.Tensor] = {}
+            for name in ("state_proj", "image_proj", "action_head", "image_encoder.scores"):
+                layer = policy.get_submodule(name)
+                layer.register_forward_hook(lambda layer, given, made, name=name: seen.update({name: made}))
+            chunk, output = policy(obs)
+    assert {name: made.dtype for name, made in seen.items()} == dict.fromkeys(seen, torch.float32) and len(seen) == 4
+    assert all((made != made.bfloat16()).any() for made in seen.values())
+    assert (
+        exact.abs().max() > 0 and (chunk != chunk.bfloat16()).any() and output.normalized_actions.dtype == torch.float32
+    )

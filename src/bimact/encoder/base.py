@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -187,6 +188,28 @@ _BUILDERS = {
     "timm": "bimact.encoder.timm_backbone:TimmEncoder",
     "conv": "bimact.encoder.conv:ConvEncoder",
 }
+
+
+class _InFloat32(nn.Module):
+    """A layer outside of autocast, for what has a meaning in the robot's or the image's units.
+
+    bf16 has 8 bits: a joint angle of 3 rad would be rounded to 0.02 rad.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return cast(Tensor, super().forward(x))
+        with torch.autocast(device, enabled=False):
+            return cast(Tensor, super().forward(x.float()))
+
+
+class Float32Linear(_InFloat32, nn.Linear):
+    """`torch.nn.Linear` in float32."""
+
+
+class Float32Conv2d(_InFloat32, nn.Conv2d):
+    """`torch.nn.Conv2d` in float32."""
 
 
 def build_encoder(config: EncoderConfig) -> ImageEncoder:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bimact.config import EncoderConfig
-from bimact.encoder.base import ImageEncoder
+from bimact.encoder.base import Float32Conv2d, ImageEncoder
 from bimact.encoder.frozen_norm import fold_norms_for_inference
 from bimact.errors import UserError
 
@@ -74,7 +74,7 @@ class ConvEncoder(ImageEncoder):
             )
         )
         if self.keypoints:
-            self.scores = nn.Conv2d(config.channels[-1], self.keypoints, 1)
+            self.scores = Float32Conv2d(config.channels[-1], self.keypoints, 1)
         self.spatial = config.spatial is not False and not self.keypoints
 
     def prepare_for_inference(self) -> None:
@@ -85,7 +85,7 @@ class ConvEncoder(ImageEncoder):
         padded = F.pad(images, (0, -width % _PATCH, 0, -height % _PATCH))
         patches = F.pixel_unshuffle(padded, _PATCH)  # (N, 48, rows, columns) of RGB
         if self.keypoints:
-            scores = self.scores(self.stages(patches)).float()  # (N, K, rows', columns')
+            scores = self.scores(self.stages(patches))  # (N, K, rows', columns')
             weights = scores.flatten(2).softmax(dim=-1)
             places = _coordinates(scores)[0].flatten(1)  # (2, rows' · columns'), float32: not a product of autocast
             return torch.stack([(weights * axis).sum(dim=-1) for axis in places], dim=-1).flatten(1).unsqueeze(1)

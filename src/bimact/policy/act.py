@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bimact.config import Config, to_config
 from bimact.data.normalize import Normalizer
-from bimact.encoder.base import build_encoder
+from bimact.encoder.base import Float32Linear, build_encoder
 from bimact.encoder.depth import DepthEncoder
 from bimact.errors import UserError
 from bimact.policy.fusion import build_fusion
@@ -123,7 +123,7 @@ class ActPolicy(nn.Module):
 
         self.posterior = PosteriorEncoder(config, config.state_dim, config.action_dim) if config.use_vae else None
         self.latent_proj = nn.Linear(config.latent_dim, dim)
-        self.state_proj = nn.Linear(config.state_dim, dim)
+        self.state_proj = Float32Linear(config.state_dim, dim)
         self.vector_positions = nn.Embedding(1 + context, dim)  # of the latent and of T states
         if config.task_conditioning != "none":
             if not config.tasks or (config.task_conditioning == "text" and config.task_text_dim is None):
@@ -136,7 +136,8 @@ class ActPolicy(nn.Module):
                 self.task_proj = nn.Linear(config.task_text_dim or 0, dim)
         if self.cameras:
             self.image_encoder = build_encoder(config.encoder)
-            self.image_proj = nn.Linear(self.image_encoder.out_dim, dim)
+            projection = Float32Linear if config.encoder.keypoints else nn.Linear  # coordinates, or features
+            self.image_proj = projection(self.image_encoder.out_dim, dim)
             if self.depth_cameras:
                 if self.depth_cameras == set(self.cameras):
                     raise UserError("depth cameras need a colour camera beside them: name one more in cameras")
@@ -149,13 +150,13 @@ class ActPolicy(nn.Module):
             self.camera_positions = nn.Parameter(torch.zeros(num_sources, dim))
 
         if config.max_delay:
-            self.given_proj = nn.Linear(config.action_dim, dim)
+            self.given_proj = Float32Linear(config.action_dim, dim)
             self.not_given = nn.Parameter(torch.zeros(dim))
             self.given_positions = nn.Embedding(config.max_delay, dim)
         self.encoder = TransformerEncoder(config.num_encoder_layers, *layer)
         self.decoder = TransformerDecoder(config.num_decoder_layers, *layer)
         self.queries = nn.Embedding(config.chunk_size, dim)
-        self.action_head = nn.Linear(dim, config.action_dim)
+        self.action_head = Float32Linear(dim, config.action_dim)
         self._place_positions: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
 
     def forward(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bimact.encoder.base import Float32Conv2d, Float32Linear
 from bimact.files import sha256_of
 from bimact.policy.act import ActPolicy
 from bimact.policy.acting import GIVEN, TASK, ActingPolicy
@@ -75,7 +76,8 @@ class Policy(ActingPolicy):
         self._network.prepare_for_inference()
         if dtype != torch.float32:
             for module in self._network.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
+                is_product = isinstance(module, (nn.Linear, nn.Conv2d, Attention))
+                if is_product and not isinstance(module, (Float32Linear, Float32Conv2d)):
                     for parameter in module.parameters(recurse=False):
                         parameter.data = parameter.data.to(dtype)
         super().__init__(metadata)
