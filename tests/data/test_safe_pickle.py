@@ -184,7 +184,7 @@ def test_module_paths_of_numpy_1(tmp_path: Path, protocol: int) -> None:
     content = objects([observation(0), {"scalar": np.float32(2)}])
     path = write_pickled(tmp_path / "a.npy", content, protocol)
     written = path.read_bytes()
-    assert b"numpy._core" in written
+    assert b"numpy._core" in written or np.__version__.startswith("1.")
     path.write_bytes(written.replace(b"numpy._core", b"numpy.core"))
     assert_same(load_pickled_npy(path), content)
 

@@ -65,6 +65,8 @@ def test_token_grid_is_exact_where_any_size_will_do(name: str) -> None:
     ],
 )
 def test_shapes_and_gradients(name: str, settings: dict[str, Any], grid: tuple[int, int], dim: int) -> None:
+    if not timm.is_model(name):
+        pytest.skip(f"this version of timm has no {name}")
     encoder = make(name, freeze=False, **settings)
     tokens = encoder(images(2, 70, 90))
     assert tokens.shape == (2, grid[0] * grid[1], dim)
@@ -210,5 +212,6 @@ def test_wrong_settings() -> None:
         make("test_vit.a1")
     with pytest.raises(UserError, match=r"name different weights: set encoder\.model_name to resnet18"):
         make("resnet18.a1_in1k", pretrained="a2_in1k")
-    with pytest.raises(UserError, match=r"timm's test_maxvit takes no images of 97 × 131 pixels"):
-        make("test_maxvit", image_size=[97, 131])
+    if timm.is_model("test_maxvit"):  # from some version on
+        with pytest.raises(UserError, match=r"timm's test_maxvit takes no images of 97 × 131 pixels"):
+            make("test_maxvit", image_size=[97, 131])

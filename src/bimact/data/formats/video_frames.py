@@ -227,7 +227,7 @@ def open_video(path: Path) -> InputContainer:
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
         container = av.open(str(path), options=options, metadata_errors="replace")
-    except (av.error.ArgumentError, av.error.InvalidDataError):
+    except ValueError:  # InvalidDataError of av.error, and its ArgumentError, which versions before 17 lack
         raise UserError(
             f"{path} cannot be opened: it is no MP4 or Matroska video, or is cut off; copy or record it again"
         ) from None
