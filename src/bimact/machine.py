@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # of glibc's mallopt(3)
 
+_INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
+
 
 def usable_cores() -> int:
     """CPU cores that this process may use: fewer than there are under `taskset`, a scheduler or a container's quota."""
@@ -27,12 +29,15 @@ def usable_cores() -> int:
 
 
 def cpu_name() -> str:
-    """The CPU's own name, as the system tells it."""
+    """The CPU's own name, as the system tells it, and its fastest instructions for matrix products."""
+    known: dict[str, str] = {}
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            known.setdefault(name.strip(), value.strip())
+    name = known.get("model name") or platform.processor() or platform.machine()
+    flags = known.get("flags", "").split()
+    return name + next((f" with {told}" for flag, told in _INSTRUCTIONS.items() if flag in flags), "")
 
 
 def _cpu_quotas(root: Path, own: Path) -> Iterator[float]:
