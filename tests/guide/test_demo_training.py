@@ -234,7 +234,7 @@ def test_answers_become_settings(project: Path) -> None:
         ("Config [configs/policy_act.yaml]", "configs/demo.yaml"),
         ("Length, in epochs or steps [3000 steps]", "many"),
         ("Length", "30 epochs"),
-        ("Batch size [32]", "0"),
+        ("Batch size [16]", "0"),
         ("Batch size", "4"),
         ("Device: cuda, cuda:1, mps, cpu or auto [auto]", ""),
         ("Weights & Biases project [none]", "cubes"),
@@ -265,7 +265,7 @@ def test_recording_is_asked_about(project: Path) -> None:
         ("Run folder [runs/transfer_cube-8]", "elsewhere"),
         ("Config [configs/demo.yaml]", ""),
         ("Length, in epochs or steps [3000 steps]", "40 steps"),
-        ("Batch size [32]", ""),
+        ("Batch size [16]", ""),
         ("Device", ""),
         ("Weights & Biases project [none]", ""),
     ]
