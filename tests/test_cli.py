@@ -227,7 +227,7 @@ def test_settings_on_the_command_line(dataset: Path, tmp_path: Path) -> None:
         f"Dataset: {dataset}",
         f"Output: {tmp_path / 'r'}",
     ]
-    assert any(line.startswith("Epoch ") and "Step 4: loss=" in line for line in lines)
+    assert any(line.startswith("Epoch 2/2, Step 4: loss=") for line in lines)
     assert (tmp_path / "r" / "tensorboard").is_dir()
     assert "\x1b" not in result.stdout
 

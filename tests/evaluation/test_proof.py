@@ -88,7 +88,10 @@ def test_steps_are_run_once_and_resumed(tmp_path: Path, commands: Commands) -> N
     prove(settings, lambda _: None)
     assert [words[0] for words in commands.log] == ["record", *["train", "evaluate"] * 3]
     train = commands.log[1]
-    assert train[1:5] == ["--config", "demo", "--batch_size", "32"] and train[-2:] == ["--resume_from", "auto"]
+    assert train[1:7] == ["--config", "demo", "--batch_size", "32", "--num_steps", "6000"] and train[-2:] == [
+        "--resume_from",
+        "auto",
+    ]
     commands.log = []
     prove(settings, lambda _: None)
     assert [words[0] for words in commands.log] == ["record"]  # which is whole already

@@ -45,7 +45,9 @@ def losses_on_gpu(overrides: list[str]) -> Callable[[], torch.Tensor]:
         try:
             policy = ActPolicy(config).train()
         except torch.AcceleratorError:
-            pytest.skip("this version of PyTorch asks for a GPU's driver")
+            if not torch.__version__.startswith("2.8."):
+                raise
+            pytest.skip("PyTorch 2.8 asks for a GPU's driver")
         images = {
             f"image_{camera}": torch.zeros(2, config.temporal_context, 3, 96, 128, dtype=torch.uint8)
             for camera in ("top", "left")

@@ -37,7 +37,8 @@ def ranges(elements: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, Any
 @given(ranges(SIZES))
 def test_floats_lie_between_min_and_max(bounds: tuple[float, float]) -> None:
     low, high = bounds
-    assume(high > low * (1 + 1e-12))  # optuna 4 rounds logarithms
+    if optuna.__version__.startswith("4."):  # it rounds logarithms
+        assume(high > low * (1 + 1e-12))
     for kind in (None, "uniform", "log_uniform_values", "inv_log_uniform_values"):
         spec = {"min": low, "max": high, **({"distribution": kind} if kind else {})}
         assert all(isinstance(value, float) and low <= value <= high for value in draws(distribution_of("x", spec), 5))

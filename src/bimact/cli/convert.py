@@ -138,10 +138,7 @@ def _print_facts(conversion: PlannedConversion) -> None:
 
     content = conversion.writer.content
     chosen = content.chosen
-    cameras = [
-        f"{name} {camera.height}x{camera.width}{' (depth)' if camera.is_depth else ''}"
-        for name, camera in content.cameras.items()
-    ]
+    cameras = [f"{name} {camera}" for name, camera in content.cameras.items()]
     columns = [f"{name} {column.size}" for name, column in content.columns.items()]
     state, action = ([f"{key} {size}" for key, size in vector.parts] for vector in (chosen.state, chosen.action))
     facts = {

@@ -241,7 +241,7 @@ def _refuse_differences(datasets: Sequence[Source], keys: Sequence[Mapping[str, 
         for new, old in names.items():
             camera = source.all_cameras.get(old)
             if camera is not None:
-                facts[f"camera {new}"] = f"{camera.height}x{camera.width}{' (depth)' if camera.is_depth else ''}"
+                facts[f"camera {new}"] = str(camera)
         for what, its in (("state", source.state_keys), ("action", source.action_keys)):
             sizes = {key: source.columns[names[key]].size for key in _keys_of(its, names)}
             facts[what] = ", ".join(f"{key} {size}" for key, size in sizes.items()) or "none"

@@ -26,6 +26,9 @@ class Camera:
     width: int
     is_depth: bool = field(default=False, kw_only=True)
 
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}{' (depth)' if self.is_depth else ''}"
+
 
 @dataclass(frozen=True)
 class Column:

@@ -18,10 +18,7 @@ _WIDTH = 10
 
 def dataset_lines(source: SelectedSource) -> list[str]:
     """The used cameras, columns and episodes of a dataset; and what is left out, with the reason."""
-    cameras = [
-        f"{name} {camera.height}x{camera.width}{' (depth)' if camera.is_depth else ''}"
-        for name, camera in source.cameras.items()
-    ]
+    cameras = [f"{name} {camera}" for name, camera in source.cameras.items()]
     total = len(source.whole.episodes) + len(source.whole.unusable)
     many = f"{len(source.episodes)}" + (f" of {total}" if total > len(source.episodes) else "")
     rate = "" if source.fps is None else f", {source.fps:g} Hz"

@@ -193,7 +193,7 @@ _BUILDERS = {
 class _InFloat32(nn.Module):
     """A layer outside of autocast, for what has a meaning in the robot's or the image's units.
 
-    bf16 has 8 bits: a joint angle of 3 rad would be rounded to 0.02 rad.
+    bf16 has 8 bits: around 3 its numbers are 0.016 apart.
     """
 
     def forward(self, x: Tensor) -> Tensor:
